@@ -1,0 +1,120 @@
+"""Holds decoded JSON against a dataclass's annotations: the value as that dataclass, or everything wrong with it.
+
+Annotations may be str, int, float, bool, None, Any, `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, `X | None`, `Scalar`, other
+dataclasses, and `Annotated[X, Rule(...)]`. A dataclass may have a method `inconsistencies()` for what its fields say
+together. Numbers are finite; no key is left out or added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+Scalar = str | int | float | bool | None
+
+
+class ValidationProblem(NamedTuple):
+    """One thing wrong with a record. `path` is where in it (`images[3].status`), `kind` is for machines:
+    not_json, wrong_checksum, wrong_version, missing_key, unknown_key, wrong_type, wrong_value, unsafe_path, duplicate,
+    outside_zarr, not_sorted, wrong_place.
+    """
+
+    path: str
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path + ': ' if self.path else ''}{self.message} [{self.kind}]"
+
+
+class Rule(NamedTuple):
+    """What a value of the right type must satisfy beyond its type."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+    kind: str = "wrong_value"
+
+
+_PLAIN = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false", types.NoneType: "null"}
+
+
+def read_value(value: Any, hint: Any, path: str, problems: list[ValidationProblem]) -> Any:
+    """`value`, decoded JSON, as the annotation `hint` has it; appends to `problems`, with what stands at `path` in mind."""
+    if hint in _PLAIN:
+        if not _is_plain(value, hint):
+            return _refuse(value, _PLAIN[hint], path, problems)
+        return float(value) if hint is float else value
+    if dataclasses.is_dataclass(hint):
+        return _read_object(value, hint, path, problems)
+    if hint is Any:
+        hint = Mapping[str, Any] if isinstance(value, dict) else tuple[Any, ...] if isinstance(value, list) else Scalar
+    origin, arguments = _taken_apart(hint)
+    if origin is Annotated:
+        known = len(problems)
+        result, rule = read_value(value, arguments[0], path, problems), arguments[1]
+        if len(problems) == known and not rule.holds(result):
+            return _refuse(value, rule.expected, path, problems, rule.kind)
+        return result
+    if origin is Literal:
+        return value if value in arguments else _refuse(value, " or ".join(map(repr, arguments)), path, problems, "wrong_value")
+    if origin is tuple:
+        if not isinstance(value, list):
+            return _refuse(value, "a list", path, problems)
+        return tuple(read_value(item, arguments[0], f"{path}[{i}]", problems) for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            return _refuse(value, "an object", path, problems)
+        return {key: read_value(item, arguments[1], f"{path}.{key}", problems) for key, item in value.items()}
+    if hint == Scalar:
+        return value if any(_is_plain(value, plain) for plain in _PLAIN) else _refuse(value, "a scalar", path, problems)
+    return None if value is None else read_value(value, arguments[0], path, problems)  # what is left is `X | None`
+
+
+def _read_object(value: Any, record_type: Any, path: str, problems: list[ValidationProblem]) -> Any:
+    if not isinstance(value, dict):
+        return _refuse(value, "an object", path, problems)
+    known, hints, prefix = len(problems), _field_hints(record_type), f"{path}." if path else ""
+    for key in value.keys() - hints.keys():
+        problems.append(ValidationProblem(f"{prefix}{key}", "unknown_key", f"is unknown, expected {', '.join(hints)}"))
+    for key in hints.keys() - value.keys():
+        problems.append(ValidationProblem(f"{prefix}{key}", "missing_key", "is missing"))
+    fields = {key: read_value(value[key], hint, prefix + key, problems) for key, hint in hints.items() if key in value}
+    if len(problems) > known:
+        return None
+    record = record_type(**fields)
+    if hasattr(record, "inconsistencies"):
+        problems += [problem._replace(path=prefix + problem.path) for problem in record.inconsistencies()]
+    return record
+
+
+def _is_plain(value: Any, hint: type) -> bool:
+    if hint is float:  # the comparison refuses NaN, infinities, and integers too large for a float
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is hint
+
+
+def _refuse(value: Any, expected: str, path: str, problems: list[ValidationProblem], kind: str = "wrong_type") -> None:
+    problems.append(ValidationProblem(path, kind, f"found {shown(value)}, expected {expected}"))
+
+
+def shown(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@functools.cache
+def _field_hints(record_type: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(record_type, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(record_type)}
+
+
+@functools.cache
+def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    origin = typing.get_origin(hint)
+    return origin, (hint.__origin__, *hint.__metadata__) if origin is Annotated else typing.get_args(hint)

@@ -1,0 +1,249 @@
+"""How far a run is and what came out of it, in numbers that add up.
+
+For every column: labelled + rejected + failed + pending = catalogued images, whatever state the folder is in. A manifest
+that cannot be trusted counts as pending and is named in `damage`; all its problems are `verify`'s to say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from manifests.run import PartId, list_column, load_catalogue, load_failure, load_part, load_run, manifest_path, parts
+from manifests.schema import ColumnRecord, DepthSpace, PartStatistics, has_right_checksum
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSummary:
+    """One column. `rejected` and `failures` count images by kind of problem; `pixels` are valid label pixels, and `min`,
+    `max`, `mean`, `max_quantisation_error` are over them, in `depth_space`; `bytes` is the size of the arrays' files;
+    `litter` counts .zarr folders that no manifest names."""
+
+    name: str
+    depth_space: DepthSpace | None
+    licences: tuple[str, ...]
+    parts_done: int
+    parts_total: int
+    images_total: int
+    labelled: int
+    rejected: Mapping[str, int]
+    failed: int
+    failures: Mapping[str, int]
+    pending: int
+    views: int
+    pixels: int
+    bytes: int
+    bits_per_pixel: float | None
+    min: float | None
+    max: float | None
+    mean: float | None
+    max_quantisation_error: float | None
+    litter: int
+    damage: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceProblems:
+    """What the catalogue of a source complains of: how often each kind, and an example in words."""
+
+    source: str
+    kinds: Mapping[str, int]
+    example: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """A run: its columns in order, and the sources that have problems."""
+
+    run_dir: str
+    parts_total: int
+    images_total: int
+    sources_total: int
+    columns: tuple[ColumnSummary, ...]
+    source_problems: tuple[SourceProblems, ...]
+    damage: tuple[str, ...]
+
+    def complaints(self) -> list[str]:
+        """Why the run is not finished and sound, in words; empty when it is."""
+        problems = sum(sum(source.kinds.values()) for source in self.source_problems)
+        counts = {
+            "failed images": sum(column.failed for column in self.columns),
+            "pending images": sum(column.pending for column in self.columns),
+            "catalogue problems": problems,
+            "damaged records": len(self.damage) + sum(len(column.damage) for column in self.columns),
+        }
+        return [f"{count} {what}" for what, count in counts.items() if count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PartSummary:
+    labelled: int
+    rejected: Counter[str]
+    licence: str | None
+    zarr: str
+    bytes: int
+    statistics: PartStatistics
+
+
+def summarize(run_dir: Path) -> RunSummary:
+    """The whole run in numbers. Raises NotARunError, and InvalidRecordError for run.json; other damage is in the summary."""
+    run = load_run(run_dir)
+    catalogued = {part.name: part for part in parts(run)}
+    damage: list[str] = []
+    source_problems: list[SourceProblems] = []
+    for source in run.sources:
+        try:
+            found = load_catalogue(run_dir, source.name).problems
+        except (OSError, ValueError) as error:
+            damage.append(_first_lines(error))
+            continue
+        if found:
+            example = f"{found[0].where}: {found[0].message}"
+            kinds = dict(Counter(problem.kind for problem in found))
+            source_problems.append(SourceProblems(source=source.name, kinds=kinds, example=example))
+    return RunSummary(
+        run_dir=str(run_dir),
+        parts_total=len(catalogued),
+        images_total=sum(part.images for part in catalogued.values()),
+        sources_total=len(run.sources),
+        columns=tuple(_summarize_column(run_dir, column, catalogued) for column in run.columns),
+        source_problems=tuple(source_problems),
+        damage=tuple(damage),
+    )
+
+
+def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[str, PartId]) -> ColumnSummary:
+    listing = list_column(run_dir, column.name)
+    done: list[_PartSummary] = []
+    damage: dict[str, str] = {}
+    for name in sorted(listing.manifests):
+        if name not in catalogued:
+            damage[name] = f"{manifest_path(run_dir, column.name, name)}: the run has no such part"
+            continue
+        try:
+            done.append(_read_part(run_dir, column.name, catalogued[name]))
+        except (OSError, ValueError) as error:
+            damage[name] = _first_lines(error)
+    unknown = tuple(f"{name}." for name in damage)  # no telling which folders a damaged manifest names
+    litter = [zarr for zarr in listing.zarrs - {part.zarr for part in done} if not zarr.startswith(unknown)]
+    failures: Counter[str] = Counter()
+    for name in sorted((listing.failures - listing.manifests) & catalogued.keys()):
+        try:
+            kind = load_failure(run_dir, column.name, name).problem.kind
+        except (OSError, ValueError) as error:
+            kind = "unreadable_record"
+            damage[name] = _first_lines(error)
+        failures[kind] += catalogued[name].images
+    labelled, rejected = sum(part.labelled for part in done), sum((part.rejected for part in done), Counter())
+    images_total = sum(part.images for part in catalogued.values())
+    return ColumnSummary(
+        name=column.name,
+        depth_space=column.depth_space,
+        licences=tuple(sorted({part.licence for part in done if part.licence is not None})),
+        parts_done=len(done),
+        parts_total=len(catalogued),
+        images_total=images_total,
+        labelled=labelled,
+        rejected=dict(rejected),
+        failed=failures.total(),
+        failures=dict(failures),
+        pending=images_total - labelled - rejected.total() - failures.total(),
+        litter=len(litter),
+        damage=tuple(damage.values()),
+        **_measured(done),
+    )
+
+
+class _Measured(TypedDict):
+    views: int
+    pixels: int
+    bytes: int
+    bits_per_pixel: float | None
+    min: float | None
+    max: float | None
+    mean: float | None
+    max_quantisation_error: float | None
+
+
+def _measured(done: list[_PartSummary]) -> _Measured:
+    """The statistics of several parts as those of one."""
+    parts_measured = [part.statistics for part in done]
+    pixels, size_bytes = sum(part.pixels for part in parts_measured), sum(part.bytes for part in done)
+    means = [(part.mean, part.pixels) for part in parts_measured if part.mean is not None and part.pixels]
+    weight = sum(count for _, count in means)
+
+    def known(field: str) -> list[float]:
+        return [value for part in parts_measured if (value := getattr(part, field)) is not None]
+
+    return _Measured(
+        views=sum(part.views for part in parts_measured),
+        pixels=pixels,
+        bytes=size_bytes,
+        bits_per_pixel=8 * size_bytes / pixels if pixels else None,
+        min=min(known("min"), default=None),
+        max=max(known("max"), default=None),
+        mean=sum(mean * count for mean, count in means) / weight if weight else None,
+        max_quantisation_error=max(known("max_quantisation_error"), default=None),
+    )
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).splitlines()[:2])
+
+
+_REJECTED_KIND = re.compile(rb'\n        "kind": "([^"]*)"')
+_SIZE = re.compile(rb'\n      "size_bytes": (\d+)')
+
+
+def _read_part(run_dir: Path, column: str, part: PartId) -> _PartSummary:
+    """What the summary needs of a manifest, without decoding its long lists where the checksum is right.
+
+    `to_json` wrote such a file, so it is valid and its layout is known; every other one is validated in full. Raises
+    OSError, or ValueError where the manifest is damaged, another part's, or does not account for every image.
+    """
+    path = manifest_path(run_dir, column, part.name)
+    with open(path, "rb", buffering=0) as stream:
+        raw = stream.read()
+    found = _skim(raw, column, part.name) if has_right_checksum(raw) else None
+    if found is None:
+        manifest = load_part(run_dir, column, part.name)
+        found = _PartSummary(
+            labelled=sum(image.status == "labelled" for image in manifest.images),
+            rejected=Counter(image.problem.kind for image in manifest.images if image.problem),
+            licence=manifest.licence,
+            zarr=manifest.zarr,
+            bytes=sum(file.size_bytes for file in manifest.files),
+            statistics=manifest.statistics,
+        )
+    if (images := found.labelled + found.rejected.total()) != part.images:
+        raise ValueError(f"{path}: found {images} images, expected the {part.images} of this part")
+    return found
+
+
+def _skim(raw: bytes, column: str, part: str) -> _PartSummary | None:
+    """The same from the text, in a twentieth of the time; None unless it is laid out as `to_json` does it.
+
+    Strings cannot be mistaken for structure: inside them quotes are escaped.
+    """
+    if not raw.startswith(b'{\n  "column": "%s",\n' % column.encode()):
+        return None
+    files, _, rest = raw.partition(b'"files": [')[2].partition(b'],\n  "fingerprint": ')
+    images, _, end = rest.partition(b'"format_version": 1,\n  "images": [')[2].rpartition(b'],\n  "kind": ')
+    if not end.startswith(b'"part",\n'):
+        return None
+    after = json.loads(b'{"kind": ' + end)
+    if after["part"] != part:
+        return None
+    return _PartSummary(
+        labelled=images.count(b'"labelled"\n'),
+        rejected=Counter(kind.decode() for kind in _REJECTED_KIND.findall(images)),
+        licence=after["licence"],
+        zarr=after["zarr"],
+        bytes=sum(map(int, _SIZE.findall(files))),
+        statistics=PartStatistics(**after["statistics"]),
+    )

@@ -1,0 +1,172 @@
+"""Command lines: presets, a TOML file and flags become one frozen dataclass, or one list of all problems.
+
+Later wins: the preset named by `--preset`, then the file named by `--config`, then the flags. A configuration class has
+the fields `preset` and `config`, defaults for everything a user need not say, and a method `problems()` that returns
+every value it cannot accept, in words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar, cast
+
+import tyro
+
+USAGE_ERROR = 2
+
+
+class CommandConfig(Protocol):
+    """What `parse_command` needs of a configuration class."""
+
+    __dataclass_fields__: typing.ClassVar[dict[str, Any]]
+
+    @property
+    def preset(self) -> str: ...
+
+    @property
+    def config(self) -> Path | None: ...
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be accepted, in words; empty when all is well."""
+        ...
+
+
+ConfigT = TypeVar("ConfigT", bound=CommandConfig)
+
+
+def parse_command(
+    config_type: type[ConfigT],
+    presets: Mapping[str, Mapping[str, Any]],
+    *,
+    program: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> ConfigT:
+    """The resolved configuration of a command line.
+
+    presets: for each name, the field values that differ from the class's defaults. Prints all problems and exits with
+    status 2 where there are any; `--help` and misspelt flags are answered by tyro, which suggests the right ones.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    default_preset = next(f.default for f in dataclasses.fields(config_type) if f.name == "preset")
+    early.add_argument("--preset", default=default_preset)
+    early.add_argument("--config", type=Path)
+    known, _ = early.parse_known_args(arguments)
+    if known.preset not in presets:
+        _refuse(program, [_unknown("--preset", known.preset, list(presets))])
+    values = {**presets[known.preset], "preset": known.preset}
+    if known.config is not None:
+        from_file, problems = _read_toml(config_type, known.config)
+        if problems:
+            _refuse(program, problems)
+        values |= from_file
+    default = _with_missing(config_type, values)
+    config = tyro.cli(config_type, prog=program, description=description, args=arguments, default=default)
+    if problems := config.problems():
+        _refuse(program, problems)
+    return config
+
+
+def resolved(config: CommandConfig) -> dict[str, Any]:
+    """The configuration as plain JSON and TOML values; what `run.json` and checkpoints record."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(cast(Any, config)).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _refuse(program: str, problems: list[str]) -> NoReturn:
+    lines = "\n".join(f"  - {problem}" for problem in problems)
+    print(f"{program}: {len(problems)} problem{'s' * (len(problems) != 1)} in the configuration\n{lines}", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR)
+
+
+def _unknown(what: str, found: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(found, choices, 1)
+    return f"{what}: unknown {found!r}" + (f", did you mean {near[0]!r}?" if near else "") + f" (known: {', '.join(choices)})"
+
+
+def _with_missing(config_type: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """An instance from defaults and `values`; what neither gives stays required on the command line."""
+    complete = dict(values)
+    for item in dataclasses.fields(config_type):
+        has_default = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+        if item.name not in complete and not has_default:
+            complete[item.name] = tyro.MISSING
+    return config_type(**complete)
+
+
+def _read_toml(config_type: type[ConfigT], path: Path) -> tuple[dict[str, Any], list[str]]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return {}, [f"--config {path}: cannot be read: {error}"]
+    hints = typing.get_type_hints(config_type)
+    names = [f.name for f in dataclasses.fields(config_type) if f.name not in ("preset", "config")]
+    values, problems = {}, []
+    for raw_key, raw in content.items():
+        key = raw_key.replace("-", "_")
+        if key not in names:
+            problems.append(_unknown(f"{path}: key", raw_key, names))
+            continue
+        try:
+            values[key] = _convert(raw, hints[key])
+        except TypeError as error:
+            problems.append(f"{path}: {raw_key}: {error}")
+    return values, problems
+
+
+def _convert_table(raw: dict[str, Any], hint: Any) -> Any:
+    hints = typing.get_type_hints(hint)
+    keys = {key.replace("-", "_"): key for key in raw}
+    if unknown := [key for key in keys if key not in hints]:
+        raise TypeError("; ".join(_unknown("key", keys[key], list(hints)) for key in unknown))
+    try:
+        return hint(**{key: _convert(raw[name], hints[key]) for key, name in keys.items()})
+    except TypeError as error:
+        raise TypeError(f"in this table: {error}") from error
+
+
+def _convert(raw: Any, hint: Any) -> Any:
+    """A TOML value as the field's type; TypeError says what was found and what was expected."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _convert(raw, parameters[0])
+    if origin is typing.Literal:
+        if raw in parameters:
+            return raw
+        raise TypeError(f"found {raw!r}, expected one of {', '.join(map(repr, parameters))}")
+    if origin in (types.UnionType, typing.Union):
+        for option in parameters:
+            try:
+                return _convert(raw, option)
+            except TypeError:
+                continue
+        raise TypeError(f"found {raw!r}, expected {hint}")
+    if origin is tuple and isinstance(raw, list):
+        return tuple(_convert(item, parameters[0]) for item in raw)
+    if dataclasses.is_dataclass(hint) and isinstance(raw, dict):
+        return _convert_table(raw, hint)
+    if hint is Path and isinstance(raw, str):
+        return Path(raw)
+    if hint is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+        return float(raw)
+    if isinstance(hint, type) and isinstance(raw, hint) and not (hint is int and isinstance(raw, bool)):
+        return raw
+    raise TypeError(f"found {raw!r}, expected {getattr(hint, '__name__', hint)}")

@@ -1,0 +1,190 @@
+"""`python -m pipeline.demo_models WHICH`: train one of the demo's checkpoints on rendered scenes, from nothing.
+
+Renders the scenes once into a memory-mapped cache, then trains at growing input sizes. Interrupted, it goes on from its
+last state. The checkpoints in `pipeline/demo_checkpoints/` were made by this command; `docs/demo-models.md` has the log.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stages.demo_models import (
+    SCENE_SIDE_PX,
+    OneStepDiffusion,
+    build_depth_anything,
+    draw_crops,
+    save_depth_anything,
+    supervised_loss,
+)
+from stages.scenes import render_scene
+
+_IMAGENET = (torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoModelConfig:
+    """Train one of the demo's checkpoints on rendered scenes."""
+
+    which: tyro.conf.Positional[Literal["primary", "assistant", "student"]]
+    """Which network."""
+    output: Path
+    """Folder of the checkpoint; the training state is kept beside it as OUTPUT.state.pt."""
+    cache: Path
+    """Folder of the rendered scenes; made where missing."""
+    scenes: int = 8000
+    """Scenes to train on: the seeds 0 to N - 1. Held-out scenes have seeds from 1,000,000."""
+    steps: int = 4600
+    """Optimizer steps. A run that is resumed with another number keeps its pace and moves its decay."""
+    sides_px: tuple[int, ...] = (96, 144, 192)
+    """Input sizes, from first to last."""
+    side_until: tuple[float, ...] = (0.72, 0.93, 1.0)
+    """Share of the steps at which each input size ends."""
+    batch: tuple[int, ...] = (16, 16, 16)
+    """Batch at each input size."""
+    lr: float = 1e-3
+    """Peak learning rate: AdamW, and Muon at the same update size for the transformer's matrices."""
+    muon: bool = True
+    """Use Muon for the matrices of the ViT."""
+    relative_from: int = 0
+    """Step from which the loss also counts errors relative to the disparity; before it, plain L1 finds the layout."""
+    seed: int = 0
+    """Seed of weights, crops and colours."""
+    threads: int = 1
+    """CPU threads."""
+
+
+def main() -> None:
+    config = tyro.cli(DemoModelConfig, description=__doc__)
+    torch.set_num_threads(config.threads)
+    rgb, disparity = _scene_cache(config.cache, config.scenes)
+    _train(config, rgb, disparity)
+
+
+def _scene_cache(folder: Path, scenes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Memory maps of pictures uint8 [n, s, s, 3] and disparities float16 [n, s, s] (1/m; the sky is 0)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done, shape = folder / f"done-{scenes}", (scenes, SCENE_SIDE_PX, SCENE_SIDE_PX)
+    mode = "r" if done.exists() else "w+"
+    rgb = np.memmap(folder / f"rgb-{scenes}.u8", np.uint8, mode, shape=(*shape, 3))
+    disparity = np.memmap(folder / f"disparity-{scenes}.f16", np.float16, mode, shape=shape)
+    if mode == "w+":
+        with ProcessPoolExecutor() as pool:
+            rendered = pool.map(_render, range(scenes), chunksize=16)
+            for index, (picture, d) in enumerate(tqdm(rendered, "render", total=scenes, mininterval=5)):
+                rgb[index], disparity[index] = picture, d
+        done.touch()
+    return rgb, disparity
+
+
+def _render(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    scene = render_scene(seed, height_px=SCENE_SIDE_PX, width_px=SCENE_SIDE_PX)
+    return scene.rgb, (1 / scene.depth_m).astype(np.float16)
+
+
+def _build(which: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The network, and its forward pass from pictures in [0, 1] to disparity whose range is about [0, 1]."""
+    if which == "assistant":
+        assistant = OneStepDiffusion()
+        return assistant, lambda x: (assistant(x * 2 - 1) + 1) / 2
+    if which == "primary":
+        model = build_depth_anything(hidden=192, layers=6, heads=6, patch_px=8, fusion=48)
+    else:
+        model = build_depth_anything(hidden=96, layers=4, heads=3, patch_px=12, fusion=32)
+    return model, lambda x: model(pixel_values=(x - _IMAGENET[0]) / _IMAGENET[1]).predicted_depth
+
+
+def _optimizers(config: DemoModelConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = config.muon and parameter.ndim == 2 and ".layer." in name
+            (matrices if is_matrix else rest).append(parameter)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, config.lr, betas=(0.9, 0.98), weight_decay=0.01)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def _pace(step: int, steps: int) -> float:
+    """Learning rate as a share of its peak: warm-up, plateau, and a linear decay over the last 40 %."""
+    return min(1, (step + 1) / 100, (steps - step) / (0.4 * steps))
+
+
+def _train(config: DemoModelConfig, rgb: np.ndarray, disparity: np.ndarray) -> None:
+    torch.manual_seed(config.seed)
+    model, forward = _build(config.which)
+    if config.which != "assistant":  # channels last: a third faster for the DPT neck on a CPU, slower for the UNet
+        model = model.to(memory_format=torch.channels_last)
+    optimizers = _optimizers(config, model)
+    state_file = config.output.with_suffix(".state.pt")
+    step, seconds = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        step, seconds = state["step"], state["seconds"]
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    bar = tqdm(total=config.steps, initial=step, desc=config.which, mininterval=20)
+    running, started = 0.0, time.perf_counter()
+    while step < config.steps:
+        stage = next(i for i, end in enumerate(config.side_until) if step < end * config.steps)
+        rng = np.random.default_rng([config.seed, step])
+        pictures, target, far_weight = draw_crops(rgb, disparity, rng, config.batch[stage], config.sides_px[stage])
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction = forward(pictures)
+        loss = supervised_loss(prediction, target, far_weight if step >= config.relative_from else None)
+        if not torch.isfinite(loss):
+            raise SystemExit(
+                f"step {step}: the loss is {loss.item()}; stopped before the update. The last state is {state_file}."
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * _pace(step, config.steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        bar.update()
+        running = 0.98 * running + 0.02 * loss.item() if step > 1 else loss.item()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{running:.4f}", side=config.sides_px[stage])
+        if step % 200 == 0 or step == config.steps:
+            saved = [optimizer.state_dict() for optimizer in optimizers]
+            taken = seconds + time.perf_counter() - started
+            part = state_file.with_suffix(".part")
+            torch.save({"step": step, "seconds": taken, "model": model.state_dict(), "optimizers": saved}, part)
+            part.replace(state_file)
+    _export(config, model, seconds + time.perf_counter() - started)
+
+
+def _export(config: DemoModelConfig, model: nn.Module, seconds: float) -> None:
+    config.output.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, OneStepDiffusion):
+        model.save(config.output, torch.float16)
+    else:
+        save_depth_anything(model, config.output, torch.float16, config.sides_px[-1])
+    record = {
+        "which": config.which,
+        "seed": config.seed,
+        "scenes": config.scenes,
+        "steps": config.steps,
+        "minutes": round(seconds / 60, 1),
+    }
+    (config.output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

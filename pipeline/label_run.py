@@ -1,0 +1,190 @@
+"""Opening a run: catalogue the sources, fix what decides the labels, and find what is left to do.
+
+A run's `run.json` never changes. Opening it again with other sources, seed, plan or weights is refused, naming each
+difference, because its columns would then hold labels of two kinds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import manifests
+from pipeline.config import resolved
+from stages.labelling.catalogue import CatalogueRow, Source, SourceContent, expand_sources, read_source
+from stages.labelling.teachers import TeacherSpec, checkpoint_folder, checkpoint_sha256
+from stages.labelling.units import IMAGES, Unit
+from stages.views import ViewPlan
+
+if TYPE_CHECKING:
+    from pipeline.label import LabelConfig
+
+
+class RunMismatchError(ValueError):
+    """The folder holds a run that this command would not have made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    """A run whose record and catalogues are on disk."""
+
+    run_dir: Path
+    record: manifests.RunRecord
+    plan: ViewPlan
+    teachers: tuple[TeacherSpec, ...]
+    sources: tuple[tuple[Source, SourceContent], ...]
+
+
+def open_run(config: LabelConfig) -> OpenRun:
+    """Create the run, or make sure that the one in the folder is the one that `config` describes."""
+    sources = tuple((source, read_source(source)) for source in expand_sources(config.sources))
+    catalogues = [_catalogue_files(source, content) for source, content in sources]
+    record = _record(config, sources, [hashlib.sha256(described).hexdigest() for described, _ in catalogues])
+    if (config.run / "run.json").exists():
+        record = _refuse_differences(config.run, record)
+    else:
+        for (source, _), (described, table) in zip(sources, catalogues, strict=True):
+            manifests.write_exclusively(config.run / "catalog" / f"{source.name}.parquet", table)
+            manifests.write_exclusively(config.run / "catalog" / f"{source.name}.json", described)
+        if not manifests.write_exclusively(config.run / "run.json", manifests.to_json(record)):
+            record = _refuse_differences(config.run, record)  # another driver was first
+    return OpenRun(run_dir=config.run, record=record, plan=config.plan, teachers=config.teachers, sources=sources)
+
+
+def _catalogue_files(source: Source, content: SourceContent) -> tuple[bytes, bytes]:
+    """The catalogue's JSON and its table."""
+    columns = {name: [getattr(row, name) for row in content.rows] for name in ("key", "member", "offset", "size_bytes")}
+    schema = pa.schema([("key", pa.string()), ("member", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64())])
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
+    table = buffer.getvalue()
+    catalogue = manifests.Catalogue(
+        source=source.name,
+        location=str(source.location),
+        source_kind=source.kind,
+        size_bytes=content.size_bytes,
+        images=len(content.rows),
+        table_sha256=hashlib.sha256(table).hexdigest(),
+        problems=tuple(manifests.Problem(**asdict(problem)) for problem in content.problems),
+    )
+    return manifests.to_json(catalogue), table
+
+
+def _record(
+    config: LabelConfig, sources: tuple[tuple[Source, SourceContent], ...], catalogue_sha256: list[str]
+) -> manifests.RunRecord:
+    content = {"format_version": 1, "seed": config.seed, "part_size": config.part_size, "rows_sha256": _rows_sha256(sources)}
+    content |= {f"plan.{name}": value for name, value in asdict(config.plan).items()}
+    columns = [manifests.ColumnRecord(name=IMAGES, depth_space=None, fingerprint=content)]
+    for spec in config.teachers:
+        folder = checkpoint_folder(spec.checkpoint, spec.revision)
+        own = {name: getattr(spec, name) for name in ("loader", "depth_space", "dtype")}
+        own |= {"weights_sha256": checkpoint_sha256(folder)}
+        columns.append(manifests.ColumnRecord(name=spec.name, depth_space=spec.depth_space, fingerprint=content | own))
+    return manifests.RunRecord(
+        seed=config.seed,
+        part_size=config.part_size,
+        plan=asdict(config.plan),
+        sources=tuple(
+            manifests.SourceRecord(
+                name=source.name,
+                kind=source.kind,
+                location=str(source.location),
+                images=len(content.rows),
+                catalogue_sha256=digest,
+            )
+            for (source, content), digest in zip(sources, catalogue_sha256, strict=True)
+        ),
+        columns=tuple(columns),
+        configuration=resolved(config),
+    )
+
+
+def _rows_sha256(sources: tuple[tuple[Source, SourceContent], ...]) -> str:
+    """A digest of every image's source, key, place and size; moving a tar elsewhere leaves it as it is."""
+    digest = hashlib.sha256()
+    for source, content in sources:
+        for row in content.rows:
+            digest.update(f"{source.name}\0{row.key}\0{row.member}\0{row.offset}\0{row.size_bytes}\n".encode())
+    return digest.hexdigest()
+
+
+def _refuse_differences(run_dir: Path, wanted: manifests.RunRecord) -> manifests.RunRecord:
+    found = manifests.load_run(run_dir)
+    differences = [
+        f"sources: the run has {_named(found.sources)}, this command {_named(wanted.sources)}"
+        for _ in range(_named(found.sources) != _named(wanted.sources))
+    ]
+    stored = {column.name: column.fingerprint for column in found.columns}
+    for column in wanted.columns:
+        if column.name not in stored:
+            differences.append(f"column {column.name}: the run was made without it (it has {', '.join(stored)})")
+            continue
+        unequal = manifests.fingerprint_differences(found=stored[column.name], expected=column.fingerprint)
+        differences += [f"column {column.name}: {difference}" for difference in unequal]
+    if differences:
+        lines = "\n".join(f"  - {difference}" for difference in dict.fromkeys(differences))
+        raise RunMismatchError(f"{run_dir} holds a run of other content; use a new folder or the old settings\n{lines}")
+    return found
+
+
+def _named(sources: tuple[manifests.SourceRecord, ...]) -> str:
+    return ", ".join(f"{source.name} ({source.images} images)" for source in sources)
+
+
+def units_left(run: OpenRun) -> list[Unit]:
+    """Every unit without a manifest, `images` first, in catalogue order; reads one directory per column."""
+    content = {source.name: (source, rows.rows) for source, rows in run.sources}
+    parts = manifests.parts(run.record)
+    units = []
+    for column in run.record.columns:
+        done = manifests.committed_parts(run.run_dir, column.name)
+        for part in parts:
+            if part.name not in done:
+                source, rows = content[part.source]
+                first = part.number * run.record.part_size
+                units.append(_unit(run, column, part.name, source, rows[first : first + part.images]))
+    return units
+
+
+def _unit(run: OpenRun, column: manifests.ColumnRecord, part: str, source: Source, rows: tuple[CatalogueRow, ...]) -> Unit:
+    return Unit(
+        run_dir=run.run_dir.resolve(),
+        column=column.name,
+        part=part,
+        attempt="",
+        source=source,
+        rows=rows,
+        plan=run.plan,
+        seed=run.record.seed,
+        fingerprint=column.fingerprint,
+    )
+
+
+class WallClock:
+    """The volatile fields of a manifest, counted from the clock's creation."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def volatile(self, attempt: str) -> manifests.Volatile:
+        """The attempt, this host, the seconds taken, and the time in UTC."""
+        seconds = round(time.perf_counter() - self._started, 3)
+        created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return manifests.Volatile(attempt=attempt, host=os.uname().nodename, seconds=seconds, created_at=created_at)
+
+
+def source_problems(run: OpenRun) -> Iterator[manifests.Problem]:
+    """Every problem of every source."""
+    for _, content in run.sources:
+        for problem in content.problems:
+            yield manifests.Problem(**asdict(problem))

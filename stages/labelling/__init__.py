@@ -1,0 +1,1 @@
+"""Stage 1: from sources of photographs to committed parts of labels."""

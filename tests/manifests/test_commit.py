@@ -1,0 +1,145 @@
+"""Files come into being whole, once, and durably."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from manifests import FileRecord, fsync_tree, hash_tree, sha256_file, write_exclusively, write_replacing
+
+CONTENT_BYTES = 300_000
+
+
+def _race(path: Path, letter: str, start: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue) -> None:
+    start.wait()
+    results.put((letter, write_exclusively(path, letter.encode() * CONTENT_BYTES)))
+
+
+def test_of_many_processes_exactly_one_creates_the_file_and_its_content_is_whole(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for attempt in range(5):
+        path = tmp_path / f"{attempt}.json"
+        start, results = context.Barrier(6), context.Queue()
+        racers = [context.Process(target=_race, args=(path, letter, start, results)) for letter in "abcdef"]
+        for racer in racers:
+            racer.start()
+        outcomes = dict(results.get(timeout=60) for _ in racers)
+        for racer in racers:
+            racer.join()
+        winners = [letter for letter, created in outcomes.items() if created]
+        assert len(winners) == 1
+        assert path.read_bytes() == winners[0].encode() * CONTENT_BYTES
+    assert sorted(os.listdir(tmp_path)) == [f"{attempt}.json" for attempt in range(5)]
+
+
+def test_a_file_that_is_already_there_is_left_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"first")
+    before = path.stat()
+    assert not write_exclusively(path, b"second")
+    assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) == (b"first", before.st_mtime_ns, before.st_ino)
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_killed_writer_leaves_no_half_file_under_the_real_name(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from manifests import write_exclusively\n"
+        "for i in range(10**6): write_exclusively(Path(sys.argv[1], f'{i}.json'), b'x' * 100_000)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "2.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    visible = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert len(visible) >= 3
+    assert {path.stat().st_size for path in visible} == {100_000}
+    assert len(list(tmp_path.iterdir())) - len(visible) <= 1
+
+
+def test_a_link_whose_answer_was_lost_counts_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def link_over_nfs(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "asked twice")
+
+    monkeypatch.setattr(os, "link", link_over_nfs)
+    assert write_exclusively(tmp_path / "a.json", b"ours")
+    assert (tmp_path / "a.json").read_bytes() == b"ours"
+
+
+def test_a_file_is_on_disk_before_it_has_its_name_and_the_name_before_success_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, link, replace = os.fsync, os.link, os.replace
+
+    def record(name: str, act, *arguments) -> None:  # type: ignore[no-untyped-def]
+        if name == "fsync":
+            name = "sync folder" if os.path.isdir(f"/proc/self/fd/{arguments[0]}") else "sync file"
+        steps.append(name)
+        act(*arguments)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: record("fsync", fsync, descriptor))
+    monkeypatch.setattr(os, "link", lambda source, target: record("name", link, source, target))
+    monkeypatch.setattr(os, "replace", lambda source, target: record("name", replace, source, target))
+    write_exclusively(tmp_path / "a.json", b"x")
+    write_replacing(tmp_path / "a.json", b"y")
+    assert steps == ["sync file", "name", "sync folder"] * 2
+
+
+def test_replacing_gives_the_new_content_whatever_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.failure.json"
+    for content in (b"first", b"", b"third"):
+        write_replacing(path, content)
+        assert path.read_bytes() == content
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("write", [write_exclusively, write_replacing])
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, write) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "folder").mkdir()
+    if write is write_exclusively:
+        assert not write(tmp_path / "folder", b"x")
+    else:
+        with pytest.raises(OSError, match="folder"):
+            write(tmp_path / "folder", b"x")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_tree_is_listed_with_digests_sorted_by_path(tmp_path: Path) -> None:
+    contents = {"p.zarr/zarr.json": b"{}", "p.zarr/a/c/0": b"", "p.zarr/a-b": b"x" * 3_000_000, "p.zarr/a.b/c": b"\0"}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "beside").write_bytes(b"not in the tree")
+    fsync_tree(tmp_path / "p.zarr")
+    assert hash_tree(tmp_path / "p.zarr", tmp_path) == tuple(
+        FileRecord(path=name, size_bytes=len(contents[name]), sha256=hashlib.sha256(contents[name]).hexdigest())
+        for name in sorted(contents)
+    )
+    assert sha256_file(tmp_path / "p.zarr/a-b") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_syncing_a_tree_reaches_every_file_and_folder_and_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("p.zarr/zarr.json", "p.zarr/a/c/0"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    fsync_tree(tmp_path / "p.zarr")
+    expected = ["p.zarr/a/c/0", "p.zarr/a/c", "p.zarr/a", "p.zarr/zarr.json", "p.zarr", ""]
+    assert sorted(synced) == sorted(str((tmp_path / name).resolve()) for name in expected)
+    assert synced[-1] == str(tmp_path.resolve())

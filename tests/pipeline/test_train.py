@@ -1,0 +1,260 @@
+"""Training from a labelled run to a checkpoint: it learns, it resumes exactly, it refuses what would do harm."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForDepthEstimation, pipeline
+
+from pipeline.config import parse_command
+from pipeline.train import PRESETS, TrainConfig, TrainingStoppedError, learning_rate_pace, train
+from pipeline.training_state import OutputMismatchError
+from stages.distillation.student import load_student
+from tests.training_run import CONTEXT_PX, scene_disparity, write_run, write_student
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("train") / "run")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_student(tmp_path_factory.mktemp("student") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def small(run: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """Twelve steps; tests give it an output of their own."""
+    return TrainConfig(
+        run=run,
+        output=tmp_path_factory.mktemp("unused"),
+        student=str(student),
+        steps=12,
+        batch_size=4,
+        lr_encoder=1e-3,
+        lr_decoder=1e-3,
+        warmup_steps=2,
+        workers=0,
+        device="cpu",
+        checkpoint_every=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(small: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of `small`, never interrupted."""
+    output = tmp_path_factory.mktemp("trained") / "student"
+    result = train(replace(small, output=output))
+    assert (result.resumed_from, result.images) == (0, 12)
+    return output
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def arguments(config: TrainConfig) -> list[str]:
+    named = ("run", "output", "student", "steps", "batch_size", "lr_encoder", "lr_decoder", "warmup_steps", "workers")
+    flags = [
+        word for name in (*named, "checkpoint_every") for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))
+    ]
+    return [sys.executable, "-m", "pipeline.train", "--device", "cpu", *flags]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def test_training_lowers_the_loss_and_brings_the_student_to_the_scene(small: TrainConfig, tmp_path: Path) -> None:
+    seen: list[float] = []
+    config = replace(small, output=tmp_path / "out", steps=60, lr_encoder=2e-3, lr_decoder=2e-3)
+    train(config, on_step=lambda record: seen.append(record["shared_context"]))
+    assert np.mean(seen[-10:]) < 0.75 * np.mean(seen[:5])
+    assert [record["shared_context"] for record in metrics(tmp_path / "out")] == seen
+
+
+def test_the_checkpoint_is_loaded_by_the_transformers_pipeline(trained: Path, student: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {
+        *("config.json", "model.safetensors", "preprocessor_config.json", "training.json", "metrics.jsonl")
+    }
+    levels = (scene_disparity(0, 60, 72) * 255).astype(np.uint8)
+    picture = Image.fromarray(np.stack([levels, 255 - levels, levels // 2], 2))
+    found = pipeline("depth-estimation", model=str(trained))(picture)
+    assert found["predicted_depth"].shape == (60, 72)  # type: ignore[index, call-overload]
+    assert (trained / "preprocessor_config.json").read_text() == (student / "preprocessor_config.json").read_text()
+    begun = AutoModelForDepthEstimation.from_pretrained(student, dtype=torch.float32).state_dict()
+    ended = load_file(trained / "model.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in ended.values())
+    for part in ("backbone", "neck", "head"):
+        assert any(not torch.equal(ended[name], begun[name]) for name in ended if name.startswith(part))
+
+
+def test_every_step_leaves_a_line_with_its_loss_terms_and_the_raw_output(trained: Path) -> None:
+    lines = metrics(trained)
+    assert [line["step"] for line in lines] == list(range(12))
+    assert {line["teacher"] for line in lines} == {"primary", "assistant"}
+    for line in lines:
+        parts = line["shared_context"] + 0.5 * line["local_global"] + 2 * line["gradient"]
+        assert line["total"] == pytest.approx(parts, rel=1e-5)
+        assert line["local_global"] > 0
+        assert line["output_spread"] > 0
+        assert line["output_zero_share"] < 1
+
+
+def test_a_training_killed_at_a_step_and_run_again_ends_with_the_same_weights(
+    small: TrainConfig, trained: Path, tmp_path: Path
+) -> None:
+    config = replace(small, output=tmp_path / "out")
+    killer = """
+import os, signal, pipeline.train as command
+train = command.train
+command.train = lambda config: train(config, lambda r: r["step"] == 7 and os.kill(os.getpid(), signal.SIGKILL))
+if __name__ == "__main__":
+    command.main()
+"""
+    command = arguments(replace(config, workers=1))
+    (tmp_path / "killed.py").write_text(killer)  # worker processes import the main module again, which must be a file
+    command[1:3] = [str(tmp_path / "killed.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # the pipe of stderr closes when the last process has ended: no worker outlives the training
+    killed = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (config.output / "model.safetensors").exists()
+    assert len(metrics(config.output)) == 8
+    result = train(config)
+    assert result.resumed_from == 6
+    assert (config.output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    assert (config.output / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+
+
+def test_a_finished_training_is_left_untouched(small: TrainConfig, trained: Path) -> None:
+    before = snapshot(trained)
+    result = train(replace(small, output=trained, workers=1))
+    assert (result.images, result.resumed_from) == (None, 12)
+    assert snapshot(trained) == before
+
+
+def test_the_command_says_that_it_is_done(small: TrainConfig, trained: Path) -> None:
+    again = subprocess.run(arguments(replace(small, output=trained)), cwd=ROOT, capture_output=True, text=True)
+    assert (again.returncode, "already trained" in again.stdout) == (0, True), again.stderr
+
+
+def test_values_that_cannot_be_accepted_are_all_named(small: TrainConfig) -> None:
+    problems = replace(small, primary_ratio=1.5, steps=0, lr_decoder=0.0).problems()
+    assert len(problems) == 3
+    assert "primary_ratio: found 1.5, expected a share between 0 and 1" in problems
+
+
+def test_an_output_begun_with_other_settings_is_refused_naming_each_field(
+    small: TrainConfig, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputMismatchError, match=r"(?s)seed: begun with 0, now 5.*steps: begun with 12, now 20"):
+        train(replace(small, output=trained, seed=5, steps=20))
+    config = replace(small, output=tmp_path / "out")
+
+    def stop_at_four(record: Any) -> None:
+        if record["step"] == 4:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(config, stop_at_four)
+    with pytest.raises(OutputMismatchError, match="batch_size: begun with 4, now 2"):
+        train(replace(config, batch_size=2))
+    other = write_run(tmp_path / "other", images=9)
+    with pytest.raises(OutputMismatchError, match="dataset_sha256"):
+        train(replace(config, run=other))
+    assert train(config).resumed_from == 3
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_images(
+    small: TrainConfig, student: Path, tmp_path: Path
+) -> None:
+    broken = with_weights(student, tmp_path / "broken", lambda weights: weights["head.conv3.weight"].fill_(math.nan))
+    config = replace(small, student=str(broken), output=tmp_path / "out")
+    with pytest.raises(TrainingStoppedError, match=r"step 0, labels of '\w+', images scenes\.0000\d/scene-\d+, .*loss is nan"):
+        train(config)
+    assert not metrics(tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_dead_head_stops_the_training_with_an_explanation(small: TrainConfig, student: Path, tmp_path: Path) -> None:
+    dead = with_weights(student, tmp_path / "dead", lambda weights: weights["head.conv3.bias"].fill_(-1e4))
+    with pytest.raises(TrainingStoppedError, match="output is 0 at every pixel"):
+        train(replace(small, student=str(dead), output=tmp_path / "out"))
+
+
+def with_weights(student: Path, folder: Path, change: Any) -> Path:
+    """A copy of the student's checkpoint with changed weights."""
+    folder.mkdir()
+    for name in ("config.json", "preprocessor_config.json"):
+        (folder / name).write_text((student / name).read_text())
+    weights = load_file(student / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_teachers_of_different_depth_spaces_never_reach_the_student(small: TrainConfig, tmp_path: Path) -> None:
+    spaces = {"primary": "disparity_affine_invariant", "assistant": "depth_metric"}
+    mixed = write_run(tmp_path / "mixed", spaces=spaces)
+    with pytest.raises(ValueError, match=r"disparity_affine_invariant.*depth_metric"):
+        train(replace(small, run=mixed, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_whose_patches_do_not_tile_the_context_is_refused(student: Path) -> None:
+    with pytest.raises(ValueError, match=r"patches of 12 px do not tile a context of 50 px.*such as 48"):
+        load_student(str(student), 50)
+
+
+def test_the_student_trains_in_float32_and_keeps_its_head_so_under_bf16(student: Path) -> None:
+    loaded = load_student(str(student), CONTEXT_PX)
+    assert {p.dtype for p in loaded.network.parameters()} == {torch.float32}
+    images = torch.randint(0, 256, (1, 3, CONTEXT_PX, CONTEXT_PX), dtype=torch.uint8)
+    exact, fast = loaded.disparity(images), loaded.disparity(images, bf16=True)
+    assert fast.dtype == torch.float32
+    assert not torch.equal(exact, fast)
+    assert not torch.equal(fast, fast.bfloat16().float())  # not rounded to eight bits
+
+
+def test_one_teacher_alone_can_train_and_the_baseline_reads_no_patches(small: TrainConfig, tmp_path: Path) -> None:
+    baseline = replace(small, **PRESETS["baseline"], teachers=("assistant",), steps=3, output=tmp_path / "out")
+    train(baseline)
+    lines = metrics(tmp_path / "out")
+    assert {line["teacher"] for line in lines} == {"assistant"}
+    assert all(line["local_global"] == 0 for line in lines)
+
+
+def test_the_learning_rate_warms_up_and_falls_but_never_to_zero() -> None:
+    for decay in ("poly", "cosine"):
+        pace = [learning_rate_pace(step, 100, 10, decay) for step in range(100)]
+        assert pace[:10] == sorted(pace[:10])
+        assert pace[10] == max(pace) == pytest.approx(1)
+        assert pace[10:] == sorted(pace[10:], reverse=True)
+        assert 0 < pace[-1] < 0.05
+    assert learning_rate_pace(0, 1, 0, "poly") == 1
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_differ_in_size_or_in_the_loss(preset: str) -> None:
+    argv = ["--preset", preset, "--run", "r", "--output", "o"]
+    config = parse_command(TrainConfig, PRESETS, program="train", description="", argv=argv)
+    assert (config.normalization_shared == "global") is ("baseline" in preset)
+    assert (config.local_global_weight == 0) is ("baseline" in preset)
+    assert (config.steps, config.batch_size) == ((300, 8) if "demo" in preset else (20_000, 8))

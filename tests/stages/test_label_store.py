@@ -1,0 +1,130 @@
+"""The label store: what goes in comes out within half a step, what is lost or damaged is never read as a depth."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from stages.label_store import (
+    ContextPicture,
+    ImageLabels,
+    Label,
+    LabelReader,
+    PatchLabel,
+    PictureReader,
+    decode_label,
+    encode_label,
+    encode_picture,
+    write_labels,
+    write_pictures,
+)
+from stages.views import Box, SourceBox
+
+
+def _label(seed: int, height: int, width: int) -> Label:
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 3, height * width, dtype=np.float32).reshape(height, width)
+    return Label(values=ramp + rng.random((height, width), dtype=np.float32), valid=rng.random((height, width)) > 0.1)
+
+
+def _labels(seed: int, height: int, width: int) -> ImageLabels:
+    patches = [PatchLabel(box=Box(i, 0, 20, 20), **vars(_label(seed + i, 20, 20))) for i in range(3)]
+    return ImageLabels(context=_label(seed, height, width), patches=tuple(patches))
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, (5, 7), elements=st.floats(-1e6, 1e6, width=32)), hnp.arrays(bool, (5, 7)))
+def test_codes_keep_values_within_half_a_step_and_validity_exactly(values, valid):
+    codes, scale, offset = encode_label(Label(values=values, valid=valid))
+    back = decode_label(codes, scale, offset)
+    assert (back.valid == valid).all()
+    step_and_rounding = 0.5 * float(scale) * (1 + 1e-6) + np.abs(values).max() * 2e-7 + 1e-12
+    assert (np.abs(back.values - values)[valid] <= step_and_rounding).all()
+
+
+def test_a_non_finite_value_in_a_valid_pixel_is_refused():
+    with pytest.raises(ValueError, match="1 valid pixels are not finite"):
+        encode_label(Label(values=np.array([[1, np.nan]], np.float32), valid=np.ones((1, 2), bool)))
+
+
+def test_a_part_comes_back_with_its_extents_boxes_and_rejected_images(tmp_path: Path):
+    given_labels = [_labels(0, 32, 48), None, _labels(10, 48, 30)]
+    write_labels(tmp_path / "a.zarr", given_labels, context_px=48, depth_space="disparity_affine_invariant")
+    reader = LabelReader(tmp_path / "a.zarr")
+    assert len(reader) == 3
+    assert reader.context(1) is None
+    assert reader.patches(1) == []
+    for index in (0, 2):
+        label, wanted = reader.context(index), given_labels[index]
+        assert label is not None
+        assert wanted is not None
+        assert (label.valid == wanted.context.valid).all()
+        assert np.abs(label.values - wanted.context.values)[label.valid].max() < 1e-4
+        for patch, wanted_patch in zip(reader.patches(index), wanted.patches, strict=True):
+            assert patch.box == wanted_patch.box
+            assert np.abs(patch.values - wanted_patch.values)[patch.valid].max() < 1e-4
+
+
+def test_a_part_without_any_labelled_image_is_written_and_read(tmp_path: Path):
+    write_labels(tmp_path / "a.zarr", [None, None], context_px=16, depth_space="depth_metric")
+    assert [LabelReader(tmp_path / "a.zarr").context(i) for i in range(2)] == [None, None]
+
+
+def test_plain_zarr_reads_a_part_as_the_format_describes_it(tmp_path: Path):
+    wanted = _labels(0, 32, 48)
+    write_labels(tmp_path / "a.zarr", [wanted], context_px=48, depth_space="disparity_affine_invariant")
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    codes = np.asarray(group["context"][0])[:32, :48]
+    values = group["context_offset"][0] + group["context_scale"][0] * (codes.astype(np.float32) - 1)
+    assert group.attrs["depth_space"] == "disparity_affine_invariant"
+    assert np.abs(values - wanted.context.values)[codes > 0].max() < 1e-4
+
+
+def test_a_lost_chunk_reads_as_invalid_never_as_a_depth(tmp_path: Path):
+    write_labels(tmp_path / "a.zarr", [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
+    (tmp_path / "a.zarr/context/c/0/0/0").unlink()
+    label = LabelReader(tmp_path / "a.zarr").context(0)
+    assert label is not None
+    assert not label.valid.any()
+
+
+def test_a_flipped_bit_in_the_labels_is_an_error_or_changes_nothing(tmp_path: Path):
+    write_labels(tmp_path / "a.zarr", [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
+    shard = tmp_path / "a.zarr/context/c/0/0/0"
+    sound, whole = LabelReader(tmp_path / "a.zarr").context(0), shard.read_bytes()
+    assert sound is not None
+    rng, noticed = random.Random(3), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        shard.write_bytes(damaged)
+        try:
+            label = LabelReader(tmp_path / "a.zarr").context(0)
+        except (ValueError, RuntimeError, IndexError, OverflowError):
+            noticed += 1
+        else:
+            assert label is not None
+            assert not label.valid.any() or (label.values == sound.values).all()
+    assert noticed > 50
+
+
+def test_pictures_come_back_as_the_jpeg_pixels(tmp_path: Path):
+    picture = np.asarray(Image.linear_gradient("L").convert("RGB").resize((40, 24)))
+    jpeg = encode_picture(picture)
+    stored = ContextPicture(jpeg=jpeg, extent=(24, 40), source_size=(24, 40), source=SourceBox(0, 0, 24, 40))
+    write_pictures(tmp_path / "a.zarr", [None, stored, stored])
+    reader = PictureReader(tmp_path / "a.zarr")
+    assert len(reader) == 3
+    assert reader.picture(0) is None
+    back = reader.picture(2)
+    assert back is not None
+    assert back.shape == (24, 40, 3)
+    assert np.abs(back.astype(int) - picture).max() < 8

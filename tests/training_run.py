@@ -1,0 +1,145 @@
+"""A small labelled run, written with the real store and the real records, whose depth can be seen in its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from manifests.commit import hash_tree
+from manifests.run import column_dir
+from manifests.schema import (
+    ColumnRecord,
+    ImageOutcome,
+    PartManifest,
+    PartStatistics,
+    Reason,
+    RunRecord,
+    SourceRecord,
+    Volatile,
+    to_json,
+)
+from stages.demo_models import build_depth_anything, save_depth_anything
+from stages.label_store import ContextPicture, ImageLabels, Label, PatchLabel, encode_picture, write_labels, write_pictures
+from stages.views import Box, SourceBox
+
+CONTEXT_PX = 48
+SPACES = {"primary": "disparity_affine_invariant", "assistant": "disparity_affine_invariant"}
+AFFINE = {"primary": (2.0, 1.0), "assistant": (0.5, -3.0)}
+"""Each teacher's scale and shift of the scene's disparity; its patches have others."""
+
+
+def scene_disparity(index: int, height: int, width: int) -> np.ndarray:
+    """A slanted plane with a box in front; float32 in [0, 1]."""
+    rng = np.random.default_rng([7, index])
+    y, x = np.mgrid[0:height, 0:width] / CONTEXT_PX
+    disparity = 0.5 * (rng.random() * y + rng.random() * x)
+    top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
+    disparity[top : top + height // 3, left : left + width // 3] += 0.4
+    return disparity.clip(0, 1).astype(np.float32)
+
+
+def write_run(
+    run_dir: Path,
+    *,
+    images: int = 12,
+    part_size: int = 5,
+    extents: Sequence[tuple[int, int]] = ((CONTEXT_PX, CONTEXT_PX),),
+    spaces: Mapping[str, str] = SPACES,
+    rejected: Mapping[str, Sequence[int]] | None = None,
+    fingerprints: Mapping[str, Mapping[str, object]] | None = None,
+    without: Sequence[tuple[str, int]] = (),
+) -> Path:
+    """A run of one source. `rejected`: images by column; `without`: (column, part number) left uncommitted;
+    `fingerprints`: what a column has beside the common `plan_context_px`."""
+    rejected, fingerprints = rejected or {}, fingerprints or {}
+    columns = [
+        ColumnRecord(
+            name=name,
+            depth_space=space,  # type: ignore[arg-type]
+            fingerprint={"plan_context_px": CONTEXT_PX, **fingerprints.get(name, {})},  # type: ignore[dict-item]
+        )
+        for name, space in (("images", None), *spaces.items())
+    ]
+    source = SourceRecord(name="scenes", kind="folder", location="scenes", images=images, catalogue_sha256="0" * 64)
+    run = RunRecord(
+        seed=0,
+        part_size=part_size,
+        plan={"context_px": CONTEXT_PX},
+        sources=(source,),
+        columns=tuple(columns),
+        configuration={},
+    )
+    run_dir.mkdir(parents=True)
+    (run_dir / "run.json").write_bytes(to_json(run))
+    for column in columns:
+        column_dir(run_dir, column.name).mkdir(parents=True)
+        for number, start in enumerate(range(0, images, part_size)):
+            if (column.name, number) not in without:
+                part = range(start, min(start + part_size, images))
+                _write_part(run_dir, column, f"scenes.{number:05d}", part, extents, set(rejected.get(column.name, ())))
+    return run_dir
+
+
+def _write_part(
+    run_dir: Path, column: ColumnRecord, part: str, images: range, extents: Sequence[tuple[int, int]], rejected: set[int]
+) -> None:
+    folder = column_dir(run_dir, column.name) / f"{part}.first.zarr"
+    kept = {i: scene_disparity(i, *extents[i % len(extents)]) for i in images if i not in rejected}
+    if column.depth_space is None:
+        write_pictures(folder, [_picture(kept[i]) if i in kept else None for i in images])
+    else:
+        labels = [_labels(kept[i], *AFFINE[column.name]) if i in kept else None for i in images]
+        write_labels(folder, labels, context_px=CONTEXT_PX, depth_space=column.depth_space)
+    outcomes = (
+        ImageOutcome(key=f"scene-{i}", status="labelled")
+        if i in kept
+        else ImageOutcome(key=f"scene-{i}", status="rejected", problem=Reason(kind="damaged", message="for the test"))
+        for i in images
+    )
+    manifest = PartManifest(
+        column=column.name,
+        part=part,
+        fingerprint=column.fingerprint,
+        zarr=folder.name,
+        images=tuple(outcomes),
+        files=hash_tree(folder, folder.parent),
+        statistics=PartStatistics(views=len(kept), pixels=0, label_bytes=0),
+        depth_space=column.depth_space,
+        licence=None,
+        versions={},
+        volatile=Volatile(attempt="first", host="test", seconds=0.0, created_at="2025-01-01T00:00:00Z"),
+    )
+    (folder.parent / f"{part}.json").write_bytes(to_json(manifest))
+
+
+def _picture(disparity: np.ndarray) -> ContextPicture:
+    levels = (disparity * 255).astype(np.uint8)
+    pixels = np.stack([levels, 255 - levels, np.full_like(levels, 90)], 2)
+    height, width = disparity.shape
+    box = SourceBox(0.0, 0.0, float(height), float(width))
+    return ContextPicture(jpeg=encode_picture(pixels), extent=(height, width), source_size=(height, width), source=box)
+
+
+def _labels(disparity: np.ndarray, scale: float, shift: float) -> ImageLabels:
+    height, width = disparity.shape
+    side = min(height, width) * 2 // 3
+    valid = np.ones((height, width), bool)
+    valid[0, 0] = False
+    context = Label(values=disparity * scale + shift, valid=valid)
+    patches = []
+    for top in (0, height - side):
+        for left in (0, width - side):
+            values = disparity[top : top + side, left : left + side] * (3 * scale) + shift + 1
+            patches.append(PatchLabel(values=values, valid=np.ones((side, side), bool), box=Box(top, left, side, side)))
+    return ImageLabels(context=context, patches=tuple(patches))
+
+
+def write_student(folder: Path) -> Path:
+    """A checkpoint of a Depth Anything network small enough for a test."""
+    torch.manual_seed(0)
+    model = build_depth_anything(hidden=32, layers=4, heads=2, patch_px=12, fusion=16, image_px=CONTEXT_PX)
+    save_depth_anything(model, folder, torch.float16, CONTEXT_PX)
+    return folder
