@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,8 @@ class DemoModelConfig:
     """Folder of the rendered scenes; made where missing."""
     scenes: int = 8000
     """Scenes to train on: the seeds 0 to N - 1. Held-out scenes have seeds from 1,000,000."""
+    yard_reach_m: float = 12
+    """How far the scenes' yards may reach; farther ones are harder."""
     steps: int = 4600
     """Optimizer steps. A run that is resumed with another number keeps its pace and moves its decay."""
     sides_px: tuple[int, ...] = (96, 144, 192)
@@ -68,28 +71,29 @@ class DemoModelConfig:
 def main() -> None:
     config = tyro.cli(DemoModelConfig, description=__doc__)
     torch.set_num_threads(config.threads)
-    rgb, disparity = _scene_cache(config.cache, config.scenes)
+    rgb, disparity = _scene_cache(config.cache, config.scenes, config.yard_reach_m)
     _train(config, rgb, disparity)
 
 
-def _scene_cache(folder: Path, scenes: int) -> tuple[np.ndarray, np.ndarray]:
+def _scene_cache(folder: Path, scenes: int, yard_reach_m: float) -> tuple[np.ndarray, np.ndarray]:
     """Memory maps of pictures uint8 [n, s, s, 3] and disparities float16 [n, s, s] (1/m; the sky is 0)."""
     folder.mkdir(parents=True, exist_ok=True)
-    done, shape = folder / f"done-{scenes}", (scenes, SCENE_SIDE_PX, SCENE_SIDE_PX)
+    name = f"{scenes}-{yard_reach_m:g}m"
+    done, shape = folder / f"done-{name}", (scenes, SCENE_SIDE_PX, SCENE_SIDE_PX)
     mode = "r" if done.exists() else "w+"
-    rgb = np.memmap(folder / f"rgb-{scenes}.u8", np.uint8, mode, shape=(*shape, 3))
-    disparity = np.memmap(folder / f"disparity-{scenes}.f16", np.float16, mode, shape=shape)
+    rgb = np.memmap(folder / f"rgb-{name}.u8", np.uint8, mode, shape=(*shape, 3))
+    disparity = np.memmap(folder / f"disparity-{name}.f16", np.float16, mode, shape=shape)
     if mode == "w+":
         with ProcessPoolExecutor() as pool:
-            rendered = pool.map(_render, range(scenes), chunksize=16)
+            rendered = pool.map(partial(_render, yard_reach_m=yard_reach_m), range(scenes), chunksize=16)
             for index, (picture, d) in enumerate(tqdm(rendered, "render", total=scenes, mininterval=5)):
                 rgb[index], disparity[index] = picture, d
         done.touch()
     return rgb, disparity
 
 
-def _render(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    scene = render_scene(seed, height_px=SCENE_SIDE_PX, width_px=SCENE_SIDE_PX)
+def _render(seed: int, yard_reach_m: float) -> tuple[np.ndarray, np.ndarray]:
+    scene = render_scene(seed, height_px=SCENE_SIDE_PX, width_px=SCENE_SIDE_PX, yard_reach_m=yard_reach_m)
     return scene.rgb, (1 / scene.depth_m).astype(np.float16)
 
 
@@ -126,7 +130,7 @@ def _train(config: DemoModelConfig, rgb: np.ndarray, disparity: np.ndarray) -> N
     torch.manual_seed(config.seed)
     model, forward = _build(config.which)
     if config.which != "assistant":  # channels last: a third faster for the DPT neck on a CPU, slower for the UNet
-        model = model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = _optimizers(config, model)
     state_file = config.output.with_suffix(".state.pt")
     step, seconds = 0, 0.0

@@ -115,7 +115,7 @@ def _loss_curves(metrics: Path) -> list[LossCurve]:
     return [LossCurve(name=name, steps=steps, values=[r[key] for r in records]) for key, name in _CURVES.items()]
 
 
-def _provenance(run: DemoRun) -> dict[str, dict[str, object]]:
+def _provenance(run: DemoRun) -> Mapping[str, Mapping[str, object]]:
     packages = ("torch", "transformers", "diffusers", "ray", "zarr", "numcodecs", "numpy", "pillow")
     record = manifests.load_run(run.label.run)
     return {

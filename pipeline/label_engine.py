@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+import ray.exceptions
 import torch
 
 import manifests
@@ -84,7 +85,8 @@ class _Queue:
         if self.attempts[key] < self.max_attempts:
             self.waiting.append(unit)
             return False
-        kind = type(error.cause).__name__ if isinstance(error, ray.exceptions.RayTaskError) else type(error).__name__
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        kind = type(cause).__name__
         # The last line of a remote traceback is the error itself.
         message = str(error).strip().splitlines()[-1] if str(error).strip() else "no message"
         self._record(unit, manifests.Reason(kind=kind, message=message))

@@ -11,6 +11,7 @@ That is affine-invariant, bounded, and needs no per-crop statistics of the predi
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,9 +47,9 @@ def build_depth_anything(
         patch_size=patch_px,
         image_size=image_px,
         layerscale_value=0.5,
-        out_indices=[layers * k // 4 for k in (1, 2, 3, 4)],
         reshape_hidden_states=False,
     )
+    backbone.out_indices = [layers * k // 4 for k in (1, 2, 3, 4)]
     config = DepthAnythingConfig(
         backbone_config=backbone,
         reassemble_hidden_size=hidden,
@@ -60,7 +61,7 @@ def build_depth_anything(
     )
     model = DepthAnythingForDepthEstimation(config)
     with torch.no_grad():
-        model.head.conv3.bias.fill_(0.3)
+        nn.init.constant_(model.head.get_parameter("conv3.bias"), 0.3)
         embeddings = model.backbone.embeddings
         embeddings.position_embeddings[0, 1:] = _sinusoidal_positions(image_px // patch_px, hidden)
     return model
@@ -74,6 +75,11 @@ def _sinusoidal_positions(side: int, width: int) -> Float[Tensor, "positions wid
     return 0.5 * torch.cat([rows, cols], 2).reshape(side * side, width)
 
 
+def _untyped(value: Any) -> Any:
+    """diffusers annotates tuples of any length as tuples of exactly one."""
+    return value
+
+
 class OneStepDiffusion(nn.Module):
     """The assistant while it is trained: GenPercept's forward pass with its three parts as one module."""
 
@@ -81,17 +87,17 @@ class OneStepDiffusion(nn.Module):
         self, *, vae_channels: tuple[int, ...] = (24, 48, 64), unet_channels: tuple[int, ...] = (40, 72, 96), group: int = 8
     ) -> None:
         super().__init__()
-        self.vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * len(vae_channels),
-            up_block_types=("UpDecoderBlock2D",) * len(vae_channels),
-            block_out_channels=vae_channels,
+        self.vae: Any = AutoencoderKL(
+            down_block_types=_untyped(("DownEncoderBlock2D",) * len(vae_channels)),
+            up_block_types=_untyped(("UpDecoderBlock2D",) * len(vae_channels)),
+            block_out_channels=_untyped(vae_channels),
             layers_per_block=1,
             latent_channels=8,
             norm_num_groups=group,
             sample_size=DEMO_INPUT_PX,
             mid_block_add_attention=False,
         )
-        self.unet = UNet2DConditionModel(
+        self.unet: Any = UNet2DConditionModel(
             sample_size=DEMO_INPUT_PX // 4,
             in_channels=8,
             out_channels=8,
@@ -120,14 +126,15 @@ class OneStepDiffusion(nn.Module):
         save_file({"empty_text_embedding": self.empty_text.detach().to(dtype)}, folder / "empty_text_embedding.safetensors")
 
 
-def save_depth_anything(model: DepthAnythingForDepthEstimation, folder: Path, dtype: torch.dtype, side_px: int) -> None:
+def save_depth_anything(model: nn.Module, folder: Path, dtype: torch.dtype, side_px: int) -> None:
     """Write a folder that `AutoModelForDepthEstimation` and `transformers.pipeline` load."""
-    model.to(dtype).save_pretrained(folder)
+    network: Any = model.to(dtype)
+    network.save_pretrained(folder)
     processor = DPTImageProcessor(
         do_resize=True,
         size={"height": side_px, "width": side_px},
         keep_aspect_ratio=True,
-        ensure_multiple_of=model.config.patch_size,
+        ensure_multiple_of=network.config.patch_size,
         resample=3,
         do_rescale=True,
         do_normalize=True,

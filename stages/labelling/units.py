@@ -22,6 +22,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 import manifests
+from stages.depth_space import DepthSpace
 from stages.label_store import (
     ContextPicture,
     ImageLabels,
@@ -258,7 +259,7 @@ def _commit(
     outcomes: Sequence[_Outcome],
     statistics: manifests.PartStatistics,
     *,
-    depth_space: str | None,
+    depth_space: DepthSpace | None,
     licence: str | None,
     clock: Clock,
 ) -> UnitResult:

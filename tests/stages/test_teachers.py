@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,8 +56,8 @@ def test_the_depth_anything_teacher_gives_the_networks_raw_disparity(checkpoints
 def test_the_genpercept_teacher_follows_the_published_forward_pass(checkpoints: Path):
     pictures = _pictures(1, 48, 48)
     folder = checkpoints / "assistant"
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval()
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval()
     text = load_file(folder / "empty_text_embedding.safetensors")["empty_text_embedding"].float()
     with torch.inference_mode():
         latent = vae.encode(torch.tensor(pictures).permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean * 0.18215
