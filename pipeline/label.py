@@ -155,9 +155,7 @@ def _conclude(config: LabelConfig, report: LabelReport) -> int:
         print(f"source {problem.where}: {problem.kind}: {problem.message}", file=sys.stderr)
     for failure in report.failures:
         print(f"failed: {failure.column}/{failure.part}: {failure.problem.kind}: {failure.problem.message}", file=sys.stderr)
-    print(
-        f"{report.committed} parts committed now, {report.parts_total} in all. Inspect: python -m manifests summary {config.run}"
-    )
+    print(f"{report.committed} of {report.parts_total} parts committed now. Inspect: python -m manifests summary {config.run}")
     if report.failures:
         print(f"{len(report.failures)} parts failed; run the same command to try them again.", file=sys.stderr)
     damaged = report.source_problems and not config.allow_damaged_sources

@@ -6,6 +6,7 @@ goes on. The driver keeps no state of its own: whatever it forgets is on disk as
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -149,9 +150,9 @@ def _drive_here(queue: _Queue, worker: LabelWorker, progress: ColumnProgress) ->
 
 def _drive_ray(queue: _Queue, arguments: tuple[Any, ...], workers: int, address: str | None, progress: ColumnProgress) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    resources = {} if address else {"num_cpus": workers}
-    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **resources)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES as the user set it
+    num_cpus = None if address else workers  # a cluster has its own
+    ray.init(address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         actor = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0, max_restarts=0)(LabelWorker)
         idle = [actor.remote(*arguments) for _ in range(workers)]

@@ -1,8 +1,8 @@
 """Depth teachers: uint8 pictures in, float32 depth in the teacher's own space out, at the pictures' size.
 
 Two loaders. `transformers` takes any `AutoModelForDepthEstimation` checkpoint (Depth Anything v2, Distill Any Depth, DPT,
-...). `genpercept` takes a one-step diffusion estimator as a UNet and a VAE in `diffusers`' layout. A checkpoint is a folder or a
-hub id; what the numbers mean (`depth_space`) is always stated, because nothing in a checkpoint says so.
+...). `genpercept` takes a one-step diffusion estimator as a UNet and a VAE in the layout of diffusers. A checkpoint is a
+folder or a hub id; what the numbers mean (`depth_space`) is always stated, because nothing in a checkpoint says so.
 """
 
 from __future__ import annotations
@@ -134,13 +134,8 @@ class GenPerceptTeacher:
             raise FileNotFoundError(f"{text_file}: not there; it must hold the empty text's embedding, [1, 77 or 2, width]")
         (text,) = load_file(text_file).values()
         self._text = text.to(device, dtype).reshape(1, *text.shape[-2:])
-        parts = {"vae": AutoencoderKL, "unet": UNet2DConditionModel}
-        self._vae, self._unet = (
-            _complete(part.from_pretrained(folder / name, torch_dtype=dtype, output_loading_info=True), folder / name)
-            .to(device)
-            .eval()
-            for name, part in parts.items()
-        )
+        self._vae = _load_part(AutoencoderKL, folder / "vae", dtype).to(device).eval()
+        self._unet = _load_part(UNet2DConditionModel, folder / "unet", dtype).to(device).eval()
 
     @torch.inference_mode()
     def predict(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float32[np.ndarray, "b h w"]:
@@ -153,6 +148,12 @@ class GenPerceptTeacher:
         output = self._unet(latent, step, self._text.expand(len(pixels), -1, -1)).sample
         decoded = self._vae.decode(-output / scale).sample.float().mean(1, keepdim=True)
         return _to_size((decoded.clamp(-1, 1) + 1) / 2, size)
+
+
+def _load_part(part: Any, folder: Path, dtype: torch.dtype) -> Any:
+    # low_cpu_mem_usage would want the accelerate package, for networks that fit into memory many times over.
+    loaded = part.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False)
+    return _complete(loaded, folder)
 
 
 def _complete(loaded: tuple[Any, dict[str, Any]], folder: Path) -> Any:

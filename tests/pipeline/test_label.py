@@ -103,6 +103,63 @@ def test_killed_at_random_moments_and_run_again_the_run_ends_the_same(
     assert manifests.verify(tmp_path / "run") == []
 
 
+def _start(command: list[str], run: Path) -> subprocess.Popen[bytes]:
+    """The command, once it has committed something."""
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "RAY_worker_niceness": "0"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not _committed(run) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def _ray_workers(driver: int) -> list[int]:
+    """Processes of the Ray actors below a driver."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(entry.name)] = (entry / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+
+    def is_below(pid: int) -> bool:
+        return pid == driver or (pid in parents and is_below(parents[pid]))
+
+    return [pid for pid, title in titles.items() if title.startswith("ray::LabelWorker") and is_below(pid)]
+
+
+def test_a_worker_that_is_killed_is_replaced_and_the_labels_are_the_same(
+    tmp_path: Path, labelled_run: Path, checkpoints: Path, scenes_tar: Path
+):
+    arguments = _command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "2")
+    process = _start([sys.executable, "-m", "pipeline.label", *arguments], tmp_path / "run")
+    workers = _ray_workers(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 0, messages
+    assert _content(tmp_path / "run") == _content(labelled_run)
+
+
+def test_a_driver_that_is_killed_takes_ray_along_and_the_next_run_ends_the_same(
+    tmp_path: Path, labelled_run: Path, checkpoints: Path, scenes_tar: Path
+):
+    arguments = _command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "2")
+    process = _start([sys.executable, "-m", "pipeline.label", *arguments], tmp_path / "run")
+    workers = _ray_workers(process.pid)
+    process.kill()
+    process.communicate()
+    assert main(_command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "0")) == 0
+    assert _content(tmp_path / "run") == _content(labelled_run)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert workers
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
 def _committed(run: Path) -> list[Path]:
     return [path for path in run.glob("columns/*/*.json") if not path.name.endswith(".failure.json")]
 
