@@ -26,12 +26,15 @@ from stages.demo_models import (
     OneStepDiffusion,
     build_depth_anything,
     draw_crops,
+    load_weights,
     save_depth_anything,
     supervised_loss,
 )
 from stages.scenes import render_scene
 
 _IMAGENET = (torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+_STATE_EVERY = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class DemoModelConfig:
     """Folder of the checkpoint; the training state is kept beside it as OUTPUT.state.pt."""
     cache: Path
     """Folder of the rendered scenes; made where missing."""
+    init: Path | None = None
+    """Checkpoint whose weights the training starts from; random ones without it."""
     scenes: int = 8000
     """Scenes to train on: the seeds 0 to N - 1. Held-out scenes have seeds from 1,000,000."""
     yard_reach_m: float = 12
@@ -129,49 +134,70 @@ def _pace(step: int, steps: int) -> float:
 def _train(config: DemoModelConfig, rgb: np.ndarray, disparity: np.ndarray) -> None:
     torch.manual_seed(config.seed)
     model, forward = _build(config.which)
+    if config.init is not None:
+        load_weights(model, config.init)
     if config.which != "assistant":  # channels last: a third faster for the DPT neck on a CPU, slower for the UNet
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = _optimizers(config, model)
     state_file = config.output.with_suffix(".state.pt")
-    step, seconds = 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        step, seconds = state["step"], state["seconds"]
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    bar = tqdm(total=config.steps, initial=step, desc=config.which, mininterval=20)
-    running, started = 0.0, time.perf_counter()
-    while step < config.steps:
-        stage = next(i for i, end in enumerate(config.side_until) if step < end * config.steps)
-        rng = np.random.default_rng([config.seed, step])
-        pictures, target, far_weight = draw_crops(rgb, disparity, rng, config.batch[stage], config.sides_px[stage])
-        with torch.autocast("cpu", torch.bfloat16):
-            prediction = forward(pictures)
-        loss = supervised_loss(prediction, target, far_weight if step >= config.relative_from else None)
-        if not torch.isfinite(loss):
-            raise SystemExit(
-                f"step {step}: the loss is {loss.item()}; stopped before the update. The last state is {state_file}."
-            )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * _pace(step, config.steps)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        step += 1
-        bar.update()
-        running = 0.98 * running + 0.02 * loss.item() if step > 1 else loss.item()
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{running:.4f}", side=config.sides_px[stage])
-        if step % 200 == 0 or step == config.steps:
-            saved = [optimizer.state_dict() for optimizer in optimizers]
-            taken = seconds + time.perf_counter() - started
-            part = state_file.with_suffix(".part")
-            torch.save({"step": step, "seconds": taken, "model": model.state_dict(), "optimizers": saved}, part)
-            part.replace(state_file)
+    first_step, seconds = _restore(state_file, model, optimizers)
+    started = time.perf_counter()
+    with tqdm(total=config.steps, initial=first_step, desc=config.which, mininterval=5) as bar:
+        for step in range(first_step, config.steps):
+            loss = _learn(config, step, model, forward, optimizers, rgb, disparity)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+            if (step + 1) % _STATE_EVERY == 0 or step + 1 == config.steps:
+                taken = seconds + time.perf_counter() - started
+                _save_state(state_file, model, optimizers, step + 1, taken)
     _export(config, model, seconds + time.perf_counter() - started)
+
+
+def _learn(
+    config: DemoModelConfig,
+    step: int,
+    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    optimizers: list[torch.optim.Optimizer],
+    rgb: np.ndarray,
+    disparity: np.ndarray,
+) -> float:
+    """One step; its crops depend on the seed and the step alone. Returns the loss."""
+    stage = next(i for i, end in enumerate(config.side_until) if step < end * config.steps)
+    rng = np.random.default_rng([config.seed, step])
+    pictures, target, far_weight = draw_crops(rgb, disparity, rng, config.batch[stage], config.sides_px[stage])
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction = forward(pictures)
+    loss = supervised_loss(prediction, target, far_weight if step >= config.relative_from else None)
+    if not torch.isfinite(loss):
+        raise SystemExit(f"step {step}: the loss is {loss.item()}; stopped before the update, the last state is kept")
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * _pace(step, config.steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def _save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    saved = [optimizer.state_dict() for optimizer in optimizers]
+    aside = path.with_suffix(".part")
+    torch.save({"step": step, "seconds": seconds, "model": model.state_dict(), "optimizers": saved}, aside)
+    aside.replace(path)
+
+
+def _restore(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+    """The step to go on with and the seconds spent so far; both 0 where no state is kept."""
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"], state["seconds"]
 
 
 def _export(config: DemoModelConfig, model: nn.Module, seconds: float) -> None:

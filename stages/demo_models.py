@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, UInt8
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
+
+from stages.labelling.teachers import EMPTY_TEXT
 
 SCENE_SIDE_PX = 352
 DEMO_INPUT_PX = 192
@@ -123,7 +125,19 @@ class OneStepDiffusion(nn.Module):
         """Write `unet/`, `vae/` and `empty_text_embedding.safetensors`."""
         self.vae.to(dtype).save_pretrained(folder / "vae")
         self.unet.to(dtype).save_pretrained(folder / "unet")
-        save_file({"empty_text_embedding": self.empty_text.detach().to(dtype)}, folder / "empty_text_embedding.safetensors")
+        save_file({"empty_text_embedding": self.empty_text.detach().to(dtype)}, folder / EMPTY_TEXT)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Fill a network of the same size with the weights of a checkpoint that this module wrote."""
+    if isinstance(model, OneStepDiffusion):
+        for name, part in (("vae", model.vae), ("unet", model.unet)):
+            part.load_state_dict(load_file(folder / name / "diffusion_pytorch_model.safetensors"))
+        model.empty_text.data.copy_(load_file(folder / EMPTY_TEXT)["empty_text_embedding"])
+    else:
+        # Through the library: the names on disk are the hub's, not those of the modules.
+        saved = DepthAnythingForDepthEstimation.from_pretrained(folder, dtype=torch.float32)
+        model.load_state_dict(saved.state_dict())
 
 
 def save_depth_anything(model: nn.Module, folder: Path, dtype: torch.dtype, side_px: int) -> None:
@@ -158,7 +172,7 @@ def draw_crops(
         side = full if rng.random() < 0.35 else int(rng.integers(min(side_px, full), full + 1))
         top, left = rng.integers(full - side + 1, size=2)
         window = np.s_[index, top : top + side, left : left + side]
-        picture = torch.from_numpy(np.ascontiguousarray(rgb[window])).permute(2, 0, 1)[None].float() / 255
+        picture = torch.from_numpy(rgb[window].copy()).permute(2, 0, 1)[None].float() / 255
         target = torch.from_numpy(np.ascontiguousarray(disparity[window]).astype(np.float32))[None, None]
         picture, target = (_area_resize(x, side_px)[0] for x in (picture, target))
         if rng.random() < 0.5:

@@ -27,7 +27,7 @@ from transformers import AutoModelForDepthEstimation
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 
 _WEIGHT_SUFFIXES = (".safetensors", ".json")
-_EMPTY_TEXT = "empty_text_embedding.safetensors"
+EMPTY_TEXT = "empty_text_embedding.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class GenPerceptTeacher:
 
     def __init__(self, spec: TeacherSpec, folder: Path, dtype: torch.dtype, device: str) -> None:
         self.spec, self._dtype, self._device = spec, dtype, device
-        text_file = folder / _EMPTY_TEXT
+        text_file = folder / EMPTY_TEXT
         if not text_file.exists():
             raise FileNotFoundError(f"{text_file}: not there; it must hold the empty text's embedding, [1, 77 or 2, width]")
         (text,) = load_file(text_file).values()

@@ -42,6 +42,15 @@ def test_a_prediction_does_not_depend_on_its_batch(checkpoints: Path, name: str,
     assert (together == teacher.predict(pictures)).all()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("name", "loader"), _LOADERS)
+def test_a_gpu_gives_the_labels_of_a_cpu_up_to_rounding(checkpoints: Path, name: str, loader: str):
+    spec, pictures = teacher_spec(checkpoints, name, loader), _pictures(2, 48, 48)
+    on_cpu, on_gpu = (load_teacher(spec, device=device).predict(pictures) for device in ("cpu", "cuda"))
+    assert np.abs(on_cpu - on_gpu).max() < 2e-3 * max(np.ptp(on_cpu), 1e-3)
+
+
 def test_the_depth_anything_teacher_gives_the_networks_raw_disparity(checkpoints: Path):
     pictures = _pictures(1, 48, 48)
     model = AutoModelForDepthEstimation.from_pretrained(checkpoints / "primary", dtype=torch.float32).eval()

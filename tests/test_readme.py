@@ -1,0 +1,55 @@
+"""Every command that the README shows is run here; what takes minutes is given a small number to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import scene_bytes
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+_SMALLER = {"pipeline.train": ["--steps", "2"], "pipeline.evaluate": ["--scenes", "2"], "pipeline.label": ["--workers", "0"]}
+
+
+def _commands(start: str) -> list[list[str]]:
+    lines = re.findall(r"^    (.+)$", README, flags=re.M)
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(start)]
+
+
+def test_the_commands_on_ones_own_photographs_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "photos").mkdir()
+    for seed in range(3):
+        (tmp_path / "photos" / f"{seed}.png").write_bytes(scene_bytes(seed, side_px=240))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    commands = _commands(".venv/bin/python")
+    assert len(commands) == 5
+    for _, dash_m, module, *arguments in commands:
+        assert dash_m == "-m"
+        command = [sys.executable, "-m", module, *arguments, *_SMALLER.get(module, [])]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "photo.jpg").write_bytes(scene_bytes(7))
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    assert tuple(names["disparity"].shape[-2:]) == (88, 88)  # type: ignore[attr-defined]
+
+
+def test_the_make_targets_exist():
+    targets = _commands("make")
+    assert [target for _, target in targets] == ["demo", "test"]
+    for command in targets:
+        assert subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_every_file_and_folder_that_the_readme_names_is_there():
+    for name in re.findall(r"^    (\w+/)", README, flags=re.M) + re.findall(r"\]\((docs/[^)]+)\)", README):
+        assert (ROOT / name).exists(), name
