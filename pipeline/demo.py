@@ -48,9 +48,9 @@ class DemoConfig:
     """Starting values."""
     config: Path | None = None
     """TOML file with values for any of these."""
-    scenes: int = 240
+    scenes: int = 192
     """Photographs to render and label."""
-    steps: int = 400
+    steps: int = 300
     """Steps of the student's training."""
     held_out: int = 100
     """Held-out scenes to score on."""

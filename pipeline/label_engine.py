@@ -18,7 +18,7 @@ import ray.exceptions
 import torch
 
 import manifests
-from pipeline.label_run import OpenRun, WallClock, source_problems
+from pipeline.label_run import OpenRun, WallClock
 from pipeline.progress import ColumnProgress
 from stages.labelling.teachers import Teacher, TeacherSpec, load_teacher
 from stages.labelling.units import IMAGES, Unit, UnitResult, label_images_part, label_teacher_part
@@ -132,7 +132,7 @@ def drive(
         committed=queue.committed,
         parts_total=parts_total,
         failures=tuple(queue.failures),
-        source_problems=tuple(source_problems(run)),
+        source_problems=tuple(problem for _, content in run.sources for problem in content.problems),
     )
 
 

@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +73,7 @@ def _catalogue_files(source: Source, content: SourceContent) -> tuple[bytes, byt
         size_bytes=content.size_bytes,
         images=len(content.rows),
         table_sha256=hashlib.sha256(table).hexdigest(),
-        problems=tuple(manifests.Problem(**asdict(problem)) for problem in content.problems),
+        problems=content.problems,
     )
     return manifests.to_json(catalogue), table
 
@@ -181,10 +180,3 @@ class WallClock:
         seconds = round(time.perf_counter() - self._started, 3)
         created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         return manifests.Volatile(attempt=attempt, host=os.uname().nodename, seconds=seconds, created_at=created_at)
-
-
-def source_problems(run: OpenRun) -> Iterator[manifests.Problem]:
-    """Every problem of every source."""
-    for _, content in run.sources:
-        for problem in content.problems:
-            yield manifests.Problem(**asdict(problem))

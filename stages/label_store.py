@@ -1,7 +1,7 @@
 """The label store: one part's arrays in one Zarr group, as docs/format.md describes it.
 
 Labels go in as float32 maps with a validity mask and come back within half a quantisation step of each view's own range;
-invalid pixels come back invalid, and so does anything that was lost. A flipped bit in a file raises when it is read.
+invalid pixels come back invalid. A lost chunk or a flipped bit raises when it is read, and never becomes a depth.
 """
 
 from __future__ import annotations
@@ -226,7 +226,10 @@ class LabelReader(_PartReader):
 
     def _view(self, name: str, row: int, height: int, width: int) -> Label:
         codes = np.asarray(self._codes[name][row])[:height, :width]
-        return decode_label(codes, self._small[f"{name}_scale"][row], self._small[f"{name}_offset"][row])
+        scale, offset = self._small[f"{name}_scale"][row], self._small[f"{name}_offset"][row]
+        if not codes.any() and (scale or offset):  # a view that was written without any value has both 0
+            raise ValueError(f"{self.folder}/{name}: row {row} has lost its chunk; run `python -m manifests verify` on the run")
+        return decode_label(codes, scale, offset)
 
 
 class PictureReader(_PartReader):

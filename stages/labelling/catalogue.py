@@ -17,6 +17,7 @@ from typing import Literal
 
 import braceexpand
 
+from manifests import Problem
 from stages.labelling.pictures import IMAGE_SUFFIXES
 
 _BLOCK = 512
@@ -42,21 +43,12 @@ class CatalogueRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceProblem:
-    """Something wrong with the source: `kind` for machines, where, and the message for people."""
-
-    kind: str
-    where: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class SourceContent:
     """All images of a source in order, its size (of the tar, or of all images), and its problems."""
 
     rows: tuple[CatalogueRow, ...]
     size_bytes: int
-    problems: tuple[SourceProblem, ...]
+    problems: tuple[Problem, ...]
 
 
 class SourceNotFoundError(ValueError):
@@ -104,15 +96,15 @@ def read_source(source: Source) -> SourceContent:
     for row in rows:
         if row.key in unique:
             message = f"the key {row.key!r} is already taken by {unique[row.key].member!r}; this one is left out"
-            problems.append(SourceProblem(kind="duplicate_key", where=row.member, message=message))
+            problems.append(Problem(kind="duplicate_key", where=row.member, message=message))
         else:
             unique[row.key] = row
     if not unique:
-        problems.append(SourceProblem(kind="no_images", where=source.name, message="no image was found in this source"))
+        problems.append(Problem(kind="no_images", where=source.name, message="no image was found in this source"))
     return SourceContent(rows=tuple(unique.values()), size_bytes=size_bytes, problems=tuple(problems))
 
 
-def _read_folder(source: Source) -> tuple[list[CatalogueRow], int, list[SourceProblem]]:
+def _read_folder(source: Source) -> tuple[list[CatalogueRow], int, list[Problem]]:
     rows = []
     for folder, subfolders, files in os.walk(source.location):
         subfolders.sort()
@@ -124,13 +116,13 @@ def _read_folder(source: Source) -> tuple[list[CatalogueRow], int, list[SourcePr
     return rows, sum(row.size_bytes for row in rows), []
 
 
-def _read_tar(source: Source) -> tuple[list[CatalogueRow], int, list[SourceProblem]]:
+def _read_tar(source: Source) -> tuple[list[CatalogueRow], int, list[Problem]]:
     size_bytes = source.location.stat().st_size
-    problems: list[SourceProblem] = []
+    problems: list[Problem] = []
     members: list[tarfile.TarInfo] = []
 
     def problem(kind: str, message: str) -> None:
-        problems.append(SourceProblem(kind=kind, where=source.location.name, message=message))
+        problems.append(Problem(kind=kind, where=source.location.name, message=message))
 
     try:
         with tarfile.open(source.location, "r:") as tar:
@@ -153,7 +145,7 @@ def _read_tar(source: Source) -> tuple[list[CatalogueRow], int, list[SourceProbl
     return rows, size_bytes, problems
 
 
-def _end_of_tar(location: Path, end: int) -> Iterator[SourceProblem]:
+def _end_of_tar(location: Path, end: int) -> Iterator[Problem]:
     """What stands where tarfile stopped reading; two blocks of zeros end a sound archive."""
     with location.open("rb") as file:
         file.seek(end)
@@ -165,7 +157,7 @@ def _end_of_tar(location: Path, end: int) -> Iterator[SourceProblem]:
     else:
         kind, found = "missing_end", f"{len(tail)} bytes where two blocks of zeros mark the end; the tar may have been cut"
     message = f"at byte {end}: found {found}; members after this point, if there were any, are lost"
-    yield SourceProblem(kind=kind, where=location.name, message=message)
+    yield Problem(kind=kind, where=location.name, message=message)
 
 
 def _hidden(name: str) -> bool:
@@ -173,7 +165,7 @@ def _hidden(name: str) -> bool:
     return not name or name.startswith(".")
 
 
-def _group_samples(members: list[tarfile.TarInfo], tar_name: str, problems: list[SourceProblem]) -> list[CatalogueRow]:
+def _group_samples(members: list[tarfile.TarInfo], tar_name: str, problems: list[Problem]) -> list[CatalogueRow]:
     """One row per image. A WebDataset key ends at the first dot of the file's name.
 
     `7.jpg` beside `7.seg.png` and `7.json` is one sample with one photograph. Where no member of a sample has a plain image
@@ -190,7 +182,7 @@ def _group_samples(members: list[tarfile.TarInfo], tar_name: str, problems: list
         plain = [member for member in images if PurePosixPath(member.name).name.count(".") == 1]
         if not images:
             message = f"the sample {key!r} has no image among {', '.join(member.name for member in group)}"
-            problems.append(SourceProblem(kind="no_image_in_sample", where=f"{tar_name}:{key}", message=message))
+            problems.append(Problem(kind="no_image_in_sample", where=f"{tar_name}:{key}", message=message))
         for member in plain or images:
             own_key = key if plain else str(PurePosixPath(member.name).with_suffix(""))
             rows.append(CatalogueRow(key=own_key, member=member.name, offset=member.offset_data, size_bytes=member.size))

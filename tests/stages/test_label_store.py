@@ -89,9 +89,18 @@ def test_plain_zarr_reads_a_part_as_the_format_describes_it(tmp_path: Path):
     assert np.abs(values - wanted.context.values)[codes > 0].max() < 1e-4
 
 
-def test_a_lost_chunk_reads_as_invalid_never_as_a_depth(tmp_path: Path):
+@pytest.mark.parametrize("name", ["context", "patch"])
+def test_a_lost_chunk_is_an_error_that_names_it(tmp_path: Path, name: str):
     write_labels(tmp_path / "a.zarr", [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
-    (tmp_path / "a.zarr/context/c/0/0/0").unlink()
+    (tmp_path / "a.zarr" / name / "c/0/0/0").unlink()
+    reader = LabelReader(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match=f"{name}: row 0 has lost its chunk"):
+        reader.context(0) if name == "context" else reader.patches(0)
+
+
+def test_a_view_without_any_valid_pixel_comes_back_as_one(tmp_path: Path):
+    nothing = Label(values=np.zeros((9, 9), np.float32), valid=np.zeros((9, 9), bool))
+    write_labels(tmp_path / "a.zarr", [ImageLabels(context=nothing, patches=())], context_px=9, depth_space="depth_metric")
     label = LabelReader(tmp_path / "a.zarr").context(0)
     assert label is not None
     assert not label.valid.any()
