@@ -15,22 +15,26 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.config import parse_command
+import manifests
+from pipeline.config import USAGE_ERROR, parse_command
 from pipeline.demo_report import DemoRun, write_demo_report
 from pipeline.evaluate import evaluate_models, format_table, protocol
 from pipeline.label import DEMO_CHECKPOINTS, LabelConfig, default_workers, label
 from pipeline.label import PRESETS as LABEL_PRESETS
+from pipeline.label_run import RunMismatchError
 from pipeline.train import PRESETS as TRAIN_PRESETS
 from pipeline.train import TrainConfig, train
-from stages.evaluation.metrics import mean_metrics
+from pipeline.training_state import OutputMismatchError
+from stages.evaluation.metrics import DepthMetrics, mean_metrics
 from stages.evaluation.scenes import HELD_OUT_SEED, SCENE_SIDE_PX, SceneResult
+from stages.labelling.teachers import checkpoint_sha256
 from stages.scenes import render_scene
 
 FIRST_PHOTO_SEED = 500_000
@@ -87,6 +91,17 @@ class _Timings(dict[str, float]):
 
 def main() -> int:
     config = parse_command(DemoConfig, {"demo": {}}, program="python -m pipeline.demo", description=__doc__ or "")
+    try:
+        return _demo(config)
+    except (RunMismatchError, OutputMismatchError) as error:
+        print(f"pipeline.demo: {error}\n{config.output} was made with other settings; choose another --output", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _demo(config: DemoConfig) -> int:
     timings = _Timings()
     with timings.step("Rendering scenes"):
         sources = render_tars(config.output / "photos", config.scenes)
@@ -122,14 +137,13 @@ def main() -> int:
     }
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + config.held_out)
     with timings.step("Scoring on held-out scenes"):
-        results = evaluate_models(models, seeds, device="cpu")
+        results = _scores(config.output / "scores.json", models, seeds)
     with timings.step("Writing the report"):
         run = DemoRun(
             label=label_config, train=train_config, models=models, results=results, seeds=seeds, examples=config.examples
         )
         path = config.output / "report.html"
         write_demo_report(path, run, timings)
-    _write_scores(config.output / "scores.json", results)
     means = {name: mean_metrics([result.metrics for result in scenes]) for name, scenes in results.items()}
     print(f"\n{format_table(means, len(seeds))}\n{protocol(seeds, 'disparity_affine_invariant')}\n\nThe report: {path}")
     return 0
@@ -165,9 +179,23 @@ def _scene_jpeg(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def _write_scores(path: Path, results: Mapping[str, list[SceneResult]]) -> None:
-    scores = {name: {str(r.seed): [r.metrics.abs_rel, r.metrics.delta1] for r in scenes} for name, scenes in results.items()}
-    path.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+def _scores(path: Path, models: Mapping[str, Path], seeds: range) -> dict[str, list[SceneResult]]:
+    """Every model's results; those of the last demo where checkpoints and scenes are still the same."""
+    what = {
+        "checkpoints": {name: checkpoint_sha256(folder) for name, folder in models.items()},
+        "protocol": protocol(seeds, "disparity_affine_invariant"),
+    }
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["what"] == what:
+            return {
+                name: [SceneResult(seed=r["seed"], metrics=DepthMetrics(**r["metrics"])) for r in kept["results"][name]]
+                for name in models
+            }
+    results = evaluate_models(models, seeds, device="cpu")
+    content = {"what": what, "results": {name: [asdict(result) for result in scenes] for name, scenes in results.items()}}
+    manifests.write_replacing(path, (json.dumps(content, indent=1) + "\n").encode())
+    return results
 
 
 if __name__ == "__main__":

@@ -84,9 +84,10 @@ def checkpoint_folder(checkpoint: str, revision: str | None = None) -> Path:
 
 
 def checkpoint_sha256(folder: Path) -> str:
-    """One digest over the names and contents of all weights and configurations of a checkpoint."""
+    """One digest over the names and contents of all that decides a checkpoint's output: weights and configurations."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHT_SUFFIXES and path.is_file()):
+    deciding = (".safetensors", "config.json", ".index.json")
+    for path in sorted(path for path in folder.rglob("*") if path.name.endswith(deciding) and path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 22):
