@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.demo_models import (
+    DEMO_INPUT_PX,
     SCENE_SIDE_PX,
     OneStepDiffusion,
     build_depth_anything,
@@ -205,7 +206,7 @@ def _export(config: DemoModelConfig, model: nn.Module, seconds: float) -> None:
     if isinstance(model, OneStepDiffusion):
         model.save(config.output, torch.float16)
     else:
-        save_depth_anything(model, config.output, torch.float16, config.sides_px[-1])
+        save_depth_anything(model, config.output, torch.float16, DEMO_INPUT_PX)
     record = {
         "which": config.which,
         "seed": config.seed,

@@ -33,8 +33,8 @@ _BASELINE: dict[str, Any] = {"normalization_shared": "global", "local_global_wei
 _DEMO: dict[str, Any] = {
     "student": str(_DEMO_STUDENT),
     "steps": 300,
-    "lr_encoder": 3e-4,
-    "lr_decoder": 3e-4,
+    "lr_encoder": 6e-4,
+    "lr_decoder": 6e-4,
     "warmup_steps": 20,
     "decay": "cosine",
     "workers": 0,
