@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 import manifests
@@ -34,6 +33,7 @@ from pipeline.train import TrainConfig, train
 from pipeline.training_state import OutputMismatchError
 from stages.evaluation.metrics import DepthMetrics, mean_metrics
 from stages.evaluation.scenes import HELD_OUT_SEED, SCENE_SIDE_PX, SceneResult
+from stages.label_store import encode_picture
 from stages.labelling.teachers import checkpoint_sha256
 from stages.scenes import render_scene
 
@@ -173,10 +173,7 @@ def render_tars(folder: Path, scenes: int) -> list[Path]:
 
 
 def _scene_jpeg(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    rgb = render_scene(seed, height_px=SCENE_SIDE_PX, width_px=SCENE_SIDE_PX).rgb
-    Image.fromarray(rgb).save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()
+    return encode_picture(render_scene(seed, height_px=SCENE_SIDE_PX, width_px=SCENE_SIDE_PX).rgb)
 
 
 def _scores(path: Path, models: Mapping[str, Path], seeds: range) -> dict[str, list[SceneResult]]:

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from stages.demo_models import (
     DEMO_INPUT_PX,
-    SCENE_SIDE_PX,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     OneStepDiffusion,
     build_depth_anything,
     draw_crops,
@@ -31,9 +32,10 @@ from stages.demo_models import (
     save_depth_anything,
     supervised_loss,
 )
+from stages.evaluation.scenes import SCENE_SIDE_PX
 from stages.scenes import render_scene
 
-_IMAGENET = (torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+_IMAGENET = tuple(torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 _STATE_EVERY = 200
 

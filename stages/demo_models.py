@@ -24,10 +24,9 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 
 from stages.labelling.teachers import EMPTY_TEXT
 
-SCENE_SIDE_PX = 352
 DEMO_INPUT_PX = 192
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 _FARTHEST_DISPARITY = 0.01  # 1/m; what is farther than this is sky
 _FLATTEST_RANGE = 0.08  # of the crop's median disparity: a wall seen head-on is not blown up to a full-range ramp
 
@@ -152,8 +151,8 @@ def save_depth_anything(model: nn.Module, folder: Path, dtype: torch.dtype, side
         resample=3,
         do_rescale=True,
         do_normalize=True,
-        image_mean=list(_MEAN),
-        image_std=list(_STD),
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
     )
     processor.save_pretrained(folder)
 

@@ -14,7 +14,7 @@ from pipeline.label_run import WallClock, open_run, units_left
 from stages.label_store import LabelReader, PictureReader
 from stages.labelling.units import Unit, label_images_part, label_teacher_part
 from stages.views import ViewPlan
-from tests.conftest import PLAN, label_config, picture_bytes, scene_bytes, teacher_spec
+from tests.conftest import label_config, picture_bytes, scene_bytes, teacher_spec
 
 
 class _ColumnOfTheRamp:
@@ -145,4 +145,3 @@ def test_statistics_tell_range_and_measured_quantisation_error(labelled_run: Pat
         assert statistics.min <= statistics.mean <= statistics.max
         assert statistics.max_quantisation_error is not None
         assert 0 < statistics.max_quantisation_error < (statistics.max - statistics.min) / 65535
-    assert PLAN.context_px == 48
