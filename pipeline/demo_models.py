@@ -67,7 +67,7 @@ class DemoModelConfig:
     lr: float = 1e-3
     """Peak learning rate: AdamW, and Muon at the same update size for the transformer's matrices."""
     muon: bool = True
-    """Use Muon for the matrices of the ViT."""
+    """Use Muon for the matrices of the ViT and the convolutions of the UNet and the VAE."""
     relative_from: int = 0
     """Step from which the loss also counts errors relative to the disparity; before it, plain L1 finds the layout."""
     seed: int = 0
@@ -117,15 +117,33 @@ def _build(which: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     return model, lambda x: model(pixel_values=(x - _IMAGENET[0]) / _IMAGENET[1]).predicted_depth
 
 
+class _KernelMuon(torch.optim.Muon):
+    """Muon that takes convolution kernels too, each as a matrix [out, in * height * width]."""
+
+    def __init__(self, kernels: list[nn.Parameter], lr: float) -> None:
+        self._kernels = kernels
+        self._matrices = [kernel.detach().flatten(1) for kernel in kernels]  # views: a step on them is one on the kernels
+        super().__init__(self._matrices, lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+
+    def step(self, closure: None = None) -> None:
+        for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+        super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for kernel in self._kernels:
+            kernel.grad = None
+
+
 def _optimizers(config: DemoModelConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
-    matrices, rest = [], []
+    kernels, rest = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_matrix = config.muon and parameter.ndim == 2 and ".layer." in name
-            (matrices if is_matrix else rest).append(parameter)
+            is_kernel = parameter.ndim == 2 and ".layer." in name or isinstance(model, OneStepDiffusion) and parameter.ndim >= 2
+            (kernels if config.muon and is_kernel else rest).append(parameter)
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, config.lr, betas=(0.9, 0.98), weight_decay=0.01)]
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    if kernels:
+        optimizers.append(_KernelMuon(kernels, config.lr))
     return optimizers
 
 
