@@ -5,6 +5,10 @@ docs/format.md is the contract. Importing this package imports neither torch, ra
 """
 
 from manifests.commit import fsync_tree, hash_tree, sha256_file, write_exclusively, write_replacing
+from manifests.compare import Difference, compare
+from manifests.litter import clean
+from manifests.lock import RunInUseError, hold_run
+from manifests.repair import DroppedPart, RepairReport, drop_parts, repair
 from manifests.run import (
     NotARunError,
     PartId,
@@ -59,6 +63,8 @@ __all__ = [
     "ColumnSummary",
     "Damage",
     "DepthSpace",
+    "Difference",
+    "DroppedPart",
     "FailureRecord",
     "FileRecord",
     "ImageOutcome",
@@ -69,6 +75,8 @@ __all__ = [
     "PartStatistics",
     "Problem",
     "Reason",
+    "RepairReport",
+    "RunInUseError",
     "RunRecord",
     "RunSummary",
     "SourceProblems",
@@ -76,12 +84,16 @@ __all__ = [
     "ValidationProblem",
     "Volatile",
     "catalogue_path",
+    "clean",
     "column_dir",
     "committed_parts",
+    "compare",
+    "drop_parts",
     "failure_path",
     "fingerprint_differences",
     "fsync_tree",
     "hash_tree",
+    "hold_run",
     "load_catalogue",
     "load_failure",
     "load_part",
@@ -93,6 +105,7 @@ __all__ = [
     "parse_run",
     "part_names",
     "parts",
+    "repair",
     "sha256_file",
     "summarize",
     "table_path",

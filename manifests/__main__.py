@@ -1,6 +1,6 @@
-"""`python -m manifests summary RUN` and `python -m manifests verify RUN`: what a run holds, and whether it is sound.
+"""`python -m manifests COMMAND RUN`: what a run holds, whether it is sound, and what to do where it is not.
 
-Exit status 0: finished and sound. 1: not so, and it says why. 2: the command line is wrong, or RUN is not a run.
+Exit status 0: finished, sound, mended, the same. 1: not so, and it says why. 2: the command line is wrong, or RUN is no run.
 """
 
 from __future__ import annotations
@@ -11,46 +11,86 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from manifests.compare import compare
+from manifests.licences import licence_class
+from manifests.litter import clean
+from manifests.lock import RunInUseError
+from manifests.repair import repair
 from manifests.run import NotARunError
 from manifests.schema import InvalidRecordError
 from manifests.summary import ColumnSummary, RunSummary, summarize
 from manifests.verify import Damage, count_checks, examine
 
 SOUND, PROBLEMS, USAGE_ERROR = 0, 1, 2
+_SHOWN_DIFFERENCES = 50
+_REWRITE = (
+    "run.json and catalog/ say what the run is, and cannot be made from the rest of it. Restore them from a copy; or move both "
+    "out of the run and give the command that made it again: with the same settings over the same sources it writes them anew, "
+    "and the parts that are committed stay."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m manifests", description="What a run holds, and whether it is sound.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in (
-        ("summary", "numbers of every column: how far it is, what was rejected and why"),
-        ("verify", "reads every file of the run and names all damage"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
-        command.add_argument("--json", action="store_true", help="for programs: JSON instead of a table")
+    parser = _parser()
     arguments = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names on disk may hold what the terminal cannot show
+    commands = {"summary": _summary, "verify": _verify, "repair": _repair, "clean": _clean, "compare": _compare}
+    options = vars(arguments)
     try:
-        return (_summary if arguments.command == "summary" else _verify)(arguments.run, as_json=arguments.json)
+        return commands[options.pop("command")](**options)
     except NotARunError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except (InvalidRecordError, OSError) as error:
+    except (InvalidRecordError, RunInUseError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return PROBLEMS
 
 
-def _summary(run_dir: Path, *, as_json: bool) -> int:
-    summary = summarize(run_dir)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m manifests", description="What a run holds, and whether it is sound.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, *runs: str, **flags: str) -> None:
+        command = commands.add_parser(name, help=text, description=text)
+        for run in runs or ("RUN",):
+            command.add_argument(run.lower(), type=Path, metavar=run, help="the run's folder")
+        for flag, meaning in flags.items():
+            command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=meaning)
+        command.add_argument("--json", dest="as_json", action="store_true", help="for programs: JSON instead of text")
+
+    add("summary", "numbers of every column: how far it is, what was rejected and why, which licences bind its labels")
+    add(
+        "verify",
+        "reads every record, looks for every file and its size, and names all damage",
+        deep="read every byte of the arrays too, and decode every chunk",
+    )
+    dry_run = "only say what would be removed"
+    add(
+        "repair",
+        "drops exactly the parts that are damaged, so that labelling again makes them anew; reads every byte",
+        quick="drop only what `verify` finds without --deep",
+        dry_run=dry_run,
+    )
+    add("clean", "removes what interrupted work has left: folders and files that no record names", dry_run=dry_run)
+    add("compare", "names every setting, part, image and array in which two runs differ", "RUN_A", "RUN_B")
+    return parser
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def _summary(run: Path, as_json: bool) -> int:
+    summary = summarize(run)
     complaints = summary.complaints()
     if as_json:
-        print(json.dumps(dataclasses.asdict(summary) | {"complaints": complaints}, indent=2))
+        _print_json(dataclasses.asdict(summary) | {"complaints": complaints})
     else:
         print("\n".join(_summary_lines(summary)))
         print(f"Not finished or not sound: {', '.join(complaints)}." if complaints else "Finished, no problems.")
@@ -75,7 +115,11 @@ def _summary_lines(summary: RunSummary) -> list[str]:
     for source in summary.source_problems:
         lines.append(f"source {source.source}: {_kinds(source.kinds)}, for example {source.example}")
     licensed = [f"{column.name} {', '.join(column.licences)}" for column in summary.columns if column.licences]
-    return [*lines, *([f"Licences of the labels' weights: {'; '.join(licensed)}"] if licensed else [])]
+    if licensed:
+        strictest = " and ".join(summary.most_restrictive_licences)
+        lines.append(f"Licences of the labels' weights: {'; '.join(licensed)}")
+        lines.append(f"Most restrictive: {strictest} ({licence_class(summary.most_restrictive_licences[0])})")
+    return lines
 
 
 def _row(column: ColumnSummary) -> dict[str, str]:
@@ -115,21 +159,81 @@ def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
-def _verify(run_dir: Path, *, as_json: bool) -> int:
-    damage: list[Damage] = []
-    total, live = count_checks(run_dir), sys.stderr.isatty()
-    for done, found in enumerate(examine(run_dir), start=1):
-        damage += found
-        if live:
-            end = "\n" if done == total else ""
-            print(f"\r{done}/{total} records checked, {len(damage)} problems ", end=end, file=sys.stderr, flush=True)
+def _verify(run: Path, deep: bool, as_json: bool) -> int:
+    damage = list(_examined(run, deep))
     if as_json:
-        print(json.dumps({"run_dir": str(run_dir), "damage": [item._asdict() for item in damage]}, indent=2))
+        _print_json({"run_dir": str(run), "deep": deep, "damage": [item._asdict() for item in damage]})
     else:
-        for item in damage:
-            print(f"{item.where}: {item.message} [{item.kind}]")
-        print(f"{run_dir}: {len(damage)} problem{'s' * (len(damage) != 1)} found" if damage else f"{run_dir}: sound")
+        _print_damage(damage)
+        problems = f"{_counted(len(damage), 'problem')} found; `python -m manifests repair` drops what is damaged"
+        sound = "sound" if deep else "sound as far as records, places and sizes tell; --deep reads the arrays too"
+        print(f"{run}: {problems if damage else sound}")
     return PROBLEMS if damage else SOUND
+
+
+def _examined(run: Path, deep: bool) -> Iterator[Damage]:
+    """What `verify` yields, with a line of progress where somebody sees it."""
+    total, found_so_far, live = count_checks(run), 0, sys.stderr.isatty()
+    for done, found in enumerate(examine(run, deep=deep), start=1):
+        found_so_far += len(found)
+        yield from found
+        if live:
+            line = f"\r{done}/{total} records checked, {found_so_far} problems "
+            print(line, end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _print_damage(damage: Sequence[Damage]) -> None:
+    for item in damage:
+        print(f"{item.where}: {item.message} [{item.kind}]")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _repair(run: Path, quick: bool, dry_run: bool, as_json: bool) -> int:
+    report = repair(run, _examined(run, deep=not quick), dry_run=dry_run)
+    if as_json:
+        left = [item._asdict() for item in report.left]
+        _print_json({"run_dir": str(run), "dry_run": dry_run} | dataclasses.asdict(report) | {"left": left})
+    else:
+        for item in report.dropped:
+            print(f"{'would drop' if dry_run else 'dropped'} {item.column}/{item.part}: {item.why}")
+        for name in report.removed:
+            print(f"{'would remove' if dry_run else 'removed'} {name}")
+        if report.left:
+            print("Not to be repaired here:")
+            _print_damage(report.left)
+        if any(item.where == "run.json" or item.where.startswith("catalog/") for item in report.left):
+            print(_REWRITE)
+        print(f"{run}: {_counted(len(report.dropped), 'part')} {'to drop' if dry_run else 'dropped'}", end="")
+        again = "it" if len(report.dropped) == 1 else "them"
+        print(f"; to make {again} again, give the command that made the run" if report.dropped else "")
+    return PROBLEMS if report.left else SOUND
+
+
+def _clean(run: Path, dry_run: bool, as_json: bool) -> int:
+    removed = clean(run, dry_run=dry_run)
+    if as_json:
+        _print_json({"run_dir": str(run), "dry_run": dry_run, "removed": removed})
+    else:
+        print("".join(f"{'would remove' if dry_run else 'removed'} {name}\n" for name in removed), end="")
+        print(f"{run}: {len(removed)} pieces of litter" if removed else f"{run}: no litter")
+    return SOUND
+
+
+def _compare(run_a: Path, run_b: Path, as_json: bool) -> int:
+    differences = compare(run_a, run_b)
+    if as_json:
+        found = [difference._asdict() for difference in differences]
+        _print_json({"run_a": str(run_a), "run_b": str(run_b), "differences": found})
+    else:
+        for item in differences[:_SHOWN_DIFFERENCES]:
+            print(f"{item.where}: {item.field}{': ' * bool(item.field)}{item.a} in A, {item.b} in B")
+        if (more := len(differences) - _SHOWN_DIFFERENCES) > 0:
+            print(f"... and {more} more: --json prints them all")
+        print(f"{_counted(len(differences), 'difference')}" if differences else "The same, volatile fields aside.")
+    return PROBLEMS if differences else SOUND
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Annotations may be str, int, float, bool, None, Any, `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, `X | None`, `Scalar`, other
 dataclasses, and `Annotated[X, Rule(...)]`. A dataclass may have a method `inconsistencies()` for what its fields say
-together. Numbers are finite; no key is left out or added.
+together. Numbers are finite; no key is added, and none left out but those of fields with a default: what a field that is
+newer than the file is read as.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _read_object(value: Any, record_type: Any, path: str, problems: list[Validat
     known, hints, prefix = len(problems), _field_hints(record_type), f"{path}." if path else ""
     for key in value.keys() - hints.keys():
         problems.append(ValidationProblem(f"{prefix}{key}", "unknown_key", f"is unknown, expected {', '.join(hints)}"))
-    for key in hints.keys() - value.keys():
+    for key in _required_fields(record_type) - value.keys():
         problems.append(ValidationProblem(f"{prefix}{key}", "missing_key", "is missing"))
     fields = {key: read_value(value[key], hint, prefix + key, problems) for key, hint in hints.items() if key in value}
     if len(problems) > known:
@@ -112,6 +113,11 @@ def shown(value: Any) -> str:
 def _field_hints(record_type: type) -> dict[str, Any]:
     hints = typing.get_type_hints(record_type, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(record_type)}
+
+
+@functools.cache
+def _required_fields(record_type: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(record_type) if field.default is dataclasses.MISSING)
 
 
 @functools.cache

@@ -1,24 +1,33 @@
 """How a file comes into being: complete or not at all, and exactly once where that matters.
 
 Everything goes through a file aside in the same folder, whose name begins with a dot, is synced to disk, and only then
-gets its real name. A process killed at any moment leaves at most such a dot file behind, never half a record.
+gets its real name. A process killed at any moment leaves at most such a dot file behind, never half a record; `clean` removes
+those.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import secrets
+import time
 from pathlib import Path
 
 from manifests.schema import FileRecord
+
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_CLAIM_TIMEOUT_S = 10.0  # who holds a claim has two system calls to make
+ASIDE_NAME = re.compile(r"\..+\.(\d+\.[0-9a-f]{16}|claim)")
 
 
 def write_exclusively(path: Path, content: bytes) -> bool:
     """Creates `path` with `content` unless it exists; says whether it was us. Another's file is left untouched.
 
     Of any number of processes, on any number of machines that share the folder, exactly one gets True. When True is
-    returned the file and its name are on disk. Makes the folder where there is none; its file system must have hard links.
+    returned the file and its name are on disk. Makes the folder where there is none. On a file system without hard links
+    the name is claimed first, see `_rename_exclusively`. Raises OSError where it cannot write; nothing is left then.
     """
     aside = _write_aside(path, content)
     try:
@@ -28,10 +37,44 @@ def write_exclusively(path: Path, content: bytes) -> bool:
             # NFS may carry out a link, lose the answer, and find the file there when it asks again: count the names.
             if os.stat(aside).st_nlink == 1:
                 return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            if not _rename_exclusively(aside, path):
+                return False
     finally:
-        os.unlink(aside)
-    _fsync(path.parent)
+        aside.unlink(missing_ok=True)
+    fsync_path(path.parent)
     return True
+
+
+def _rename_exclusively(aside: Path, path: Path) -> bool:
+    """Renames `aside` to `path` unless that exists, where hard links are not to be had; says whether it did.
+
+    Creating `path` exclusively and then writing into it would leave a torn file when the writer dies. Here the right to
+    rename is what is created exclusively, as an empty file `.<name>.claim`, and the file appears whole as ever. A claim that
+    outlives its holder is taken over after some seconds, and delays the next writer by no more than that.
+    """
+    claim = path.with_name(f".{path.name}.claim")
+    deadline_s = time.monotonic() + _CLAIM_TIMEOUT_S
+    while True:
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            break
+        except FileExistsError:
+            if path.exists():
+                return False
+            if time.monotonic() > deadline_s:
+                claim.unlink(missing_ok=True)
+                deadline_s += _CLAIM_TIMEOUT_S
+            time.sleep(0.01)
+    try:
+        if path.exists():
+            return False
+        os.rename(aside, path)
+        return True
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 def write_replacing(path: Path, content: bytes) -> None:
@@ -42,16 +85,16 @@ def write_replacing(path: Path, content: bytes) -> None:
     except OSError:
         os.unlink(aside)
         raise
-    _fsync(path.parent)
+    fsync_path(path.parent)
 
 
 def fsync_tree(folder: Path) -> None:
     """Returns when every file and folder under `folder`, and its name in its parent, is on disk."""
     for place, _, files in os.walk(folder, topdown=False):
         for name in files:
-            _fsync(Path(place, name))
-        _fsync(Path(place))
-    _fsync(folder.absolute().parent)
+            fsync_path(Path(place, name))
+        fsync_path(Path(place))
+    fsync_path(folder.absolute().parent)
 
 
 def hash_tree(folder: Path, relative_to: Path) -> tuple[FileRecord, ...]:
@@ -78,9 +121,9 @@ def _write_aside(path: Path, content: bytes) -> Path:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError:  # a full disk, say: what was written of it is of no use
+    except OSError as error:  # a full disk, say: what was written of it is of no use
         aside.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, f"{error.strerror}; could not write this file, and left nothing of it", str(path)) from error
     return aside
 
 
@@ -88,10 +131,11 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _fsync(folder.parent)
+        fsync_path(folder.parent)
 
 
-def _fsync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Returns when the file's content, or the folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -137,11 +137,14 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOutcome:
-    """How one catalogued image ended in a column; rejected images, and only those, have a problem."""
+    """How one catalogued image ended in a column; rejected images, and only those, have a problem. `content_sha256` is the
+    digest of the image file's bytes as the column `images` read them; null in teachers' columns and where it could not be
+    read."""
 
     key: str
     status: Literal["labelled", "rejected"]
     problem: Reason | None = None
+    content_sha256: Sha256 | None = None
 
     def inconsistencies(self) -> Iterator[ValidationProblem]:
         if (self.status == "rejected") != (self.problem is not None):
@@ -174,12 +177,14 @@ class PartStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Volatile:
-    """What may differ between two otherwise equal runs; `created_at` is ISO 8601, UTC."""
+    """What may differ between two otherwise equal runs; `created_at` is ISO 8601, UTC. `batch_size` is the one that the part
+    ended with, after any halving for want of memory; null where no batches were made."""
 
     attempt: Name
     host: str
     seconds: float
     created_at: str
+    batch_size: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

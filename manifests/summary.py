@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from manifests.licences import UNKNOWN, most_restrictive
 from manifests.run import PartId, list_column, load_catalogue, load_failure, load_part, load_run, manifest_path, parts
 from manifests.schema import ColumnRecord, DepthSpace, PartStatistics, has_right_checksum
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnSummary:
-    """One column. `rejected` and `failures` count images by kind of problem; `pixels` are valid label pixels, and `min`,
-    `max`, `mean`, `max_quantisation_error` are over them, in `depth_space`; `bytes` is the size of the arrays' files;
-    `litter` counts .zarr folders that no manifest names."""
+    """One column. `licences` are those of the weights its labels were made with, `unknown` where none is stated. `rejected` and
+    `failures` count images by kind of problem; `pixels` are valid label pixels, and `min`, `max`, `mean`,
+    `max_quantisation_error` are over them, in `depth_space`; `bytes` is the size of the arrays' files; `litter` counts .zarr
+    folders that no manifest names."""
 
     name: str
     depth_space: DepthSpace | None
@@ -58,7 +60,8 @@ class SourceProblems:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """A run: its columns in order, and the sources that have problems."""
+    """A run: its columns in order, and the sources that have problems. `most_restrictive_licences` are, of all the columns'
+    weights, those that bind the labels the most; empty while there are no labels."""
 
     run_dir: str
     parts_total: int
@@ -66,6 +69,7 @@ class RunSummary:
     sources_total: int
     columns: tuple[ColumnSummary, ...]
     source_problems: tuple[SourceProblems, ...]
+    most_restrictive_licences: tuple[str, ...]
     damage: tuple[str, ...]
 
     def complaints(self) -> list[str]:
@@ -81,7 +85,9 @@ class RunSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PartSummary:
+class PartSummary:
+    """A committed part, without its lists."""
+
     labelled: int
     rejected: Counter[str]
     licence: str | None
@@ -106,27 +112,29 @@ def summarize(run_dir: Path) -> RunSummary:
             example = f"{found[0].where}: {found[0].message}"
             kinds = dict(Counter(problem.kind for problem in found))
             source_problems.append(SourceProblems(source=source.name, kinds=kinds, example=example))
+    columns = tuple(_summarize_column(run_dir, column, catalogued) for column in run.columns)
     return RunSummary(
         run_dir=str(run_dir),
         parts_total=len(catalogued),
         images_total=sum(part.images for part in catalogued.values()),
         sources_total=len(run.sources),
-        columns=tuple(_summarize_column(run_dir, column, catalogued) for column in run.columns),
+        columns=columns,
         source_problems=tuple(source_problems),
+        most_restrictive_licences=most_restrictive({licence for column in columns for licence in column.licences}),
         damage=tuple(damage),
     )
 
 
 def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[str, PartId]) -> ColumnSummary:
     listing = list_column(run_dir, column.name)
-    done: list[_PartSummary] = []
+    done: list[PartSummary] = []
     damage: dict[str, str] = {}
     for name in sorted(listing.manifests):
         if name not in catalogued:
             damage[name] = f"{manifest_path(run_dir, column.name, name)}: the run has no such part"
             continue
         try:
-            done.append(_read_part(run_dir, column.name, catalogued[name]))
+            done.append(read_part(run_dir, column.name, catalogued[name]))
         except (OSError, ValueError) as error:
             damage[name] = _first_lines(error)
     unknown = tuple(f"{name}." for name in damage)  # no telling which folders a damaged manifest names
@@ -144,7 +152,7 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
     return ColumnSummary(
         name=column.name,
         depth_space=column.depth_space,
-        licences=tuple(sorted({part.licence for part in done if part.licence is not None})),
+        licences=tuple(sorted({part.licence or UNKNOWN for part in done})) if column.depth_space else (),
         parts_done=len(done),
         parts_total=len(catalogued),
         images_total=images_total,
@@ -170,7 +178,7 @@ class _Measured(TypedDict):
     max_quantisation_error: float | None
 
 
-def _measured(done: list[_PartSummary]) -> _Measured:
+def _measured(done: list[PartSummary]) -> _Measured:
     """The statistics of several parts as those of one."""
     parts_measured = [part.statistics for part in done]
     pixels, size_bytes = sum(part.pixels for part in parts_measured), sum(part.bytes for part in done)
@@ -200,7 +208,7 @@ _REJECTED_KIND = re.compile(rb'\n        "kind": "([^"]*)"')
 _SIZE = re.compile(rb'\n      "size_bytes": (\d+)')
 
 
-def _read_part(run_dir: Path, column: str, part: PartId) -> _PartSummary:
+def read_part(run_dir: Path, column: str, part: PartId) -> PartSummary:
     """What the summary needs of a manifest, without decoding its long lists where the checksum is right.
 
     `to_json` wrote such a file, so it is valid and its layout is known; every other one is validated in full. Raises
@@ -212,7 +220,7 @@ def _read_part(run_dir: Path, column: str, part: PartId) -> _PartSummary:
     found = _skim(raw, column, part.name) if has_right_checksum(raw) else None
     if found is None:
         manifest = load_part(run_dir, column, part.name)
-        found = _PartSummary(
+        found = PartSummary(
             labelled=sum(image.status == "labelled" for image in manifest.images),
             rejected=Counter(image.problem.kind for image in manifest.images if image.problem),
             licence=manifest.licence,
@@ -225,7 +233,7 @@ def _read_part(run_dir: Path, column: str, part: PartId) -> _PartSummary:
     return found
 
 
-def _skim(raw: bytes, column: str, part: str) -> _PartSummary | None:
+def _skim(raw: bytes, column: str, part: str) -> PartSummary | None:
     """The same from the text, in a twentieth of the time; None unless it is laid out as `to_json` does it.
 
     Strings cannot be mistaken for structure: inside them quotes are escaped.
@@ -239,7 +247,7 @@ def _skim(raw: bytes, column: str, part: str) -> _PartSummary | None:
     after = json.loads(b'{"kind": ' + end)
     if after["part"] != part:
         return None
-    return _PartSummary(
+    return PartSummary(
         labelled=images.count(b'"labelled"\n'),
         rejected=Counter(kind.decode() for kind in _REJECTED_KIND.findall(images)),
         licence=after["licence"],

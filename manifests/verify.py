@@ -1,8 +1,9 @@
 """Names everything in a run that is not as it was written.
 
-Reads every byte that the run's records vouch for. Promises: any changed, lost, added or misplaced file of a committed part,
-any changed record, is named; damage never makes it stop early, and it changes nothing. What is not there yet
-(parts without a manifest, attempts that no manifest names) is not damage.
+Quick, it reads every record and table and looks for every file of the arrays: any lost, cut, added or misplaced file of a
+committed part, any changed record, is named. Deep, it also reads every byte that the records vouch for and decodes every
+chunk: any changed bit is named. Damage never makes it stop early, and it changes nothing. What is not there yet (parts without
+a manifest, attempts that no manifest names) is not damage.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from manifests.chunks import undecodable
 from manifests.commit import sha256_file
 from manifests.run import (
     PartId,
@@ -37,21 +39,23 @@ _THREADS = 8  # reading and hashing release the interpreter's lock; a network di
 
 class Damage(NamedTuple):
     """One thing found wrong. `where` is a path relative to the run, `kind` is for machines: those of ValidationProblem, and
-    missing_file, missing_zarr, unlisted_file, wrong_size, wrong_sha256, unreadable, wrong_fingerprint, wrong_depth_space,
-    wrong_images, unknown_part, unknown_column.
+    missing_file, missing_zarr, unlisted_file, wrong_size, wrong_sha256, undecodable, unreadable, wrong_fingerprint,
+    wrong_depth_space, wrong_images, unknown_part, unknown_column. `column` and `part` name the part that is damaged by it.
     """
 
     where: str
     kind: str
     message: str
+    column: str | None = None
+    part: str | None = None
 
 
-def verify(run_dir: Path) -> list[Damage]:
+def verify(run_dir: Path, *, deep: bool = True) -> list[Damage]:
     """All damage of the run; empty when it is sound. Raises NotARunError where there is no run.json."""
-    return [damage for found in examine(run_dir) for damage in found]
+    return [damage for found in examine(run_dir, deep=deep) for damage in found]
 
 
-def examine(run_dir: Path) -> Iterator[list[Damage]]:
+def examine(run_dir: Path, *, deep: bool = True) -> Iterator[list[Damage]]:
     """The same bit by bit: run.json, then a list for each source, each column, each record in it."""
     run_dir = Path(run_dir)
     try:
@@ -74,7 +78,7 @@ def examine(run_dir: Path) -> Iterator[list[Damage]]:
         for name in sorted(listing.manifests & known.keys()):
             part = known[name]
             expected_keys = keys[part.source][part.number * run.part_size :][: part.images]
-            checks.append(partial(_check_part, run_dir, column, part, expected_keys))
+            checks.append(partial(_check_part, run_dir, column, part, expected_keys, deep))
         with ThreadPoolExecutor(_THREADS) as pool:
             yield from pool.map(lambda check: check(), checks)
 
@@ -148,27 +152,43 @@ def _check_digest(run_dir: Path, place: Path, expected: str) -> list[Damage]:
         found = sha256_file(run_dir / place)
     except OSError as error:
         return _described(place, error)
-    message = f"found sha256 {found}, expected {expected}: restore the file"
+    message = f"found sha256 {found}, expected {expected}"
     return [Damage(str(place), "wrong_sha256", message)] if found != expected else []
 
 
 def _check_failure(run_dir: Path, column: ColumnRecord, part: PartId) -> list[Damage]:
     place = failure_path(Path(), column.name, part.name)
+    damage = []
     try:
         failure = load_failure(run_dir, column.name, part.name)
+        if failure.images != part.images:
+            message = f"found {failure.images} images, expected the {part.images} of this part"
+            damage = [Damage(str(place), "wrong_images", message)]
     except (InvalidRecordError, OSError) as error:
-        return _described(place, error)
-    message = f"found {failure.images} images, expected the {part.images} of this part"
-    return [Damage(str(place), "wrong_images", message)] if failure.images != part.images else []
+        damage = _described(place, error)
+    return [item._replace(column=column.name, part=part.name) for item in damage]
 
 
-def _check_part(run_dir: Path, column: ColumnRecord, part: PartId, keys: Sequence[str]) -> list[Damage]:
+def _check_part(run_dir: Path, column: ColumnRecord, part: PartId, keys: Sequence[str], deep: bool) -> list[Damage]:
     """Damage of a manifest and of the files it lists. `keys`: of the part's images, or empty where they are not known."""
     place = manifest_path(Path(), column.name, part.name)
     try:
         manifest = load_part(run_dir, column.name, part.name)
     except (InvalidRecordError, OSError) as error:
-        return _described(place, error)
+        damage = _described(place, error)
+    else:
+        damage = _check_manifest(place, manifest, column, part, keys)
+        place = column_dir(Path(), column.name) / manifest.zarr
+        damage += _check_files(run_dir, place, manifest, deep)
+        if deep and not damage:  # where something is not as it was written, there is nothing to learn from decoding
+            found = undecodable(run_dir / place, manifest)
+            damage = [Damage(str(place / array), "undecodable", message) for array, message in found]
+    return [item._replace(column=column.name, part=part.name) for item in damage]
+
+
+def _check_manifest(
+    place: Path, manifest: PartManifest, column: ColumnRecord, part: PartId, keys: Sequence[str]
+) -> list[Damage]:
     damage = [
         Damage(str(place), "wrong_fingerprint", f"{difference}, from run.json")
         for difference in fingerprint_differences(manifest.fingerprint, column.fingerprint)
@@ -184,28 +204,28 @@ def _check_part(run_dir: Path, column: ColumnRecord, part: PartId, keys: Sequenc
             message = f"images[{i}].key: found {image.key!r}, expected {key!r} from the catalogue"
             damage.append(Damage(str(place), "wrong_images", message))
             break  # a shift by one would repeat this for all that follow
-    return damage + _check_files(run_dir, column_dir(Path(), column.name), manifest)
-
-
-def _check_files(run_dir: Path, place: Path, manifest: PartManifest) -> list[Damage]:
-    folder = run_dir / place / manifest.zarr
-    if not folder.is_dir():
-        return [Damage(str(place / manifest.zarr), "missing_zarr", f"no such folder, though {manifest.part} is committed")]
-    found = {Path(top, name).relative_to(run_dir / place).as_posix() for top, _, names in os.walk(folder) for name in names}
-    damage = [
-        Damage(str(place / path), "unlisted_file", f"the manifest of {manifest.part} does not list this file: remove it")
-        for path in sorted(found - {file.path for file in manifest.files})
-    ]
-    for file in manifest.files:
-        damage += _check_file(run_dir, place / file.path, file)
     return damage
 
 
-def _check_file(run_dir: Path, place: Path, file: FileRecord) -> list[Damage]:
+def _check_files(run_dir: Path, place: Path, manifest: PartManifest, deep: bool) -> list[Damage]:
+    if not (run_dir / place).is_dir():
+        return [Damage(str(place), "missing_zarr", f"no such folder, though {manifest.part} is committed")]
+    folder = run_dir / place.parent
+    found = {Path(top, name).relative_to(folder).as_posix() for top, _, names in os.walk(run_dir / place) for name in names}
+    damage = [
+        Damage(str(place.parent / path), "unlisted_file", f"the manifest of {manifest.part} does not list this file: remove it")
+        for path in sorted(found - {file.path for file in manifest.files})
+    ]
+    for file in manifest.files:
+        damage += _check_file(run_dir, place.parent / file.path, file, deep)
+    return damage
+
+
+def _check_file(run_dir: Path, place: Path, file: FileRecord, deep: bool) -> list[Damage]:
     try:
         size_bytes = (run_dir / place).stat().st_size
     except OSError as error:
         return _described(place, error)
     if size_bytes != file.size_bytes:
         return [Damage(str(place), "wrong_size", f"found {size_bytes} bytes, expected {file.size_bytes}")]
-    return _check_digest(run_dir, place, file.sha256)
+    return _check_digest(run_dir, place, file.sha256) if deep else []

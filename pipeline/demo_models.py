@@ -139,7 +139,8 @@ def _optimizers(config: DemoModelConfig, model: nn.Module) -> list[torch.optim.O
     kernels, rest = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_kernel = parameter.ndim == 2 and ".layer." in name or isinstance(model, OneStepDiffusion) and parameter.ndim >= 2
+            of_assistant = isinstance(model, OneStepDiffusion)
+            is_kernel = parameter.ndim >= 2 if of_assistant else parameter.ndim == 2 and ".layer." in name
             (kernels if config.muon and is_kernel else rest).append(parameter)
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, config.lr, betas=(0.9, 0.98), weight_decay=0.01)]
     if kernels:

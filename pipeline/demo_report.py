@@ -98,7 +98,7 @@ def _example(run: DemoRun, seed: int, teachers: Mapping[str, Teacher], students:
     scene = render_scene(seed, height_px=SCENE_SIDE_PX, width_px=SCENE_SIDE_PX)
     image = Image.fromarray(scene.rgb)
     plan = run.label.plan
-    views = plan_views(plan, seed=run.label.seed, key=str(seed), height_px=image.height, width_px=image.width)
+    views, *_ = plan_views(plan, seed=run.label.seed, key=str(seed), height_px=image.height, width_px=image.width)
     context = resize_region(image, SourceBox(0, 0, image.height, image.width), *views.extent)
     maps: dict[str, np.ndarray] = {}
     for name, teacher in teachers.items():

@@ -16,12 +16,15 @@ import torch
 
 import manifests
 from pipeline.config import USAGE_ERROR, parse_command
-from pipeline.label_engine import LabelReport, drive
-from pipeline.label_run import RunMismatchError, open_run, units_left
+from pipeline.label_engine import DriveOptions, LabelReport, drive
+from pipeline.label_estimate import estimate
+from pipeline.label_pool import PoolError, Resources
+from pipeline.label_run import RunMismatchError, drop_second_chances, open_run, read_sources, units_left
 from stages.labelling.catalogue import SourceNotFoundError
 from stages.labelling.teachers import TeacherSpec
 from stages.views import ViewPlan
 
+_PROBLEMS_SHOWN = 20
 DEMO_CHECKPOINTS = Path(__file__).parent / "demo_checkpoints"
 
 _PAPER_PRIMARY = TeacherSpec(
@@ -69,10 +72,21 @@ class LabelConfig:
     """Views in a teacher's batch."""
     address: str | None = None
     """A Ray cluster's address; without it, Ray runs on this machine for as long as the command does."""
+    decode_threads: int = 2
+    """Threads in which a worker decodes pictures ahead of its teacher."""
     max_attempts: int = 3
-    """Attempts at a unit before it counts as failed."""
+    """Attempts at a part before its images are tried one by one; those that fail alone are rejected."""
+    stall_timeout_s: float = 600
+    """A worker without a sign of life for so long, in seconds, is killed. One batch must take less."""
+    max_rejected_fraction: float = 0.01
+    """Exit 1 when more than this share of the images was rejected in a column."""
     allow_damaged_sources: bool = False
     """Exit 0 although a source has problems; they stay in the catalogue."""
+    retry_failed: bool = False
+    """Give images a second chance that were rejected because their worker died, stalled or raised an error. Parts that
+    failed are always tried again."""
+    dry_run: bool = False
+    """Write nothing; label a small sample and say what all of it would take: hours, disk, memory."""
 
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
@@ -84,11 +98,15 @@ class LabelConfig:
         names = [teacher.name for teacher in self.teachers]
         if len({*names, "images"}) != len(names) + 1:
             found.append(f"the teachers are named {', '.join(names)}; they must differ from each other and from 'images'")
-        least = {"part_size": 1, "batch_size": 1, "max_attempts": 1, "seed": 0, "workers": 0}
+        least = {"part_size": 1, "batch_size": 1, "max_attempts": 1, "seed": 0, "workers": 0, "decode_threads": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 found.append(f"--{name.replace('_', '-')} is {value}, expected at least {bound}")
+        if not 0 <= self.max_rejected_fraction <= 1:
+            found.append(f"--max-rejected-fraction is {self.max_rejected_fraction}, expected a share from 0 to 1")
+        if not self.stall_timeout_s > 0:
+            found.append(f"--stall-timeout-s is {self.stall_timeout_s}, expected more than 0")
         return found
 
     @property
@@ -111,7 +129,7 @@ def demo_teacher(name: str, loader: str) -> TeacherSpec:
 PRESETS = {
     "paper": {},
     "demo": {
-        "plan": ViewPlan(context="whole", context_px=192, patch_px=192, max_patches_short_side=2),
+        "plan": ViewPlan(context="whole", context_px=192, patch_px=192),
         "primary": demo_teacher("primary", "transformers"),
         "assistant": demo_teacher("assistant", "genpercept"),
         "part_size": 16,
@@ -122,27 +140,58 @@ PRESETS = {
 def main(argv: list[str] | None = None) -> int:
     config = parse_command(LabelConfig, PRESETS, program="python -m pipeline.label", description=__doc__ or "", argv=argv)
     try:
-        report = label(config)
-    except (RunMismatchError, SourceNotFoundError, manifests.InvalidRecordError, FileNotFoundError) as error:
+        if config.dry_run:
+            print(estimate(config, _workers(config)))
+            return 0
+        return _conclude(config, label(config))
+    except (RunMismatchError, SourceNotFoundError, manifests.RunInUseError, PoolError, ValueError, FileNotFoundError) as error:
         print(f"pipeline.label: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except OSError as error:
+        hint = f"What is committed in {config.run} stays; when the cause is gone, run the same command to go on."
+        print(f"pipeline.label: {error}\n{hint}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What is committed in {config.run} stays; run the same command to go on.", file=sys.stderr)
-        return 130
-    return _conclude(config, report)
+        return _interrupted(config)
 
 
 def label(config: LabelConfig) -> LabelReport:
     """Bring the run to its end: catalogue, fix, and label whatever is missing.
 
-    Raises RunMismatchError when the folder holds a run of other content, SourceNotFoundError for a source that is not there.
+    Raises RunMismatchError when the folder holds a run of other content, SourceNotFoundError for a source that is not there,
+    RunInUseError while the run is repaired, OSError where it cannot be written.
     """
-    run = open_run(config)
-    units = units_left(run)
-    workers = default_workers() if config.workers is None else config.workers
-    return drive(
-        run, units, workers=workers, batch_size=config.batch_size, max_attempts=config.max_attempts, address=config.address
-    )
+    sources = read_sources(config.sources)
+    config.run.mkdir(parents=True, exist_ok=True)
+    if config.retry_failed and (config.run / "run.json").exists():
+        with manifests.hold_run(config.run, exclusive=True):
+            drop_second_chances(config.run)
+    with manifests.hold_run(config.run, exclusive=False):
+        run = open_run(config, sources)
+        options = DriveOptions(
+            workers=_workers(config),
+            resources=worker_resources(config),
+            address=config.address,
+            batch_size=config.batch_size,
+            decode_threads=config.decode_threads,
+            max_attempts=config.max_attempts,
+            stall_timeout_s=config.stall_timeout_s,
+        )
+        return drive(run, units_left(run), options)
+
+
+def _workers(config: LabelConfig) -> int:
+    return default_workers() if config.workers is None else config.workers
+
+
+def worker_resources(config: LabelConfig) -> dict[str, Resources]:
+    """What a worker of each column holds: teachers what their spec says, a GPU where there are any; `images` one core."""
+    gpus = 1 if torch.cuda.is_available() else 0
+    resources = {"images": Resources(num_cpus=1, num_gpus=0)}
+    for teacher in config.teachers:
+        num_gpus = gpus if teacher.num_gpus is None else teacher.num_gpus
+        resources[teacher.name] = Resources(num_cpus=teacher.num_cpus, num_gpus=num_gpus)
+    return resources
 
 
 def default_workers() -> int:
@@ -151,17 +200,45 @@ def default_workers() -> int:
 
 
 def _conclude(config: LabelConfig, report: LabelReport) -> int:
-    for problem in report.source_problems:
+    """Say how it ended, and what to do next. The exit status is 0 only where nothing is missing and little was rejected."""
+    for problem in report.source_problems[:_PROBLEMS_SHOWN]:
         print(f"source {problem.where}: {problem.kind}: {problem.message}", file=sys.stderr)
+    if (more := len(report.source_problems) - _PROBLEMS_SHOWN) > 0:
+        print(f"and {more} more problems of sources; all are in {config.run / 'catalog'}", file=sys.stderr)
     for failure in report.failures:
         print(f"failed: {failure.column}/{failure.part}: {failure.problem.kind}: {failure.problem.message}", file=sys.stderr)
+    for column, reason in report.columns_given_up.items():
+        print(f"column {column} was given up: {reason}", file=sys.stderr)
     print(f"{report.committed} of {report.parts_total} parts committed now. Inspect: python -m manifests summary {config.run}")
-    if report.failures:
+    if report.interrupted:
+        return _interrupted(config)
+    if report.failures or report.columns_given_up:
         print(f"{len(report.failures)} parts failed; run the same command to try them again.", file=sys.stderr)
-    damaged = report.source_problems and not config.allow_damaged_sources
+    damaged = bool(report.source_problems) and not config.allow_damaged_sources
     if damaged:
         print("Some sources are damaged; accept what could be read with --allow-damaged-sources.", file=sys.stderr)
-    return 1 if report.failures or damaged else 0
+    excess = _excess_of_rejections(config)
+    print(*excess, sep="\n", end="\n" * bool(excess), file=sys.stderr)
+    return 1 if report.failures or report.columns_given_up or damaged or excess else 0
+
+
+def _excess_of_rejections(config: LabelConfig) -> list[str]:
+    """A line for each column with more rejected images than the budget allows."""
+    lines = []
+    for column in manifests.summarize(config.run).columns:
+        rejected, images = sum(column.rejected.values()), column.labelled + sum(column.rejected.values())
+        if rejected > config.max_rejected_fraction * images:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(column.rejected.items()))
+            lines.append(
+                f"{column.name}: {rejected} of {images} images were rejected ({kinds}), more than --max-rejected-fraction "
+                f"{config.max_rejected_fraction:g}; `python -m manifests summary` counts them, the manifests name each"
+            )
+    return lines
+
+
+def _interrupted(config: LabelConfig) -> int:
+    print(f"\nInterrupted. What is committed in {config.run} stays; run the same command to go on.", file=sys.stderr)
+    return 130
 
 
 if __name__ == "__main__":

@@ -1,27 +1,37 @@
-"""The label driver: hands units to workers until none is left, over Ray or in this process.
-
-A unit gets a bounded number of attempts; a worker that dies is replaced; what still fails leaves a failure record and the run
-goes on. The driver keeps no state of its own: whatever it forgets is on disk as a manifest, or is done again.
-"""
+"""The label driver: hands tasks to workers until none is left, over Ray or in this process."""
 
 from __future__ import annotations
 
-import logging
-import os
-import secrets
+import signal
+import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import ray
-import ray.exceptions
-import torch
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 
 import manifests
-from pipeline.label_run import OpenRun, WallClock
+from pipeline.label_pool import Resources, WorkerPool
+from pipeline.label_queue import Ending, LabelQueue, Outcome
+from pipeline.label_run import OpenRun
+from pipeline.label_worker import LabelWorker
 from pipeline.progress import ColumnProgress
-from stages.labelling.teachers import Teacher, TeacherSpec, load_teacher
-from stages.labelling.units import IMAGES, Unit, UnitResult, label_images_part, label_teacher_part
+from stages.labelling.units import IMAGES, Unit, UnitResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriveOptions:
+    """How a run is driven; nothing here changes a label."""
+
+    workers: int
+    """Ray workers of each kind; 0 works in this process."""
+    resources: dict[str, Resources]
+    """What a worker holds of its machine, by column."""
+    address: str | None = None
+    batch_size: int = 8
+    decode_threads: int = 2
+    max_attempts: int = 3
+    stall_timeout_s: float = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,167 +41,130 @@ class LabelReport:
     committed: int
     parts_total: int
     failures: tuple[manifests.FailureRecord, ...]
+    columns_given_up: dict[str, str]
+    interrupted: bool
     source_problems: tuple[manifests.Problem, ...]
 
 
-class LabelWorker:
-    """Runs units one after the other; holds one teacher at a time, loaded when its first unit comes."""
+class _Drive:
+    """A queue, the progress shown to a person, and the tally of what ended how."""
 
-    def __init__(self, teachers: tuple[TeacherSpec, ...], batch_size: int, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._specs = {spec.name: spec for spec in teachers}
-        self._batch_size = batch_size
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._teacher: Teacher | None = None
+    def __init__(self, queue: LabelQueue, progress: ColumnProgress) -> None:
+        self.queue, self.progress = queue, progress
+        self.committed = 0
+        self.failures: list[manifests.FailureRecord] = []
 
-    def run(self, unit: Unit) -> UnitResult:
-        """Bring one unit to its commit; whatever goes wrong is raised."""
-        clock = WallClock()
-        if unit.column == IMAGES:
-            return label_images_part(unit, clock)
-        if self._teacher is None or self._teacher.spec.name != unit.column:
-            self._teacher = None  # frees the former one's memory before the next is loaded
-            self._teacher = load_teacher(self._specs[unit.column], device=self._device)
-        return label_teacher_part(unit, self._teacher, clock, batch_size=self._batch_size)
-
-
-@dataclass
-class _Queue:
-    """Units that wait, the attempts each has had, and what became of the others."""
-
-    run: OpenRun
-    waiting: list[Unit]
-    max_attempts: int
-    images_done: set[str]
-    attempts: dict[tuple[str, str], int] = field(default_factory=dict)
-    failures: list[manifests.FailureRecord] = field(default_factory=list)
-    committed: int = 0
-
-    def next_ready(self) -> Unit | None:
-        """The first unit that can run: `images` always, a teacher's once the part's images are committed."""
-        for index, unit in enumerate(self.waiting):
-            if unit.column == IMAGES or unit.part in self.images_done:
-                return replace(self.waiting.pop(index), attempt=secrets.token_hex(4))
-        return None
-
-    def succeeded(self, unit: Unit, result: UnitResult) -> None:
-        self.committed += result.committed
-        if unit.column == IMAGES:
-            self.images_done.add(unit.part)
-
-    def failed(self, unit: Unit, error: BaseException) -> bool:
-        """Queue the unit again, or record its failure after the last attempt and return True."""
-        key = unit.column, unit.part
-        self.attempts[key] = self.attempts.get(key, 0) + 1
-        if self.attempts[key] < self.max_attempts:
-            self.waiting.append(unit)
-            return False
-        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        kind = type(cause).__name__
-        # The last line of a remote traceback is the error itself.
-        message = str(error).strip().splitlines()[-1] if str(error).strip() else "no message"
-        self._record(unit, manifests.Reason(kind=kind, message=message))
-        return True
-
-    def give_up_blocked(self) -> Iterator[Unit]:
-        """What still waits when nothing runs waits for images that failed."""
-        for unit in self.waiting:
-            self._record(unit, manifests.Reason(kind="images_missing", message="the part's column 'images' failed"))
-            yield unit
-        self.waiting.clear()
-
-    def _record(self, unit: Unit, reason: manifests.Reason) -> None:
-        attempts = max(self.attempts.get((unit.column, unit.part), 0), 1)
-        record = manifests.FailureRecord(
-            column=unit.column, part=unit.part, attempts=attempts, problem=reason, images=len(unit.rows)
-        )
-        manifests.write_replacing(manifests.failure_path(unit.run_dir, unit.column, unit.part), manifests.to_json(record))
-        self.failures.append(record)
-
-
-def drive(
-    run: OpenRun, units: list[Unit], *, workers: int, batch_size: int, max_attempts: int, address: str | None
-) -> LabelReport:
-    """Run every unit to its commit or its failure record; `workers` 0 works in this process."""
-    for column in run.record.columns:
-        manifests.column_dir(run.run_dir, column.name).mkdir(parents=True, exist_ok=True)
-    images_done = manifests.committed_parts(run.run_dir, IMAGES)
-    queue = _Queue(run=run, waiting=list(units), max_attempts=max_attempts, images_done=images_done)
-    # Labels must not depend on how many workers share a machine, and float sums do depend on the thread count.
-    arguments = (run.teachers, batch_size, 1)
-    if units:
-        with ColumnProgress(run.record, units) as progress:
-            if workers == 0:
-                _drive_here(queue, LabelWorker(*arguments), progress)
+    def end(self, endings: list[tuple[Unit, Ending]]) -> None:
+        for unit, ending in endings:
+            if isinstance(ending, UnitResult):
+                self.committed += ending.committed
+                self.progress.done(unit, ending)
             else:
-                _drive_ray(queue, arguments, min(workers, len(units)), address, progress)
-            for unit in queue.give_up_blocked():
-                progress.failed(unit)
-    parts_total = len(manifests.parts(run.record)) * len(run.record.columns)
+                self.failures.append(ending)
+                self.progress.failed(unit)
+
+    def here(self, worker: LabelWorker, columns: tuple[str, ...]) -> None:
+        """All tasks, one after the other, in this process."""
+        loaded = None
+        while task := self.queue.take(columns, loaded):
+            loaded = task.unit.column
+            outcome: Outcome
+            try:
+                outcome = worker.do(task)
+            except Exception as error:
+                outcome = error
+            self.end(self.queue.settle(task, outcome))
+
+    def over(self, pool: WorkerPool) -> None:
+        """All tasks, each on the first worker that is free for it."""
+        while True:
+            for slot in pool.idle():
+                if task := self.queue.take(pool.columns(slot), slot.loaded):
+                    pool.submit(slot, task)
+                elif not self.queue.has_more(pool.columns(slot)):
+                    pool.release(slot)
+            if not pool.busy() and not self.queue.has_more(tuple(self.progress.columns)):
+                return
+            for task, outcome in pool.wait(timeout_s=1):
+                self.end(self.queue.settle(task, outcome))
+            self.progress.tick()
+
+
+def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport:
+    """Run every unit to its commit or its failure record.
+
+    Raises OutputUnwritableError where the disk is full or read-only, PoolError where no worker can be had, KeyboardInterrupt
+    at the second Ctrl-C; what is committed stays.
+    """
+    columns = tuple(column.name for column in run.record.columns)
+    for column in columns:
+        manifests.column_dir(run.run_dir, column).mkdir(parents=True, exist_ok=True)
+    queue = LabelQueue(
+        units,
+        {teacher.name: teacher for teacher in run.teachers},
+        images_done=manifests.committed_parts(run.run_dir, IMAGES),
+        is_committed=lambda unit: manifests.manifest_path(unit.run_dir, unit.column, unit.part).exists(),
+        max_attempts=options.max_attempts,
+        proven=_proven(run, units),
+    )
+    failures: list[manifests.FailureRecord] = []
+    committed = 0
+    if units:
+        with ColumnProgress(run.record, units, _rejected_before(run, units)) as progress:
+            state = _Drive(queue, progress)
+            arguments = (options.batch_size, options.decode_threads)
+            if options.workers == 0:
+                with _stop_on_interrupt(queue):
+                    state.here(LabelWorker(*arguments), columns)
+            else:
+                pool = WorkerPool(
+                    {column: options.resources[column] for column in columns},
+                    arguments,
+                    workers=min(options.workers, len(units)),
+                    address=options.address,
+                    stall_timeout_s=options.stall_timeout_s,
+                )
+                with pool, _stop_on_interrupt(queue):  # in this order: Ray's start sets a handler of its own for SIGTERM
+                    state.over(pool)
+            if not queue.stopping:
+                state.end(queue.give_up_blocked())
+            committed, failures = state.committed, state.failures
     return LabelReport(
-        committed=queue.committed,
-        parts_total=parts_total,
-        failures=tuple(queue.failures),
-        source_problems=tuple(problem for _, content in run.sources for problem in content.problems),
+        committed=committed,
+        parts_total=len(manifests.parts(run.record)) * len(columns),
+        failures=tuple(failures),
+        columns_given_up=queue.given_up,
+        interrupted=queue.stopping,
+        source_problems=run.source_problems,
     )
 
 
-def _drive_here(queue: _Queue, worker: LabelWorker, progress: ColumnProgress) -> None:
-    while unit := queue.next_ready():
-        try:
-            result = worker.run(unit)
-        except Exception as error:
-            if queue.failed(unit, error):
-                progress.failed(unit)
-        else:
-            queue.succeeded(unit, result)
-            progress.done(unit, result)
+def _proven(run: OpenRun, units: list[Unit]) -> set[str]:
+    """Columns of which a part is committed."""
+    left = Counter(unit.column for unit in units)
+    return {column.name for column in run.record.columns if left[column.name] < len(manifests.parts(run.record))}
 
 
-def _drive_ray(queue: _Queue, arguments: tuple[Any, ...], workers: int, address: str | None, progress: ColumnProgress) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES as the user set it
-    num_cpus = None if address else workers  # a cluster has its own
-    ray.init(address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+def _rejected_before(run: OpenRun, units: list[Unit]) -> dict[str, int]:
+    """Images that earlier runs of the command rejected, by column; nothing is read where there were none."""
+    if len(units) == len(manifests.parts(run.record)) * len(run.record.columns):
+        return {}
+    return {column.name: sum(column.rejected.values()) for column in manifests.summarize(run.run_dir).columns}
+
+
+@contextmanager
+def _stop_on_interrupt(queue: LabelQueue) -> Iterator[None]:
+    """The first Ctrl-C lets the units at work come to their end, the second abandons them; SIGTERM abandons at once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if queue.stopping or number == signal.SIGTERM:
+            raise KeyboardInterrupt
+        queue.stopping = True
+        print("\nFinishing the parts at work; press Ctrl-C again to abandon them.", file=sys.stderr, flush=True)
+
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        actor = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0, max_restarts=0)(LabelWorker)
-        idle = [actor.remote(*arguments) for _ in range(workers)]
-        running: dict[ray.ObjectRef, tuple[Any, Unit]] = {}
-        while True:
-            while idle and (unit := queue.next_ready()):
-                worker = idle.pop(0)
-                running[worker.run.remote(unit)] = worker, unit
-            if not running:
-                return
-            finished, _ = ray.wait(list(running), timeout=1)
-            for reference in finished:
-                worker, unit = running.pop(reference)
-                idle.append(_settle(queue, reference, worker, unit, actor, arguments, progress))
-            progress.tick()
+        yield
     finally:
-        ray.shutdown()
-
-
-def _settle(
-    queue: _Queue,
-    reference: ray.ObjectRef,
-    worker: Any,
-    unit: Unit,
-    actor: Any,
-    arguments: tuple[Any, ...],
-    progress: ColumnProgress,
-) -> Any:
-    """Take in a finished unit; returns the worker that is free now, a new one where the old one died."""
-    try:
-        result = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if queue.failed(unit, error):
-            progress.failed(unit)
-    except ray.exceptions.RayError as error:
-        if queue.failed(unit, error):
-            progress.failed(unit)
-        return actor.remote(*arguments)
-    else:
-        queue.succeeded(unit, result)
-        progress.done(unit, result)
-    return worker
+        for number, handler in former.items():
+            signal.signal(number, handler)

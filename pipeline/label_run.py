@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import time
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +19,25 @@ import pyarrow.parquet as pq
 
 import manifests
 from pipeline.config import resolved
-from stages.labelling.catalogue import CatalogueRow, Source, SourceContent, expand_sources, read_source
-from stages.labelling.teachers import TeacherSpec, checkpoint_folder, checkpoint_sha256
+from pipeline.label_queue import WORKER_TROUBLE
+from stages.labelling.catalogue import (
+    CatalogueRow,
+    Source,
+    SourceContent,
+    cross_source_problems,
+    expand_sources,
+    read_source,
+)
+from stages.labelling.teachers import TeacherSpec, checkpoint_folder, checkpoint_sha256, resolve
 from stages.labelling.units import IMAGES, Unit
 from stages.views import ViewPlan
 
 if TYPE_CHECKING:
     from pipeline.label import LabelConfig
+
+
+_READERS = 8  # sources catalogued at a time: over a network the time goes into waiting
+_DECIDING = ("loader", "depth_space", "dtype", "input_px", "compile", "steps", "ensemble")
 
 
 class RunMismatchError(ValueError):
@@ -42,12 +54,31 @@ class OpenRun:
     teachers: tuple[TeacherSpec, ...]
     sources: tuple[tuple[Source, SourceContent], ...]
 
+    @property
+    def source_problems(self) -> tuple[manifests.Problem, ...]:
+        """Everything that is wrong with the sources, each alone and with each other."""
+        return tuple(problem for _, content in self.sources for problem in content.problems)
 
-def open_run(config: LabelConfig) -> OpenRun:
-    """Create the run, or make sure that the one in the folder is the one that `config` describes."""
-    sources = tuple((source, read_source(source)) for source in expand_sources(config.sources))
+
+def read_sources(patterns: tuple[str, ...]) -> tuple[tuple[Source, SourceContent], ...]:
+    """Catalogue every source. Raises SourceNotFoundError for a pattern without one."""
+    sources = expand_sources(patterns)
+    with ThreadPoolExecutor(_READERS) as pool:
+        contents = list(zip(sources, pool.map(read_source, sources), strict=True))
+    shared = defaultdict[str, list[manifests.Problem]](list)
+    for problem in cross_source_problems(contents):
+        shared[problem.where.partition(":")[0]].append(problem)
+    return tuple((source, replace(content, problems=(*content.problems, *shared[source.name]))) for source, content in contents)
+
+
+def open_run(config: LabelConfig, sources: tuple[tuple[Source, SourceContent], ...]) -> OpenRun:
+    """Create the run, or make sure that the one in the folder is the one that `config` describes.
+
+    Raises RunMismatchError for one that is not, naming every field that differs with both values.
+    """
     catalogues = [_catalogue_files(source, content) for source, content in sources]
-    record = _record(config, sources, [hashlib.sha256(described).hexdigest() for described, _ in catalogues])
+    teachers = tuple(resolve(teacher) for teacher in config.teachers)
+    record = _record(config, teachers, sources, [hashlib.sha256(described).hexdigest() for described, _ in catalogues])
     if (config.run / "run.json").exists():
         record = _refuse_differences(config.run, record)
     else:
@@ -56,7 +87,7 @@ def open_run(config: LabelConfig) -> OpenRun:
             manifests.write_exclusively(config.run / "catalog" / f"{source.name}.json", described)
         if not manifests.write_exclusively(config.run / "run.json", manifests.to_json(record)):
             record = _refuse_differences(config.run, record)  # another driver was first
-    return OpenRun(run_dir=config.run, record=record, plan=config.plan, teachers=config.teachers, sources=sources)
+    return OpenRun(run_dir=config.run, record=record, plan=config.plan, teachers=teachers, sources=sources)
 
 
 def _catalogue_files(source: Source, content: SourceContent) -> tuple[bytes, bytes]:
@@ -79,14 +110,17 @@ def _catalogue_files(source: Source, content: SourceContent) -> tuple[bytes, byt
 
 
 def _record(
-    config: LabelConfig, sources: tuple[tuple[Source, SourceContent], ...], catalogue_sha256: list[str]
+    config: LabelConfig,
+    teachers: tuple[TeacherSpec, ...],
+    sources: tuple[tuple[Source, SourceContent], ...],
+    catalogue_sha256: list[str],
 ) -> manifests.RunRecord:
     content = {"format_version": 1, "seed": config.seed, "part_size": config.part_size, "rows_sha256": _rows_sha256(sources)}
     content |= {f"plan.{name}": value for name, value in asdict(config.plan).items()}
     columns = [manifests.ColumnRecord(name=IMAGES, depth_space=None, fingerprint=content)]
-    for spec in config.teachers:
+    for spec in teachers:
         folder = checkpoint_folder(spec.checkpoint, spec.revision)
-        own = {name: getattr(spec, name) for name in ("loader", "depth_space", "dtype")}
+        own = {name: getattr(spec, name) for name in _DECIDING}
         own |= {"weights_sha256": checkpoint_sha256(folder)}
         columns.append(manifests.ColumnRecord(name=spec.name, depth_space=spec.depth_space, fingerprint=content | own))
     return manifests.RunRecord(
@@ -113,7 +147,8 @@ def _rows_sha256(sources: tuple[tuple[Source, SourceContent], ...]) -> str:
     digest = hashlib.sha256()
     for source, content in sources:
         for row in content.rows:
-            digest.update(f"{source.name}\0{row.key}\0{row.member}\0{row.offset}\0{row.size_bytes}\n".encode())
+            line = f"{source.name}\0{row.key}\0{row.member}\0{row.offset}\0{row.size_bytes}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -155,6 +190,22 @@ def units_left(run: OpenRun) -> list[Unit]:
     return units
 
 
+def drop_second_chances(run_dir: Path) -> None:
+    """Take parts out of a run whose images were rejected for what happened to their worker, so that they are made again.
+
+    A part of `images` takes the teachers' parts along, which were made without those images.
+    """
+    columns = [column.name for column in manifests.load_run(run_dir).columns]
+    chosen: dict[tuple[str, str], str] = {}
+    for column in columns:
+        for part in manifests.committed_parts(run_dir, column):
+            images = manifests.load_part(run_dir, column, part).images
+            kinds = {image.problem.kind for image in images if image.problem} & WORKER_TROUBLE
+            for name in (columns if column == IMAGES else [column]) if kinds else ():
+                chosen[name, part] = f"a second chance after {', '.join(sorted(kinds))}"
+    manifests.drop_parts(run_dir, chosen)
+
+
 def _unit(run: OpenRun, column: manifests.ColumnRecord, part: str, source: Source, rows: tuple[CatalogueRow, ...]) -> Unit:
     return Unit(
         run_dir=run.run_dir.resolve(),
@@ -167,16 +218,3 @@ def _unit(run: OpenRun, column: manifests.ColumnRecord, part: str, source: Sourc
         seed=run.record.seed,
         fingerprint=column.fingerprint,
     )
-
-
-class WallClock:
-    """The volatile fields of a manifest, counted from the clock's creation."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-
-    def volatile(self, attempt: str) -> manifests.Volatile:
-        """The attempt, this host, the seconds taken, and the time in UTC."""
-        seconds = round(time.perf_counter() - self._started, 3)
-        created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return manifests.Volatile(attempt=attempt, host=os.uname().nodename, seconds=seconds, created_at=created_at)

@@ -1,15 +1,18 @@
 """Progress that a person can trust: per column, images done of total, rate, expected end, rejected, failed.
 
-A bar per column on a terminal; elsewhere a plain line now and then, and one at the end.
+A bar per column on a terminal; elsewhere a plain line now and then, and one at the end. What earlier runs of the command did
+counts as done, and never as speed.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from tqdm import tqdm
 
@@ -17,42 +20,67 @@ import manifests
 from stages.labelling.units import Unit, UnitResult
 
 _LINE_EVERY_S = 15.0
+_RATE_OVER = 32  # parts
+
+
+@dataclass
+class _Column:
+    """One column's tally; `ends` holds (time, images) of the latest parts, from which the rate is taken."""
+
+    bar: tqdm[NoReturn]
+    total: int
+    done: int
+    rejected: int
+    failed: int = 0
+    ends: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_RATE_OVER))
+
+    def rate(self) -> float:
+        """Images per second over the latest parts; 0 before the first one has ended."""
+        (since, _), (until, _) = self.ends[0], self.ends[-1]
+        return sum(images for _, images in list(self.ends)[1:]) / (until - since) if until > since else 0.0
 
 
 class ColumnProgress:
-    """Bars or lines for the columns of a run; starts from what had been done before."""
+    """Bars or lines for the columns of a run. rejected: images rejected by earlier runs of the command, by column."""
 
-    def __init__(self, run: manifests.RunRecord, units: list[Unit]) -> None:
+    def __init__(self, run: manifests.RunRecord, units: list[Unit], rejected: Mapping[str, int]) -> None:
         total = sum(source.images for source in run.sources)
         left = Counter[str]()
         for unit in units:
             left[unit.column] += len(unit.rows)
         self._on_terminal = sys.stderr.isatty()
-        self._rejected, self._failed = Counter[str](), Counter[str]()
-        self._bars = {
-            column.name: tqdm(
+        self._columns: dict[str, _Column] = {}
+        for position, name in enumerate(column.name for column in run.columns):
+            done = total - left[name]
+            bar = tqdm(
                 total=total,
-                initial=total - left[column.name],
-                desc=f"label {column.name}",
+                initial=done,
+                desc=f"label {name}",
                 unit="img",
                 position=position,
                 disable=not self._on_terminal,
                 dynamic_ncols=True,
             )
-            for position, column in enumerate(run.columns)
-        }
-        self._done = {column.name: total - left[column.name] for column in run.columns}
-        self._at_start, self._total = dict(self._done), total
-        self._started = self._last_line = time.monotonic()
+            self._columns[name] = _Column(bar=bar, total=total, done=done, rejected=rejected.get(name, 0))
+        self._last_line = 0.0
+        for column in self._columns.values():
+            column.ends.append((time.monotonic(), 0))
+        if any(column.done for column in self._columns.values()):
+            self.tick()  # a resumed run shows at once where it stands
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns' names."""
+        return tuple(self._columns)
 
     def done(self, unit: Unit, result: UnitResult) -> None:
         """A unit is committed."""
-        self._rejected[unit.column] += result.rejected
+        self._columns[unit.column].rejected += result.rejected
         self._advance(unit)
 
     def failed(self, unit: Unit) -> None:
         """A unit has had its last attempt."""
-        self._failed[unit.column] += len(unit.rows)
+        self._columns[unit.column].failed += len(unit.rows)
         self._advance(unit)
 
     def tick(self) -> None:
@@ -61,28 +89,35 @@ class ColumnProgress:
             self._print_lines()
 
     def _advance(self, unit: Unit) -> None:
-        self._done[unit.column] += len(unit.rows)
-        bar = self._bars[unit.column]
-        bar.set_postfix(rejected=self._rejected[unit.column], failed=self._failed[unit.column], refresh=False)
-        bar.update(len(unit.rows))
+        column = self._columns[unit.column]
+        column.done += len(unit.rows)
+        column.ends.append((time.monotonic(), len(unit.rows)))
+        column.bar.set_postfix(rejected=column.rejected, failed=column.failed, refresh=False)
+        column.bar.update(len(unit.rows))
         self.tick()
 
     def _print_lines(self) -> None:
         self._last_line = time.monotonic()
-        seconds = max(self._last_line - self._started, 1e-9)
-        for column, done in self._done.items():
-            rate = (done - self._at_start[column]) / seconds
-            end = f", {(self._total - done) / rate:.0f} s left" if rate and done < self._total else ""
-            tally = f"{self._rejected[column]} rejected, {self._failed[column]} failed"
-            print(
-                f"label {column}: {done}/{self._total} images, {rate:.1f} images/s{end}; {tally}", file=sys.stderr, flush=True
-            )
+        for name, column in self._columns.items():
+            rate = column.rate()
+            left = f", {duration((column.total - column.done) / rate)} left" if rate and column.done < column.total else ""
+            speed = f", {rate:.2f} images/s" if rate else ""
+            tally = f"{column.rejected} rejected, {column.failed} failed"
+            print(f"label {name}: {column.done}/{column.total} images{speed}{left}; {tally}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for bar in self._bars.values():
-            bar.close()
+        for column in self._columns.values():
+            column.bar.close()
         if not self._on_terminal and error is None:
             self._print_lines()
+
+
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

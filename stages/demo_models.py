@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
 
-from stages.labelling.teachers import EMPTY_TEXT
+from stages.labelling.teachers.diffusion_parts import EMPTY_TEXT
 
 DEMO_INPUT_PX = 192
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

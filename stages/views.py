@@ -1,8 +1,8 @@
-"""View plans: which context and which patches of a photograph are labelled.
+"""View plans: which contexts and which patches of a photograph are labelled.
 
 A pure function of (seed, key, image size, plan). All boxes live on the *context grid*, the small picture that the student
 sees: a patch is a box of whole pixels there, so that cutting a patch out of the student's map is an exact slice. The place
-a box has in the photograph follows by scaling and may be fractional.
+a box has in the photograph follows by scaling and may be fractional. Pixel i covers [i, i + 1), its centre lies at i + 1/2.
 
 Boxes are (top, left, height, width), half-open, origin top-left.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Float64
 
 
 class Box(NamedTuple):
@@ -37,11 +38,16 @@ class SourceBox(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
-    """How a photograph is cut into a context and its patches.
+    """How a photograph is cut into contexts, and each context into overlapping square patches.
 
-    A patch is native, `patch_px` source pixels wide, wherever that gives a useful grid. It never spans more than two thirds
-    of the context's short side (it would show hardly more than the context; small photographs are enlarged instead), and it
-    grows beyond native where `max_patches_short_side` of them would not cover the short side with a tenth of overlap.
+    Patches are native: `patch_px` pixels of the photograph, to within one pixel of the context grid. They lie in the smallest
+    evenly spaced grid of two or more rows and columns in which neighbours share at least a pixel; `patches_per_side` gives
+    their number instead. A box is at least two pixels of the grid and at least one less than the context's short side.
+
+    A photograph that is too small for that follows `small_images`, down to `min_image_px`, below which it is rejected:
+    - `enlarge`: a square context is all of the short side where that is below `min_square_px`; in a context whose short side is
+      below `patch_px` in the photograph, patches are two thirds of it, enlarged for the teacher;
+    - `reject`: a photograph with a short side below `min_square_px` (for `whole`: below `patch_px`) is rejected.
     """
 
     context: Literal["whole", "square"] = "square"
@@ -51,25 +57,51 @@ class ViewPlan:
     patch_px: int = 560
     """Side of the teachers' input for a patch, and its native side in the photograph."""
     min_square_px: int = 644
-    """Shortest side of a square context in the photograph; a photograph whose short side is less gives all of that."""
-    max_patches_short_side: int = 6
-    """Most patches along the context's short side."""
+    """Shortest side of a square context in the photograph."""
+    contexts_per_image: int = 1
+    """Square contexts drawn from each photograph; more of them leave the earlier ones where they are."""
+    patches_per_side: int | None = None
+    """Patches along the context's short side (along its long side as many as keep the overlap), instead of native ones."""
+    patch_overlap: float = 0.25
+    """With `patches_per_side`: the share of a patch's side that its neighbour also shows."""
+    small_images: Literal["enlarge", "reject"] = "enlarge"
+    """What becomes of photographs that are smaller than the squares or the patches."""
     min_image_px: int = 32
     """Photographs with a shorter side than this are rejected."""
 
+    @property
+    def short_side_needed_px(self) -> int:
+        """The least short side of a photograph that is not rejected."""
+        if self.small_images == "enlarge":
+            return self.min_image_px
+        return max(self.min_image_px, self.min_square_px if self.context == "square" else self.patch_px)
+
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
-        least = {"context_px": 16, "patch_px": 16, "min_square_px": 16, "max_patches_short_side": 2, "min_image_px": 1}
-        return [
+        least = {"context_px": 16, "patch_px": 16, "min_square_px": 16, "contexts_per_image": 1, "min_image_px": 1}
+        least |= {} if self.patches_per_side is None else {"patches_per_side": 2}
+        found = [
             f"{name} is {getattr(self, name)}, expected at least {bound}"
             for name, bound in least.items()
             if getattr(self, name) < bound
         ]
+        if not 0 <= self.patch_overlap < 1:
+            found.append(f"patch_overlap is {self.patch_overlap}, expected a share of the patch's side, 0 or more and below 1")
+        if self.context == "whole" and self.contexts_per_image > 1:
+            found.append(
+                f"contexts_per_image is {self.contexts_per_image}, expected 1: whole contexts of an image would all be the same"
+            )
+        if self.context == "square" and self.small_images == "reject" and self.min_square_px < self.patch_px:
+            found.append(
+                f"min_square_px is {self.min_square_px}, expected at least patch_px ({self.patch_px}):"
+                " small_images `reject` accepts no square that is smaller than a patch"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViews:
-    """The views of one photograph: where its context lies in it, the context's size on the grid, and the patches' boxes."""
+    """The views of one context: where it lies in the photograph, its size on the grid, and the patches' boxes."""
 
     source: SourceBox
     extent: tuple[int, int]
@@ -82,44 +114,88 @@ class ImageViews:
 
 
 class ImageTooSmallError(ValueError):
-    """The photograph's short side is below the plan's `min_image_px`."""
+    """The photograph's short side is below what the plan needs."""
 
 
-def plan_views(plan: ViewPlan, *, seed: int, key: str, height_px: int, width_px: int) -> ImageViews:
-    """The views of the photograph `key`, whose upright size is height_px x width_px.
+def plan_views(plan: ViewPlan, *, seed: int, key: str, height_px: int, width_px: int) -> tuple[ImageViews, ...]:
+    """The views of each context of the photograph `key`, whose upright size is height_px x width_px.
 
-    Raises ImageTooSmallError below `min_image_px`.
+    Always `contexts_per_image` contexts. Raises ImageTooSmallError below `short_side_needed_px`, and for nothing else.
     """
-    if min(height_px, width_px) < plan.min_image_px:
+    if min(height_px, width_px) < plan.short_side_needed_px:
         raise ImageTooSmallError(
-            f"the image is {width_px} x {height_px} px; the plan needs a short side of {plan.min_image_px} px or more"
+            f"the image is {width_px} x {height_px} px; the plan needs a short side of {plan.short_side_needed_px} px or more"
         )
-    source = _context(plan, seed, key, height_px, width_px)
-    shrink = plan.context_px / max(source.height, source.width)
-    extent = max(round(source.height * shrink), 1), max(round(source.width * shrink), 1)
-    side = _patch_side(plan, extent, shrink)
-    patches = (Box(top, left, side, side) for top in _starts(extent[0], side) for left in _starts(extent[1], side))
-    return ImageViews(source=source, extent=extent, patches=tuple(patches))
+    draws = (f"{seed}\0{key}\0{index}" for index in range(plan.contexts_per_image))
+    return tuple(_views(plan, _context(plan, draw, height_px, width_px)) for draw in draws)
 
 
-def _context(plan: ViewPlan, seed: int, key: str, height_px: int, width_px: int) -> SourceBox:
+def _context(plan: ViewPlan, draw: str, height_px: int, width_px: int) -> SourceBox:
     if plan.context == "whole":
         return SourceBox(0, 0, height_px, width_px)
     short = min(height_px, width_px)
-    rng = np.random.default_rng(list(hashlib.sha256(f"{seed}\0{key}".encode()).digest()))
+    rng = np.random.default_rng(list(hashlib.sha256(draw.encode(errors="surrogatepass")).digest()))
     side = int(rng.integers(min(plan.min_square_px, short), short + 1))
     return SourceBox(int(rng.integers(height_px - side + 1)), int(rng.integers(width_px - side + 1)), side, side)
 
 
-def _patch_side(plan: ViewPlan, extent: tuple[int, int], shrink: float) -> int:
-    """Side of the square patches on the context grid."""
-    short = min(extent)
-    smallest = math.ceil(1.1 * short / plan.max_patches_short_side)
-    largest = max(short * 2 // 3, 1)
-    return min(max(round(plan.patch_px * shrink), smallest), largest)
+def _views(plan: ViewPlan, source: SourceBox) -> ImageViews:
+    shrink = plan.context_px / max(source.height, source.width)
+    # Three pixels are the least in which two boxes of two pixels differ and overlap; only stripes are ever stretched to them.
+    extent = max(round(source.height * shrink), 3), max(round(source.width * shrink), 3)
+    side = _patch_side(plan, source, min(extent), shrink)
+    if plan.patches_per_side is None:
+        count, shared = 2, 1
+    else:
+        count, shared = plan.patches_per_side, max(int(plan.patch_overlap * side), 1)
+    tops, lefts = (_starts(length, side, count, shared) for length in extent)
+    return ImageViews(source=source, extent=extent, patches=tuple(Box(top, left, side, side) for top in tops for left in lefts))
 
 
-def _starts(length: int, side: int) -> list[int]:
-    """Evenly spaced starts of the fewest patches, two or more, that cover `length` and overlap."""
-    count = max(2, length // side + 1)
+def _patch_side(plan: ViewPlan, source: SourceBox, short: int, shrink: float) -> int:
+    """Side of the square patches on a context grid whose short side is `short`."""
+    if (n := plan.patches_per_side) is not None:
+        # n patches and n - 1 overlaps fill the short side; the second bound leaves each overlap at least one pixel.
+        side = math.ceil(max(short / (n - (n - 1) * plan.patch_overlap), (short + n - 1) / n))
+    elif min(source.height, source.width) >= plan.patch_px:
+        side = round(plan.patch_px * shrink)
+    else:
+        side = short * 2 // 3
+    return min(max(side, 2), short - 1)
+
+
+def _starts(length: int, side: int, least: int, shared: int) -> list[int]:
+    """Evenly spaced starts of the fewest patches, `least` or more, that cover `length` and share `shared` pixels.
+
+    Fewer than `least` only where `length` has not as many places.
+    """
+    covering = math.ceil((length - shared) / (side - shared))
+    count = min(max(least, covering), length - side + 1)
     return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+# --- from a patch's pixels to the context grid ----------------------------------------------------------------------
+
+
+def onto_grid(depth: Float32[np.ndarray, "h w"], height: int, width: int) -> Float32[np.ndarray, "h2 w2"]:
+    """A patch's map, of finite values, at the size of its box on the context grid, in place to a fraction of a pixel.
+
+    Along a side that shrinks, each pixel is the exact mean over the area that it covers; one that grows is interpolated
+    linearly between pixel centres. The result depends on neither threads nor batches.
+    """
+    rows = _resampled(depth.astype(np.float64), height)
+    return np.ascontiguousarray(_resampled(rows.T, width).T, np.float32)
+
+
+def _resampled(lines: Float64[np.ndarray, "old n"], new: int) -> Float64[np.ndarray, "new n"]:
+    """The first axis at another length."""
+    old = len(lines)
+    edges = np.arange(new + 1) * old / new
+    if new > old:
+        centres = np.clip((edges[:-1] + edges[1:]) / 2 - 0.5, 0, old - 1)
+        low = np.minimum(centres.astype(int), old - 2)
+        return lines[low] + (centres - low)[:, None] * (lines[low + 1] - lines[low])
+    # The sum of all that lies before each edge; what two edges enclose is a difference.
+    before = np.concatenate([np.zeros_like(lines[:1]), lines.cumsum(0)])
+    low = np.minimum(edges.astype(int), old - 1)
+    return np.diff(before[low] + (edges - low)[:, None] * lines[low], axis=0) * (new / old)

@@ -29,7 +29,7 @@ from stages.scenes import render_scene  # noqa: E402
 from stages.views import ViewPlan  # noqa: E402
 
 SIDE_PX = 48
-PLAN = ViewPlan(context="whole", context_px=SIDE_PX, patch_px=SIDE_PX, max_patches_short_side=2, min_image_px=8)
+PLAN = ViewPlan(context="whole", context_px=SIDE_PX, patch_px=SIDE_PX, min_image_px=8)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -51,9 +51,11 @@ def write_run(
     rejected: Mapping[str, Sequence[int]] | None = None,
     fingerprints: Mapping[str, Mapping[str, object]] | None = None,
     without: Sequence[tuple[str, int]] = (),
+    contexts_per_image: int = 1,
 ) -> Path:
     """A run of one source. `rejected`: images by column; `without`: (column, part number) left uncommitted;
-    `fingerprints`: what a column has beside the common `plan_context_px`."""
+    `fingerprints`: what a column has beside the common `plan_context_px`. Each context is a scene of its own: number
+    image * contexts_per_image + context."""
     rejected, fingerprints = rejected or {}, fingerprints or {}
     columns = [
         ColumnRecord(
@@ -67,7 +69,7 @@ def write_run(
     run = RunRecord(
         seed=0,
         part_size=part_size,
-        plan={"context_px": CONTEXT_PX},
+        plan={"context_px": CONTEXT_PX, "contexts_per_image": contexts_per_image},
         sources=(source,),
         columns=tuple(columns),
         configuration={},
@@ -79,23 +81,35 @@ def write_run(
         for number, start in enumerate(range(0, images, part_size)):
             if (column.name, number) not in without:
                 part = range(start, min(start + part_size, images))
-                _write_part(run_dir, column, f"scenes.{number:05d}", part, extents, set(rejected.get(column.name, ())))
+                lost = set(rejected.get(column.name, ()))
+                _write_part(run_dir, column, f"scenes.{number:05d}", part, extents, lost, contexts_per_image)
     return run_dir
 
 
 def _write_part(
-    run_dir: Path, column: ColumnRecord, part: str, images: range, extents: Sequence[tuple[int, int]], rejected: set[int]
+    run_dir: Path,
+    column: ColumnRecord,
+    part: str,
+    images: range,
+    extents: Sequence[tuple[int, int]],
+    rejected: set[int],
+    contexts: int,
 ) -> None:
     folder = column_dir(run_dir, column.name) / f"{part}.first.zarr"
-    kept = {i: scene_disparity(i, *extents[i % len(extents)]) for i in images if i not in rejected}
+    scenes = [
+        None if i in rejected else scene_disparity(row, *extents[row % len(extents)])
+        for i in images
+        for row in range(i * contexts, (i + 1) * contexts)
+    ]
     if column.depth_space is None:
-        write_pictures(folder, [_picture(kept[i]) if i in kept else None for i in images])
+        write_pictures(folder, [None if scene is None else _picture(scene) for scene in scenes], contexts_per_image=contexts)
     else:
-        labels = [_labels(kept[i], *AFFINE[column.name]) if i in kept else None for i in images]
-        write_labels(folder, labels, context_px=CONTEXT_PX, depth_space=column.depth_space)
+        labels = [None if scene is None else _labels(scene, *AFFINE[column.name]) for scene in scenes]
+        space = column.depth_space
+        write_labels(folder, labels, context_px=CONTEXT_PX, depth_space=space, contexts_per_image=contexts)
     outcomes = (
         ImageOutcome(key=f"scene-{i}", status="labelled")
-        if i in kept
+        if i not in rejected
         else ImageOutcome(key=f"scene-{i}", status="rejected", problem=Reason(kind="damaged", message="for the test"))
         for i in images
     )
@@ -106,7 +120,7 @@ def _write_part(
         zarr=folder.name,
         images=tuple(outcomes),
         files=hash_tree(folder, folder.parent),
-        statistics=PartStatistics(views=len(kept), pixels=0, label_bytes=0),
+        statistics=PartStatistics(views=len(scenes), pixels=0, label_bytes=0),
         depth_space=column.depth_space,
         licence=None,
         versions={},

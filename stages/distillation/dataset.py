@@ -1,7 +1,8 @@
 """Committed labels as training samples, in an order that is a pure function of (seed, epoch).
 
-`LabelDataset` turns a request (image, teacher, flip) into a sample; `BatchPlan` turns a step's number into requests. Nothing
-else decides what a step sees: neither worker processes nor what ran before, so a resumed training goes on exactly.
+A sample is one context of an image. `LabelDataset` turns a request (sample, teacher, flip) into pixels and labels;
+`BatchPlan` turns a step's number into requests. Nothing else decides what a step sees: neither worker processes nor what ran
+before, so a resumed training goes on exactly.
 Refused: columns that do not belong together, and a run in which there is nothing to train on.
 """
 
@@ -32,9 +33,9 @@ _ORDER, _FLIP, _TEACHER = 1, 2, 3  # one random stream for each decision
 
 
 class SampleRequest(NamedTuple):
-    """One sample: the image's index in the dataset, whose labels (index into its teachers), and whether it is mirrored."""
+    """The sample's index in the dataset, whose labels (index into its teachers), and whether it is mirrored."""
 
-    image: int
+    sample: int
     teacher: int
     flip: bool
 
@@ -52,7 +53,7 @@ class Batch:
     patch_box: Int[Tensor, "b p 4"]
     """Top, left, height, width on the context grid; all 0 where a sample has fewer than p patches."""
     keys: tuple[str, ...]
-    """part/key of each image, for messages."""
+    """part/key of each sample, for messages; followed by #context where images have several."""
     teacher: str
 
     def to(self, device: torch.device | str) -> Batch:
@@ -72,7 +73,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image with one teacher's labels, at its own extent, mirrored where that was asked for."""
+    """One context of an image with one teacher's labels, at its own extent, mirrored where that was asked for."""
 
     image: UInt8[np.ndarray, "h w 3"]
     context: Label
@@ -83,7 +84,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class _TrainPart:
-    """A part that is committed in every column, and which of its images can be trained on."""
+    """A part that is committed in every column, and which of its rows in the store can be trained on."""
 
     name: str
     pictures: Path
@@ -93,7 +94,7 @@ class _TrainPart:
 
 
 class LabelDataset(Dataset[Sample]):
-    """The images of a run that are labelled in `images` and in every teacher's column. Safe to send to worker processes.
+    """The contexts of all images that are labelled in `images` and in every teacher's column. Safe to send to worker processes.
 
     Raises ValueError, naming the field, for unknown columns, for depth spaces or view plans that differ, for parts that were
     made with other settings than run.json says, and where no image is labelled by all teachers.
@@ -119,14 +120,14 @@ class LabelDataset(Dataset[Sample]):
         return int(self._start[-1])
 
     def digest(self) -> str:
-        """What a training on this dataset depends on: every committed array folder and which of its images are used."""
+        """What a training on this dataset depends on: every committed array folder and which of its rows are used."""
         content = [(p.name, p.pictures.name, [x.name for x in p.labels], p.rows) for p in self.parts]
         return hashlib.sha256(repr((self.teachers, content)).encode()).hexdigest()
 
     def __getitem__(self, index: SampleRequest) -> Sample:
         request = index
-        place = int(np.searchsorted(self._start, request.image, side="right")) - 1
-        part, within = self.parts[place], request.image - int(self._start[place])
+        place = int(np.searchsorted(self._start, request.sample, side="right")) - 1
+        part, within = self.parts[place], request.sample - int(self._start[place])
         row, folder = part.rows[within], part.labels[request.teacher]
         picture, reader = _pictures(part.pictures).picture(row), _labels(folder)
         context = reader.context(row)
@@ -217,12 +218,12 @@ class BatchPlan:
 
     def requests(self, step: int) -> list[SampleRequest]:
         """The samples of one step."""
-        teacher, images = self.teacher(step), sum(self.part_sizes)
+        teacher, samples = self.teacher(step), sum(self.part_sizes)
         requests = []
-        for sample in range(step * self.batch_size, (step + 1) * self.batch_size):
-            epoch, place = divmod(sample, images)
-            image = int(sample_order(self.seed, epoch, self.part_sizes)[place])
-            requests.append(SampleRequest(image, teacher, self.flip and is_flipped(self.seed, epoch, image)))
+        for drawn in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, place = divmod(drawn, samples)
+            sample = int(sample_order(self.seed, epoch, self.part_sizes)[place])
+            requests.append(SampleRequest(sample, teacher, self.flip and is_flipped(self.seed, epoch, sample)))
         return requests
 
 
@@ -231,22 +232,22 @@ def teacher_for_step(seed: int, step: int, primary_ratio: float = 0.7) -> int:
     return int(np.random.default_rng([seed, _TEACHER, step]).random() >= primary_ratio)
 
 
-def is_flipped(seed: int, epoch: int, image: int) -> bool:
-    """Whether an image is mirrored in an epoch; half of all are."""
-    return bool(np.random.default_rng([seed, _FLIP, epoch, image]).random() < 0.5)
+def is_flipped(seed: int, epoch: int, sample: int) -> bool:
+    """Whether a sample is mirrored in an epoch; half of all are."""
+    return bool(np.random.default_rng([seed, _FLIP, epoch, sample]).random() < 0.5)
 
 
 @lru_cache(maxsize=2)
 def sample_order(seed: int, epoch: int, part_sizes: tuple[int, ...], window: int = PARTS_IN_WINDOW) -> Int[np.ndarray, "n"]:
-    """Each image's index once: parts shuffled, then images shuffled within every `window` parts.
+    """Each sample's index once: parts shuffled, then samples shuffled within every `window` parts.
 
     A window keeps the number of arrays in use small however large the run is. Not to be written to.
     """
     rng = np.random.default_rng([seed, _ORDER, epoch])
-    images_of_part = np.split(np.arange(sum(part_sizes)), np.cumsum(part_sizes)[:-1])
-    shuffled = [images_of_part[part] for part in rng.permutation(len(part_sizes))]
+    samples_of_part = np.split(np.arange(sum(part_sizes)), np.cumsum(part_sizes)[:-1])
+    shuffled = [samples_of_part[part] for part in rng.permutation(len(part_sizes))]
     windows = (np.concatenate(shuffled[i : i + window]) for i in range(0, len(shuffled), window))
-    return np.concatenate([rng.permutation(images) for images in windows])
+    return np.concatenate([rng.permutation(samples) for samples in windows])
 
 
 # --- what belongs together ------------------------------------------------------------------------------------------
@@ -287,6 +288,7 @@ def _matching_columns(run: RunRecord, run_dir: Path, teachers: tuple[str, ...]) 
 
 def _trainable_parts(run: RunRecord, run_dir: Path, columns: tuple[ColumnRecord, ...]) -> tuple[_TrainPart, ...]:
     committed = set.intersection(*(committed_parts(run_dir, column.name) for column in columns))
+    contexts = int(run.plan.get("contexts_per_image", 1))
     found = []
     for part in parts(run):
         if part.name not in committed:
@@ -295,10 +297,11 @@ def _trainable_parts(run: RunRecord, run_dir: Path, columns: tuple[ColumnRecord,
         for column, record in zip(columns, records, strict=True):
             _refuse_foreign(run_dir, column, record)
         status = zip(*(record.images for record in records), strict=True)
-        rows = tuple(i for i, outcomes in enumerate(status) if all(o.status == "labelled" for o in outcomes))
+        labelled = [i for i, outcomes in enumerate(status) if all(o.status == "labelled" for o in outcomes)]
+        rows = {image * contexts + c: f"#{c}" if contexts > 1 else "" for image in labelled for c in range(contexts)}
         pictures, *labels = (column_dir(run_dir, c.name) / r.zarr for c, r in zip(columns, records, strict=True))
-        keys = tuple(records[0].images[row].key for row in rows)
-        found.append(_TrainPart(name=part.name, pictures=pictures, labels=tuple(labels), rows=rows, keys=keys))
+        keys = tuple(records[0].images[row // contexts].key + context for row, context in rows.items())
+        found.append(_TrainPart(name=part.name, pictures=pictures, labels=tuple(labels), rows=tuple(rows), keys=keys))
     return tuple(found)
 
 

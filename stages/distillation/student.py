@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import AutoModelForDepthEstimation, PreTrainedModel
 
-from stages.labelling.teachers import checkpoint_folder, read_image_statistics
+from stages.checkpoints import checkpoint_folder, read_image_statistics
 
 PREPROCESSOR, WEIGHTS, TRAINING = "preprocessor_config.json", "model.safetensors", "training.json"
 _ENCODERS = ("backbone.", "dpt.")  # Depth Anything and DPT with a backbone; DPT without

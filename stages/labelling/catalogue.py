@@ -1,7 +1,8 @@
 """The catalogue: what images a source holds, found before any work starts, and every problem of the source itself.
 
-A source is a tar (in the manner of WebDataset) or a folder. tarfile and webdataset end without a word at a damaged header
-or at a cut between members; this module looks at what stands after the last member and says so.
+A source is a tar (in the manner of WebDataset) or a folder. An image that is there but cannot be taken, and damage after
+which there may have been more, is a problem of a kind in ProblemKind; nothing is left out without a word except what no
+suffix says to be an image, and hidden files. Names from a source are only text here: no path is ever made from a tar's.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,8 +19,26 @@ import braceexpand
 
 from manifests import Problem
 from stages.labelling.pictures import IMAGE_SUFFIXES
+from stages.labelling.tar_members import TarMember, has_member, read_members
 
-_BLOCK = 512
+ProblemKind = Literal[
+    "compressed_tar",
+    "cut_payload",
+    "damaged_header",
+    "data_after_end",
+    "duplicate_key",
+    "duplicate_key_across_sources",
+    "empty_tar",
+    "linked_folder",
+    "long_zero_tail",
+    "missing_end",
+    "no_image_in_sample",
+    "no_images",
+    "not_a_file",
+    "not_utf8",
+    "unreadable",
+]
+"""All kinds of problems of a source; docs/format.md says what each means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +50,10 @@ class Source:
     location: Path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogueRow:
-    """One image: its key, the tar member or relative path, and where its bytes are."""
+    """One image: its key, the tar member or relative path, and where its bytes are. All text is UTF-8; a tar's names have
+    control characters, and bytes that are no UTF-8, as escapes."""
 
     key: str
     member: str
@@ -52,28 +71,46 @@ class SourceContent:
 
 
 class SourceNotFoundError(ValueError):
-    """A pattern that names nothing, or something that is neither a tar nor a folder."""
+    """Patterns that name no sources: nothing, something that is neither a tar nor a folder, or a folder within another."""
 
 
 def expand_sources(patterns: Sequence[str]) -> list[Source]:
-    """Brace patterns, globs, tars and folders, in the order given, each location once.
+    """Brace patterns, globs, tars and folders, in the order given; each once, whatever links and patterns lead to it.
 
-    Raises SourceNotFoundError that lists every pattern without a match.
+    Raises SourceNotFoundError that lists every pattern without a match, and every folder inside another one, whose images
+    would be labelled twice.
     """
-    locations: dict[Path, None] = {}
-    missing: list[str] = []
-    for expanded in (item for pattern in patterns for item in braceexpand.braceexpand(pattern)):
-        found = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+    locations: dict[tuple[int, int], Path] = {}
+    refused: list[str] = []
+    for path in (path for pattern in patterns for path in _matches(pattern, refused)):
+        if path.is_dir() or (path.is_file() and path.suffix.lower() == ".tar"):
+            status = path.stat()
+            locations.setdefault((status.st_dev, status.st_ino), path.absolute())
+        else:
+            hint = " (decompress it first)" if {".tgz", ".tar"} & {suffix.lower() for suffix in path.suffixes} else ""
+            refused.append(f"{path}: neither a folder nor a .tar file{hint}")
+    folders = {path.resolve(): path for path in locations.values() if path.is_dir()}
+    refused += [
+        f"{path}: inside {folders[parent]}, which is a source too"
+        for real, path in folders.items()
+        for parent in real.parents
+        if parent in folders
+    ]
+    if refused:
+        raise SourceNotFoundError("; ".join(refused))
+    return list(_named(locations.values()))
+
+
+def _matches(pattern: str, refused: list[str]) -> Iterator[Path]:
+    try:
+        expanded = list(braceexpand.braceexpand(pattern))
+    except ValueError:  # a brace without its partner stands for itself
+        expanded = [pattern]
+    for item in expanded:
+        found = [item] if os.path.exists(item) else sorted(glob.glob(item, recursive=True))
         if not found:
-            missing.append(f"{expanded}: nothing there")
-        for path in map(Path, found):
-            if path.is_dir() or path.suffix.lower() == ".tar":
-                locations[path.resolve()] = None
-            else:
-                missing.append(f"{path}: neither a folder nor a .tar file")
-    if missing:
-        raise SourceNotFoundError("; ".join(missing))
-    return list(_named(locations))
+            refused.append(f"{item}: nothing there")
+        yield from map(Path, found)
 
 
 def _named(locations: Iterable[Path]) -> Iterator[Source]:
@@ -90,74 +127,90 @@ def _named(locations: Iterable[Path]) -> Iterator[Source]:
 
 
 def read_source(source: Source) -> SourceContent:
-    """Catalogue one source. Damage is reported as problems beside what could be read, never raised."""
+    """Catalogue one source. Damage is reported as problems beside what could be read, never raised.
+
+    Of images with one key the first is kept.
+    """
     rows, size_bytes, problems = _read_folder(source) if source.kind == "folder" else _read_tar(source)
     unique: dict[str, CatalogueRow] = {}
     for row in rows:
         if row.key in unique:
             message = f"the key {row.key!r} is already taken by {unique[row.key].member!r}; this one is left out"
-            problems.append(Problem(kind="duplicate_key", where=row.member, message=message))
+            problems.append(_problem("duplicate_key", row.member, message))
         else:
             unique[row.key] = row
     if not unique:
-        problems.append(Problem(kind="no_images", where=source.name, message="no image was found in this source"))
+        problems.append(_problem("no_images", source.name, "no image was found in this source"))
     return SourceContent(rows=tuple(unique.values()), size_bytes=size_bytes, problems=tuple(problems))
 
 
+def cross_source_problems(contents: Sequence[tuple[Source, SourceContent]]) -> tuple[Problem, ...]:
+    """A problem `duplicate_key_across_sources` for each image whose key an earlier source has too.
+
+    All of them stay: source and key together identify an image. But they may be one photograph, labelled twice.
+    """
+    first_in: dict[str, str] = {}
+    problems = []
+    for source, content in contents:
+        for row in content.rows:
+            first = first_in.setdefault(row.key, source.name)
+            if first != source.name:
+                message = f"the key {row.key!r} is also in the source {first!r}; both images are labelled"
+                problems.append(_problem("duplicate_key_across_sources", f"{source.name}:{row.key}", message))
+    return tuple(problems)
+
+
+def _problem(kind: ProblemKind, where: str, message: str) -> Problem:
+    return Problem(kind=kind, where=_as_text(where), message=message)
+
+
+def _as_text(name: str) -> str:
+    """The name with control characters and lone surrogates, which are bytes that were no UTF-8, as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), name)
+
+
 def _read_folder(source: Source) -> tuple[list[CatalogueRow], int, list[Problem]]:
-    rows = []
-    for folder, subfolders, files in os.walk(source.location):
+    rows: list[CatalogueRow] = []
+    problems: list[Problem] = []
+
+    def problem(kind: ProblemKind, path: str | Path, message: str) -> None:
+        problems.append(_problem(kind, os.path.relpath(path, source.location), message))
+
+    def unreadable(error: OSError) -> None:
+        problem("unreadable", error.filename, f"cannot be read: {error.strerror}")
+
+    for folder, subfolders, files in os.walk(source.location, onerror=unreadable):
         subfolders.sort()
-        for name in sorted(files):
-            path = Path(folder, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not _hidden(name):
-                member = path.relative_to(source.location).as_posix()
-                rows.append(CatalogueRow(key=member, member=member, offset=0, size_bytes=path.stat().st_size))
-    return rows, sum(row.size_bytes for row in rows), []
+        for path in (Path(folder, name) for name in subfolders):
+            if os.path.islink(path):
+                problem("linked_folder", path, "a link to a folder is not followed; give the folder as a source of its own")
+        for path in (Path(folder, name) for name in sorted(files) if _is_image(name)):
+            member = path.relative_to(source.location).as_posix()
+            if not _is_utf8(member):
+                problem("not_utf8", path, "the path is not UTF-8; rename it")
+            elif os.path.exists(path) and not os.path.isfile(path):  # unlike Path's, these raise nothing
+                problem("not_a_file", path, "named like an image, but a pipe or a device")
+            else:
+                try:
+                    with path.open("rb") as file:
+                        size_bytes = os.fstat(file.fileno()).st_size
+                    rows.append(CatalogueRow(key=_as_text(member), member=member, offset=0, size_bytes=size_bytes))
+                except OSError as error:
+                    unreadable(error)
+    return rows, sum(row.size_bytes for row in rows), problems
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _read_tar(source: Source) -> tuple[list[CatalogueRow], int, list[Problem]]:
-    size_bytes = source.location.stat().st_size
-    problems: list[Problem] = []
-    members: list[tarfile.TarInfo] = []
-
-    def problem(kind: str, message: str) -> None:
-        problems.append(Problem(kind=kind, where=source.location.name, message=message))
-
-    try:
-        with tarfile.open(source.location, "r:") as tar:
-            try:
-                members.extend(tar)  # keeps what was read before an error, unlike getmembers
-            except tarfile.ReadError as error:
-                problem("damaged_tar", f"after {len(members)} members: {error}")
-            end = tar.offset
-    except tarfile.ReadError as error:
-        problem("empty_tar" if size_bytes == 0 else "damaged_tar", f"cannot be read as an uncompressed tar: {error}")
-        return [], size_bytes, problems
-    whole = [member for member in members if member.offset_data + member.size <= size_bytes]
-    for member in members[len(whole) :]:
-        problem(
-            "cut_payload", f"the file ends {member.offset_data + member.size - size_bytes} bytes before {member.name!r} does"
-        )
-    if not problems:
-        problems.extend(_end_of_tar(source.location, end))
-    rows = _group_samples([member for member in whole if member.isreg()], source.location.name, problems)
-    return rows, size_bytes, problems
+    members, size_bytes, problems = read_members(source.location)
+    return _group_samples(members, source.location.name, problems), size_bytes, problems
 
 
-def _end_of_tar(location: Path, end: int) -> Iterator[Problem]:
-    """What stands where tarfile stopped reading; two blocks of zeros end a sound archive."""
-    with location.open("rb") as file:
-        file.seek(end)
-        tail = file.read(2 * _BLOCK)
-    if len(tail) == 2 * _BLOCK and not any(tail):
-        return
-    if any(tail[:_BLOCK]):
-        kind, found = "damaged_header", "a member header that is cut or whose checksum is wrong"
-    else:
-        kind, found = "missing_end", f"{len(tail)} bytes where two blocks of zeros mark the end; the tar may have been cut"
-    message = f"at byte {end}: found {found}; members after this point, if there were any, are lost"
-    yield Problem(kind=kind, where=location.name, message=message)
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not _hidden(name)
 
 
 def _hidden(name: str) -> bool:
@@ -165,37 +218,43 @@ def _hidden(name: str) -> bool:
     return not name or name.startswith(".")
 
 
-def _group_samples(members: list[tarfile.TarInfo], tar_name: str, problems: list[Problem]) -> list[CatalogueRow]:
+def _group_samples(members: list[TarMember], tar_name: str, problems: list[Problem]) -> list[CatalogueRow]:
     """One row per image. A WebDataset key ends at the first dot of the file's name.
 
     `7.jpg` beside `7.seg.png` and `7.json` is one sample with one photograph. Where no member of a sample has a plain image
     suffix (`shot.v1.jpg`, `shot.v2.jpg`), the names are merely dotted: each is an image with its own key.
     """
-    samples: dict[str, list[tarfile.TarInfo]] = {}
+    samples: dict[str, list[tuple[PurePosixPath, TarMember]]] = {}
     for member in members:
-        path = PurePosixPath(member.name)
-        if not _hidden(path.name):
-            samples.setdefault(str(path.with_name(path.name.split(".")[0])), []).append(member)
+        path = PurePosixPath(_as_text(member.name))
+        if member.kind == "file" and not _hidden(path.name):
+            samples.setdefault(str(path.with_name(path.name.split(".")[0])), []).append((path, member))
+        elif member.kind not in ("file", "folder") and _is_image(path.name):
+            message = f"a {member.kind}, of which the tar has no bytes; pack it with --dereference --hard-dereference"
+            problems.append(_problem("not_a_file", f"{tar_name}:{path}", message))
     rows = []
     for key, group in samples.items():
-        images = [member for member in group if PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES]
-        plain = [member for member in images if PurePosixPath(member.name).name.count(".") == 1]
+        images = [(path, member) for path, member in group if _is_image(path.name)]
+        plain = [(path, member) for path, member in images if path.name.count(".") == 1]
         if not images:
-            message = f"the sample {key!r} has no image among {', '.join(member.name for member in group)}"
-            problems.append(Problem(kind="no_image_in_sample", where=f"{tar_name}:{key}", message=message))
-        for member in plain or images:
-            own_key = key if plain else str(PurePosixPath(member.name).with_suffix(""))
-            rows.append(CatalogueRow(key=own_key, member=member.name, offset=member.offset_data, size_bytes=member.size))
+            names = ", ".join(str(path) for path, _ in group[:4])
+            message = f"the sample {key!r} has no image among {names}{', ...' if len(group) > 4 else ''}"
+            problems.append(_problem("no_image_in_sample", f"{tar_name}:{key}", message))
+        for path, member in plain or images:
+            own_key = key if plain else str(path.with_suffix(""))
+            row = CatalogueRow(key=own_key, member=_as_text(member.name), offset=member.offset, size_bytes=member.size_bytes)
+            rows.append(row)
     return rows
 
 
 def read_images(source: Source, rows: Sequence[CatalogueRow]) -> Iterator[bytes]:
-    """The bytes of each row's file, in order. Raises OSError where they cannot be read in full."""
+    """The bytes of each row's file, in order. Raises OSError where they cannot be read in full, or are in another place."""
     for row in rows:
         path = source.location / row.member if source.kind == "folder" else source.location
         with path.open("rb") as file:
-            file.seek(row.offset)
+            same = source.kind == "folder" or has_member(file, row.offset, row.size_bytes)
             content = file.read(row.size_bytes)
-        if len(content) != row.size_bytes or (source.kind == "folder" and path.stat().st_size != row.size_bytes):
+            same = same and (source.kind == "tar" or os.fstat(file.fileno()).st_size == row.size_bytes)
+        if len(content) != row.size_bytes or not same:
             raise OSError(f"{path}: {row.member} no longer has the {row.size_bytes} bytes it had when it was catalogued")
         yield content

@@ -2,48 +2,42 @@
 
     unit -> decode -> views -> teacher -> arrays of this attempt -> manifest, created exclusively
 
-A unit that ends without an exception has a committed manifest, its own or that of whoever was first. One bad image is
-rejected in its row and never costs its neighbours. Nothing here knows of Ray, or of other units.
+A unit that ends without an exception has a committed manifest, its own or that of whoever was first; one that ends with an
+exception leaves nothing behind. One bad image is rejected in its row and never costs its neighbours. Nothing here knows of
+Ray, or of other units.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 import manifests
-from stages.depth_space import DepthSpace
-from stages.label_store import (
-    ContextPicture,
-    ImageLabels,
-    Label,
-    PatchLabel,
-    PictureReader,
-    decode_label,
-    encode_label,
-    encode_picture,
-    write_labels,
-    write_pictures,
-)
+from stages.label_store import ContextPicture, ImageLabels, LabelWriter, PictureReader, encode_picture, write_pictures
 from stages.labelling.catalogue import CatalogueRow, Source, read_images
+from stages.labelling.collecting import Collector
+from stages.labelling.flow import Behind, Predictor, View, ahead, in_batches
 from stages.labelling.pictures import PictureRejectedError, decode_upright, resize_region
 from stages.labelling.teachers import Teacher
-from stages.views import ImageTooSmallError, ImageViews, ViewPlan, plan_views
+from stages.views import Box, ImageTooSmallError, ImageViews, ViewPlan, plan_views
 
 IMAGES = "images"
-_View = tuple[int, int, UInt8[np.ndarray, "_ _ 3"]]
-"""(image, view, picture); view 0 is the context, view i + 1 patch i."""
-_VERSIONED = ("diffusers", "numcodecs", "numpy", "pillow", "torch", "transformers", "zarr")
+_VERSIONED = ("diffusers", "numcodecs", "numpy", "pillow", "scipy", "torch", "transformers", "zarr")
+
+
+class InputChangedError(ValueError):
+    """An image's bytes are not those that the column `images` was made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +53,8 @@ class Unit:
     plan: ViewPlan
     seed: int
     fingerprint: Mapping[str, Any]
+    excluded: Mapping[int, manifests.Reason] = field(default_factory=dict)
+    """Rows that are rejected unseen, because they were seen to take their worker down."""
 
     @property
     def folder(self) -> Path:
@@ -70,71 +66,103 @@ class Unit:
 class UnitResult:
     """What became of a unit: `committed` is False when another attempt had been first."""
 
-    column: str
-    part: str
     committed: bool
     labelled: int
     rejected: int
+    batch_size: int | None = None
+    """The teacher's batch at the end: as it was given, or less for want of memory."""
 
 
 @runtime_checkable
 class Clock(Protocol):
-    """Tells host, time and seconds for the manifest's volatile fields: the only thing a unit learns of the world."""
+    """All that a unit learns of the world, and the world of it."""
 
-    def volatile(self, attempt: str) -> manifests.Volatile:
-        """The attempt, the host, the seconds since the unit began, and the time."""
+    def beat(self) -> None:
+        """Told after each picture decoded and each batch predicted; a unit that stays long without a beat hangs."""
+        ...
+
+    def volatile(self, attempt: str, batch_size: int | None) -> manifests.Volatile:
+        """The attempt, the batch, the host, the seconds since the unit began, and the time."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Outcome:
-    """One image: either what it became, or why it was rejected."""
+class _Picture:
+    """One photograph: its contexts, or why it has none; and the digest of the file's bytes, if they were seen."""
 
-    content: Any = None
+    contexts: tuple[ContextPicture, ...] = ()
     problem: manifests.Reason | None = None
+    content_sha256: str | None = None
 
 
-def label_images_part(unit: Unit, clock: Clock) -> UnitResult:
-    """Make one part of the column `images`: each photograph's context as JPEG."""
-    outcomes = [_picture(unit, row, content) for row, content in zip(unit.rows, _contents(unit), strict=True)]
-    pictures = [outcome.content for outcome in outcomes]
-    write_pictures(unit.folder, pictures)
-    kept = [picture for picture in pictures if picture is not None]
-    statistics = manifests.PartStatistics(
-        views=len(kept),
-        pixels=sum(picture.extent[0] * picture.extent[1] for picture in kept),
-        label_bytes=sum(len(picture.jpeg) for picture in kept),
-        min=None,
-        max=None,
-        mean=None,
-        max_quantisation_error=None,
-    )
-    return _commit(unit, outcomes, statistics, depth_space=None, licence=None, clock=clock)
+def label_images_part(unit: Unit, clock: Clock, *, threads: int = 1) -> UnitResult:
+    """Make one part of the column `images`: each photograph's contexts as JPEG.
+
+    Memory: 2 * threads decoded photographs and the part's JPEGs.
+    """
+    pictures: list[_Picture] = []
+    with _attempt(unit):
+        with closing(ahead(partial(_picture, unit), range(len(unit.rows)), threads=threads, depth=threads)) as decoded:
+            for picture in decoded:
+                pictures.append(picture)
+                clock.beat()
+        missing = (None,) * unit.plan.contexts_per_image
+        write_pictures(
+            unit.folder,
+            [context for picture in pictures for context in picture.contexts or missing],
+            contexts_per_image=unit.plan.contexts_per_image,
+        )
+        kept = [context for picture in pictures for context in picture.contexts]
+        statistics = manifests.PartStatistics(
+            views=len(kept),
+            pixels=sum(context.extent[0] * context.extent[1] for context in kept),
+            label_bytes=sum(len(context.jpeg) for context in kept),
+        )
+        rows = zip(unit.rows, pictures, strict=True)
+        outcomes = [_outcome(row, picture.problem, picture.content_sha256) for row, picture in rows]
+        return _commit(unit, outcomes, statistics, clock)
 
 
-def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size: int = 8) -> UnitResult:
-    """Make one part of a teacher's column. The part must be committed in the column `images`."""
-    images = manifests.load_part(unit.run_dir, IMAGES, unit.part)
-    reader = PictureReader(unit.run_dir / "columns" / IMAGES / images.zarr)
-    outcomes: list[_Outcome] = []
-    views: list[_View] = []
-    planned: list[ImageViews | None] = []
-    for index, (row, content, known) in enumerate(zip(unit.rows, _contents(unit), images.images, strict=True)):
-        outcomes.append(_Outcome(problem=known.problem))
-        context = reader.picture(index)
-        planned.append(None)
-        if known.problem is None and context is not None:
-            cut = _cut_views(unit, row, content, context)
-            planned[-1], pictures = cut
-            views += [(index, view, picture) for view, picture in enumerate(pictures)]
-    depths = _predict_views(teacher, views, batch_size)
-    for index, plan in enumerate(planned):
-        if plan is not None:
-            outcomes[index] = _assemble(plan, [depths[index, view] for view in range(len(plan.patches) + 1)])
-    labels = [outcome.content for outcome in outcomes]
-    write_labels(unit.folder, labels, context_px=unit.plan.context_px, depth_space=teacher.spec.depth_space)
-    statistics = _label_statistics([item for item in labels if item is not None])
-    return _commit(unit, outcomes, statistics, depth_space=teacher.spec.depth_space, licence=teacher.spec.licence, clock=clock)
+def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size: int = 8, threads: int = 1) -> UnitResult:
+    """Make one part of a teacher's column. The part must be committed in the column `images`.
+
+    Pictures are decoded ahead in `threads` threads and labels are written behind in another, so that the teacher need not
+    wait. Memory: the views of 2 * threads images and of 4 batches, and the labels of the images these belong to.
+    Raises InputChangedError for an image whose bytes are not those that the column `images` was made from.
+    """
+    known = KnownImages(unit)
+    predictor = Predictor(teacher, batch_size)
+    assert teacher.spec.depth_space  # a loaded teacher's spec is resolved
+    with _attempt(unit):
+        with LabelWriter(
+            unit.folder,
+            rows=len(unit.rows) * unit.plan.contexts_per_image,
+            boxes=known.boxes(),
+            context_px=unit.plan.context_px,
+            contexts_per_image=unit.plan.contexts_per_image,
+            depth_space=teacher.spec.depth_space,
+        ) as writer:
+            collector = Collector(writer.append, known.planned, known.problems, unit.plan.contexts_per_image)
+            with closing(ahead(known.cut, known.usable, threads=threads, depth=threads)) as cuts, Behind(depth=2) as behind:
+                views = (view for cut in cuts for view in cut)
+                for batch in in_batches(views, batch_size, max_waiting=4 * batch_size):
+                    behind.submit(collector.take, (batch, predictor.predict(batch)))
+                    clock.beat()
+            collector.finish()
+        outcomes = [_outcome(row, problem) for row, problem in zip(unit.rows, collector.problems, strict=True)]
+        return _commit(unit, outcomes, writer.statistics(), clock, teacher=teacher, batch_size=predictor.batch_size)
+
+
+def try_image(unit: Unit, index: int, teacher: Teacher | None) -> None:
+    """Do with one image all that its unit would, but for the writing: to find the one that takes a worker down."""
+    if teacher is None:
+        _picture(unit, index)
+        return
+    known = KnownImages(unit)
+    if index in known.usable:
+        predictor = Predictor(teacher, batch_size=1)
+        for view in known.cut(index):
+            predictor.predict([view])
 
 
 def label_views(
@@ -145,150 +173,153 @@ def label_views(
     Raises ValueError where the column would reject the image.
     """
     pictures = [context, *_patches(image, views, patch_px)]
-    depths = _predict_views(teacher, [(0, view, picture) for view, picture in enumerate(pictures)], len(pictures))
-    outcome = _assemble(views, [depths[0, view] for view in range(len(pictures))])
-    if outcome.problem is not None:
-        raise ValueError(f"{outcome.problem.kind}: {outcome.problem.message}")
-    return outcome.content
+    flow = (View(image=0, number=number, picture=picture, seed=0) for number, picture in enumerate(pictures))
+    predictor = Predictor(teacher, batch_size=len(pictures))
+    rows: list[ImageLabels | None] = []
+    collector = Collector(rows.append, [(views,)], [None], contexts_per_image=1)
+    for batch in in_batches(flow, len(pictures), max_waiting=len(pictures)):
+        collector.take((batch, predictor.predict(batch)))
+    (problem,), (labels,) = collector.problems, rows
+    if labels is None:
+        raise ValueError(str(problem))
+    return labels
 
 
 # --- pictures and views ---------------------------------------------------------------------------------------------
 
 
-def _contents(unit: Unit) -> Iterator[bytes]:
-    return read_images(unit.source, unit.rows)
-
-
-def _picture(unit: Unit, row: CatalogueRow, content: bytes) -> _Outcome:
+def _picture(unit: Unit, index: int) -> _Picture:
+    """A photograph's contexts, cut and stored as JPEG, or its rejection."""
+    if index in unit.excluded:
+        return _Picture(problem=unit.excluded[index])
+    content = _content(unit, index)
+    digest = hashlib.sha256(content).hexdigest()
     try:
         image = decode_upright(content)
-        views = plan_views(unit.plan, seed=unit.seed, key=row.key, height_px=image.height, width_px=image.width)
+        planned = plan_views(unit.plan, seed=unit.seed, key=unit.rows[index].key, height_px=image.height, width_px=image.width)
     except PictureRejectedError as error:
-        return _Outcome(problem=manifests.Reason(kind=error.kind, message=str(error)))
+        return _Picture(problem=manifests.Reason(kind=error.kind, message=str(error)), content_sha256=digest)
     except ImageTooSmallError as error:
-        return _Outcome(problem=manifests.Reason(kind="too_small", message=str(error)))
-    pixels = resize_region(image, views.source, *views.extent)
-    picture = ContextPicture(
-        jpeg=encode_picture(pixels), extent=views.extent, source_size=(image.height, image.width), source=views.source
+        return _Picture(problem=manifests.Reason(kind="too_small", message=str(error)), content_sha256=digest)
+    contexts = (
+        ContextPicture(
+            jpeg=encode_picture(resize_region(image, views.source, *views.extent)),
+            extent=views.extent,
+            source_size=(image.height, image.width),
+            source=views.source,
+        )
+        for views in planned
     )
-    return _Outcome(content=picture)
+    return _Picture(contexts=tuple(contexts), content_sha256=digest)
 
 
-def _cut_views(
-    unit: Unit, row: CatalogueRow, content: bytes, context: UInt8[np.ndarray, "h w 3"]
-) -> tuple[ImageViews, list[UInt8[np.ndarray, "_ _ 3"]]]:
-    """The stored context and the patches cut from the original, each patch at the teachers' input size."""
-    image = decode_upright(content)
-    views = plan_views(unit.plan, seed=unit.seed, key=row.key, height_px=image.height, width_px=image.width)
-    return views, [context, *_patches(image, views, unit.plan.patch_px)]
+def _content(unit: Unit, index: int) -> bytes:
+    return next(read_images(unit.source, unit.rows[index : index + 1]))
 
 
 def _patches(image: Image.Image, views: ImageViews, side_px: int) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
     return (resize_region(image, views.source_box(box), side_px, side_px) for box in views.patches)
 
 
-# --- predictions ----------------------------------------------------------------------------------------------------
+class KnownImages:
+    """A part's images as the column `images` has committed them: what teachers are shown of them, and what not."""
 
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        committed = manifests.load_part(unit.run_dir, IMAGES, unit.part)
+        self._reader = PictureReader(unit.run_dir / "columns" / IMAGES / committed.zarr)
+        self._digests = [image.content_sha256 for image in committed.images]
+        self.problems = [unit.excluded.get(index, image.problem) for index, image in enumerate(committed.images)]
+        self.usable = [index for index, problem in enumerate(self.problems) if problem is None]
+        self.planned = [self._plan(index) if index in self.usable else None for index in range(len(unit.rows))]
+        """The views of each image, one ImageViews per context; None where it is rejected."""
 
-def _predict_views(
-    teacher: Teacher, views: Sequence[_View], batch_size: int
-) -> dict[tuple[int, int], Float32[np.ndarray, "_ _"]]:
-    """Predictions by (image, view). Views of equal shape share batches, whichever image they belong to."""
-    by_shape: dict[tuple[int, ...], list[_View]] = {}
-    for view in views:
-        by_shape.setdefault(view[2].shape, []).append(view)
-    depths = {}
-    for same in by_shape.values():
-        for start in range(0, len(same), batch_size):
-            batch = same[start : start + batch_size]
-            predictions = teacher.predict(np.stack([picture for _, _, picture in batch]))
-            depths |= {(image, view): depth for (image, view, _), depth in zip(batch, predictions, strict=True)}
-    return depths
+    def _plan(self, index: int) -> tuple[ImageViews, ...]:
+        height, width = self._reader.source_size(index * self._unit.plan.contexts_per_image)
+        key = self._unit.rows[index].key
+        return plan_views(self._unit.plan, seed=self._unit.seed, key=key, height_px=height, width_px=width)
 
+    def boxes(self) -> list[Box]:
+        """Every patch's box, in the order of the store."""
+        return [box for contexts in self.planned if contexts for views in contexts for box in views.patches]
 
-def _assemble(views: ImageViews, depths: list[Float32[np.ndarray, "_ _"]]) -> _Outcome:
-    """An image's labels from its views' predictions, or its rejection when one of them says nothing."""
-    for view, depth in enumerate(depths):
-        where = "the context" if view == 0 else f"patch {view - 1}"
-        if not np.isfinite(depth).all():
-            count = int(np.count_nonzero(~np.isfinite(depth)))
-            return _Outcome(
-                problem=manifests.Reason(kind="non_finite_label", message=f"{where}: {count} values are not finite")
+    def cut(self, index: int) -> list[View]:
+        """Every view of an image: the stored contexts, and the patches cut from the photograph itself."""
+        content = _content(self._unit, index)
+        self._refuse_other_bytes(index, content)
+        image = decode_upright(content)
+        pictures: list[UInt8[np.ndarray, "_ _ 3"]] = []
+        first_row = index * self._unit.plan.contexts_per_image
+        for row, views in enumerate(self.planned[index] or (), start=first_row):
+            context = self._reader.picture(row)
+            if context is None:
+                raise ValueError(f"{self._unit.part}: image {index} is labelled in its manifest, but its picture is not stored")
+            pictures += [context, *_patches(image, views, self._unit.plan.patch_px)]
+        key = self._unit.rows[index].key
+        return [
+            View(image=index, number=number, picture=picture, seed=_view_seed(self._unit.seed, key, number))
+            for number, picture in enumerate(pictures)
+        ]
+
+    def _refuse_other_bytes(self, index: int, content: bytes) -> None:
+        found, expected = hashlib.sha256(content).hexdigest(), self._digests[index]
+        if found != expected:
+            raise InputChangedError(
+                f"{self._unit.source.location}: {self._unit.rows[index].member}: its sha256 is {found}, "
+                f"but it was {expected} when the column 'images' was made; restore the file, or label the new one in a new run"
             )
-        if view == 0 and depth.max() == depth.min():
-            message = f"{where}: the prediction is {depth.flat[0]} everywhere"
-            return _Outcome(problem=manifests.Reason(kind="constant_label", message=message))
-    patches = (
-        PatchLabel(box=box, **vars(_whole_label(_area_average(depth, box.height, box.width))))
-        for box, depth in zip(views.patches, depths[1:], strict=True)
-    )
-    return _Outcome(content=ImageLabels(context=_whole_label(depths[0]), patches=tuple(patches)))
 
 
-def _whole_label(values: Float32[np.ndarray, "h w"]) -> Label:
-    return Label(values=values, valid=np.ones(values.shape, bool))
-
-
-def _area_average(depth: Float32[np.ndarray, "h w"], height: int, width: int) -> Float32[np.ndarray, "h2 w2"]:
-    """Each target pixel is the mean of the source area under it. Shrinks; a patch is never enlarged onto the grid."""
-    return F.adaptive_avg_pool2d(torch.from_numpy(np.array(depth))[None], (height, width))[0].numpy()
+def _view_seed(seed: int, key: str, number: int) -> int:
+    """63 bits for the noise of one view: a function of what is shown, never of its place in a batch."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{key}\0{number}".encode("utf-8", "surrogateescape")).digest()[:8]) >> 1
 
 
 # --- commit ---------------------------------------------------------------------------------------------------------
 
 
-def _label_statistics(labels: Sequence[ImageLabels]) -> manifests.PartStatistics:
-    """Value statistics over all valid pixels, and the largest error that quantisation made, measured."""
-    views = [view for item in labels for view in (item.context, *item.patches)]
-    used = [view.values[view.valid].astype(np.float64) for view in views]
-    errors = [np.abs(decode_label(*encode_label(view)).values[view.valid] - view.values[view.valid]).max() for view in views]
-    pixels = sum(values.size for values in used)
-    return manifests.PartStatistics(
-        views=len(views),
-        pixels=pixels,
-        label_bytes=2 * pixels,
-        min=min((float(values.min()) for values in used), default=None),
-        max=max((float(values.max()) for values in used), default=None),
-        mean=float(sum(values.sum() for values in used) / pixels) if pixels else None,
-        max_quantisation_error=max(map(float, errors), default=None),
-    )
+@contextmanager
+def _attempt(unit: Unit) -> Iterator[None]:
+    """Removes what the attempt has written when it does not come to its end."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(unit.folder, ignore_errors=True)
+        raise
 
 
 def _commit(
     unit: Unit,
-    outcomes: Sequence[_Outcome],
+    outcomes: list[manifests.ImageOutcome],
     statistics: manifests.PartStatistics,
-    *,
-    depth_space: DepthSpace | None,
-    licence: str | None,
     clock: Clock,
+    *,
+    teacher: Teacher | None = None,
+    batch_size: int | None = None,
 ) -> UnitResult:
     """Make the arrays durable, then create the manifest; whoever creates it first wins, a loser removes its arrays."""
     manifests.fsync_tree(unit.folder)
     column_dir = unit.folder.parent
-    images = tuple(
-        manifests.ImageOutcome(
-            key=row.key, status="labelled" if outcome.problem is None else "rejected", problem=outcome.problem
-        )
-        for row, outcome in zip(unit.rows, outcomes, strict=True)
-    )
     manifest = manifests.PartManifest(
         column=unit.column,
         part=unit.part,
         fingerprint=dict(unit.fingerprint),
         zarr=unit.folder.name,
-        images=images,
+        images=tuple(outcomes),
         files=manifests.hash_tree(unit.folder, column_dir),
         statistics=statistics,
-        depth_space=depth_space,
-        licence=licence,
+        depth_space=teacher.spec.depth_space if teacher else None,
+        licence=teacher.spec.licence if teacher else None,
         versions={name: version(name) for name in _VERSIONED},
-        volatile=clock.volatile(unit.attempt),
+        volatile=clock.volatile(unit.attempt, batch_size),
     )
     committed = manifests.write_exclusively(column_dir / f"{unit.part}.json", manifests.to_json(manifest))
     if not committed:
         shutil.rmtree(unit.folder)
-    labelled = sum(image.status == "labelled" for image in images)
-    return UnitResult(
-        column=unit.column, part=unit.part, committed=committed, labelled=labelled, rejected=len(images) - labelled
-    )
+    labelled = sum(image.status == "labelled" for image in outcomes)
+    return UnitResult(committed=committed, labelled=labelled, rejected=len(outcomes) - labelled, batch_size=batch_size)
+
+
+def _outcome(row: CatalogueRow, problem: manifests.Reason | None, content_sha256: str | None = None) -> manifests.ImageOutcome:
+    status = "labelled" if problem is None else "rejected"
+    return manifests.ImageOutcome(key=row.key, status=status, problem=problem, content_sha256=content_sha256)

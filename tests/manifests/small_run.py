@@ -1,14 +1,17 @@
-"""A small run written by hand: two sources, two columns, and arrays that are any bytes, for `manifests` never reads them."""
+"""A small run written by hand: two sources, two columns, and arrays that are real but say nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import zarr
 
 import manifests
 
@@ -19,11 +22,16 @@ PARTS = {"shard.00000": 3, "shard.00001": 3, "shard.00002": 1, "photos.v1.00000"
 
 
 def write_run(
-    run_dir: Path, *, problems: Sequence[manifests.Problem] = (), commit: Sequence[str] = tuple(PARTS), rejected: int = 4
+    run_dir: Path,
+    *,
+    images: Mapping[str, int] = SOURCES,
+    problems: Sequence[manifests.Problem] = (),
+    commit: Sequence[str] = tuple(PARTS),
+    rejected: int = 4,
 ) -> Path:
-    """A run of nine images in four parts. `problems`: of the source `shard`; `commit`: parts to commit in each column;
-    `rejected`: the image of `shard` that could not be decoded."""
-    sources = tuple(_write_source(run_dir, name, images, problems) for name, images in SOURCES.items())
+    """Nine images in four parts. `images`: how many each source has; `problems`: of the source `shard`; `commit`: parts
+    to commit in each column; `rejected`: the image of `shard` that could not be decoded."""
+    sources = tuple(_write_source(run_dir, name, count, problems) for name, count in images.items())
     columns = tuple(
         manifests.ColumnRecord(name=name, depth_space=SPACES[name], fingerprint=FINGERPRINTS[name]) for name in SPACES
     )
@@ -68,18 +76,16 @@ def image_key(source: str, index: int) -> str:
 def commit_part(run_dir: Path, column: str, part: manifests.PartId, rejected: int = 4) -> manifests.PartManifest:
     """Writes the part's arrays and its manifest."""
     folder = manifests.column_dir(run_dir, column)
-    zarr = f"{part.name}.a1.zarr"
-    for path in ("zarr.json", "context/zarr.json", "context/c/0"):
-        (folder / zarr / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / zarr / path).write_bytes(f"{column} {part.name} {path} ".encode() * 4)
+    name = f"{part.name}.a1.zarr"
     unreadable = manifests.Reason(kind="undecodable", message="image file is truncated")
     indices = range(part.number * 3, part.number * 3 + part.images)
     bad = [part.source == "shard" and i == rejected for i in indices]
+    _write_arrays(folder / name, f"{column} {part.name}", bad)
     manifest = manifests.PartManifest(
         column=column,
         part=part.name,
         fingerprint=FINGERPRINTS[column],
-        zarr=zarr,
+        zarr=name,
         images=tuple(
             manifests.ImageOutcome(
                 key=image_key(part.source, i),
@@ -88,7 +94,7 @@ def commit_part(run_dir: Path, column: str, part: manifests.PartId, rejected: in
             )
             for i, is_bad in zip(indices, bad, strict=True)
         ),
-        files=manifests.hash_tree(folder / zarr, folder),
+        files=manifests.hash_tree(folder / name, folder),
         statistics=statistics(column, part),
         depth_space=SPACES[column],
         licence=None if column == "images" else "Apache-2.0",
@@ -97,6 +103,16 @@ def commit_part(run_dir: Path, column: str, part: manifests.PartId, rejected: in
     )
     assert manifests.write_exclusively(manifests.manifest_path(run_dir, column, part.name), manifests.to_json(manifest))
     return manifest
+
+
+def _write_arrays(folder: Path, name: str, rejected: Sequence[bool]) -> None:
+    """Two arrays in five files: `context`, different for every name, and `context_extent`."""
+    group = zarr.create_group(folder, zarr_format=3, attributes={"made_for": name})
+    codes = np.random.default_rng(zlib.crc32(name.encode())).integers(1, 2**16, 12, np.uint16)
+    extents = np.array([(0, 0) if is_bad else (2, 3) for is_bad in rejected], np.int32)
+    for array, values, chunk in (("context", codes, 4), ("context_extent", extents, len(extents))):
+        shape = (chunk, *values.shape[1:])
+        group.create_array(array, data=values, chunks=shape, shards=values.shape, compressors=None, fill_value=0)
 
 
 def statistics(column: str, part: manifests.PartId) -> manifests.PartStatistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -39,7 +40,7 @@ def test_the_summary_of_a_finished_run_is_a_table_and_exit_status_0(finished: Pa
     end = lines[2].index("pending") + len("pending")
     assert [line[end - 2 : end + 1] for line in lines[3:5]] == [" 0 "] * 2
     assert "dav2: rejected 1 undecodable" in lines
-    assert "Licences of the labels' weights: dav2 Apache-2.0" in lines
+    assert lines[-3:-1] == ["Licences of the labels' weights: dav2 Apache-2.0", "Most restrictive: Apache-2.0 (permissive)"]
     assert lines[-1] == "Finished, no problems."
 
 
@@ -68,8 +69,11 @@ def test_the_summary_as_json_has_the_same_numbers(finished: Path) -> None:
 
 
 def test_verify_is_silent_on_progress_off_a_terminal_and_exits_with_0_for_a_sound_run(finished: Path) -> None:
-    done = _run("verify", finished)
+    done = _run("verify", finished, "--deep")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{finished}: sound\n", "")
+    quick = _run("verify", finished)
+    assert (quick.returncode, quick.stderr) == (0, "")
+    assert "--deep reads the arrays too" in quick.stdout
 
 
 def test_verify_names_the_damage_and_exits_with_1(tmp_path: Path) -> None:
@@ -78,16 +82,28 @@ def test_verify_names_the_damage_and_exits_with_1(tmp_path: Path) -> None:
     (run / name).unlink()
     done = _run("verify", run)
     assert done.returncode == 1
-    assert done.stdout.splitlines() == [f"{name}: No such file or directory [missing_file]", f"{run}: 1 problem found"]
+    assert done.stdout.splitlines() == [
+        f"{name}: No such file or directory [missing_file]",
+        f"{run}: 1 problem found; `python -m manifests repair` drops what is damaged",
+    ]
     as_json = _run("verify", run, "--json")
     assert as_json.returncode == 1
     assert json.loads(as_json.stdout) == {
         "run_dir": str(run),
-        "damage": [{"where": name, "kind": "missing_file", "message": "No such file or directory"}],
+        "deep": False,
+        "damage": [
+            {
+                "where": name,
+                "kind": "missing_file",
+                "message": "No such file or directory",
+                "column": "dav2",
+                "part": "shard.00001",
+            }
+        ],
     }
 
 
-@pytest.mark.parametrize("command", ["summary", "verify"])
+@pytest.mark.parametrize("command", ["summary", "verify", "repair", "clean"])
 def test_a_damaged_run_json_is_a_problem_and_not_a_wrong_command(tmp_path: Path, command: str) -> None:
     (tmp_path / "run.json").write_text("{")
     done = _run(command, tmp_path)
@@ -96,7 +112,7 @@ def test_a_damaged_run_json_is_a_problem_and_not_a_wrong_command(tmp_path: Path,
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["summary", "verify"])
+@pytest.mark.parametrize("command", ["summary", "verify", "repair", "clean"])
 def test_what_is_not_a_run_is_a_wrong_command(tmp_path: Path, command: str) -> None:
     done = _run(command, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -111,6 +127,69 @@ def test_a_wrong_command_line_exits_with_2(arguments: tuple[str, ...]) -> None:
     done = _run(*arguments)
     assert done.returncode == 2
     assert "usage: python -m manifests" in done.stderr
+
+
+def test_repair_says_what_it_drops_and_what_to_do_next(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    array = run / "columns/dav2/shard.00001.a1.zarr/context/c/0"
+    array.write_bytes(bytes(array.stat().st_size))
+    assert _run("repair", run, "--quick").stdout == f"{run}: 0 parts dropped\n"
+    dry = _run("repair", run, "--dry-run", "--json")
+    (dropped,) = json.loads(dry.stdout)["dropped"]
+    assert (dropped["column"], dropped["part"], "wrong_sha256" in dropped["why"]) == ("dav2", "shard.00001", True)
+    done = _run("repair", run)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("dropped dav2/shard.00001: columns/dav2/shard.00001.a1.zarr/context/c/0: found sha256")
+    assert done.stdout.splitlines()[-1] == f"{run}: 1 part dropped; to make it again, give the command that made the run"
+    assert _run("verify", run, "--deep").returncode == 0
+
+
+def test_repair_says_how_to_come_by_a_catalogue_and_exits_with_1(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    (run / "catalog/shard.json").unlink()
+    done = _run("repair", run)
+    assert done.returncode == 1
+    assert "catalog/shard.json: No such file or directory [missing_file]" in done.stdout
+    assert "Restore them from a copy" in done.stdout
+
+
+def test_clean_names_what_it_removes(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    (run / "columns/dav2/shard.00000.b2.zarr").mkdir()
+    fail_part(run, "dav2", "shard.00001")
+    names = ["columns/dav2/shard.00001.failure.json", "columns/dav2/shard.00000.b2.zarr"]
+    dry = _run("clean", run, "--dry-run", "--json")
+    assert json.loads(dry.stdout) == {"run_dir": str(run), "dry_run": True, "removed": names}
+    done = _run("clean", run)
+    assert (done.returncode, done.stdout.splitlines()[:2]) == (0, [f"removed {name}" for name in names])
+    assert _run("clean", run).stdout == f"{run}: no litter\n"
+
+
+def test_clean_refuses_while_the_run_is_in_use(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    with manifests.hold_run(run, exclusive=False):
+        done = _run("clean", run)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "in use by a labelling" in done.stderr
+
+
+def test_compare_exits_with_0_for_equal_runs_and_names_what_differs_in_others(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    same = _run("compare", a, b)
+    assert (same.returncode, same.stdout) == (0, "The same, volatile fields aside.\n")
+    manifests.manifest_path(b, "dav2", "shard.00001").unlink()
+    part = manifests.load_part(b, "dav2", "shard.00002")
+    changed = manifests.to_json(dataclasses.replace(part, licence="MIT"))
+    manifests.manifest_path(b, "dav2", "shard.00002").write_bytes(changed)
+    other = _run("compare", a, b)
+    assert other.returncode == 1
+    assert other.stdout.splitlines() == [
+        "columns/dav2/shard.00001.json: committed in A, nothing in B",
+        'columns/dav2/shard.00002.json: licence: "Apache-2.0" in A, "MIT" in B',
+        "2 differences",
+    ]
+    differences = json.loads(_run("compare", a, b, "--json").stdout)["differences"]
+    assert differences[1] == {"where": "columns/dav2/shard.00002.json", "field": "licence", "a": '"Apache-2.0"', "b": '"MIT"'}
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import manifests.commit
 from manifests import FileRecord, fsync_tree, hash_tree, sha256_file, write_exclusively, write_replacing
 
 CONTENT_BYTES = 300_000
@@ -40,6 +41,82 @@ def test_of_many_processes_exactly_one_creates_the_file_and_its_content_is_whole
         assert len(winners) == 1
         assert path.read_bytes() == winners[0].encode() * CONTENT_BYTES
     assert sorted(os.listdir(tmp_path)) == [f"{attempt}.json" for attempt in range(5)]
+
+
+@pytest.fixture
+def no_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # what Linux says for vfat and some FUSE mounts
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_without_hard_links_still_exactly_one_process_creates_the_file_whole(tmp_path: Path) -> None:
+    test_of_many_processes_exactly_one_creates_the_file_and_its_content_is_whole(tmp_path)
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_without_hard_links_a_file_that_is_there_is_left_untouched(tmp_path: Path) -> None:
+    assert write_exclusively(tmp_path / "a.json", b"first")
+    assert not write_exclusively(tmp_path / "a.json", b"second")
+    assert (tmp_path / "a.json").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_a_claim_whose_holder_died_is_taken_over_and_nothing_torn_is_ever_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests.commit, "_CLAIM_TIMEOUT_S", 0.2)
+    path, rename = tmp_path / "a.json", os.rename
+
+    def die(source: Path, target: Path) -> None:
+        os._exit(9)
+
+    monkeypatch.setattr(os, "rename", die)
+    writer = multiprocessing.get_context("fork").Process(target=write_exclusively, args=(path, b"first"))
+    writer.start()
+    writer.join()
+    assert (writer.exitcode, path.exists(), (tmp_path / ".a.json.claim").exists()) == (9, False, True)
+    monkeypatch.setattr(os, "rename", rename)
+    assert write_exclusively(path, b"second")
+    assert path.read_bytes() == b"second"
+    (aside,) = {path.name for path in tmp_path.iterdir()} - {"a.json"}
+    assert manifests.commit.ASIDE_NAME.fullmatch(aside)  # the dead writer's: `clean` takes it
+
+
+def test_any_other_failure_to_link_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        write_exclusively(tmp_path / "a.json", b"x")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [write_exclusively, write_replacing])
+def test_a_full_disk_is_said_by_name_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write) -> None:  # type: ignore[no-untyped-def]
+    def fill(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # where space is only found to be missing at the end
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(OSError, match=r"No space left on device.*left nothing of it.*a\.json") as caught:
+        write(tmp_path / "a.json", b"x")
+    assert (caught.value.errno, os.listdir(tmp_path)) == (errno.ENOSPC, [])
+
+
+def test_a_write_that_the_kernel_cuts_short_leaves_nothing(tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys; from pathlib import Path; from manifests import write_exclusively\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_exclusively(Path(sys.argv[1], 'a.json'), b'x' * 100_000)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "File too large; could not write this file" in done.stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_that_is_already_there_is_left_untouched(tmp_path: Path) -> None:

@@ -59,8 +59,13 @@ GOLDEN: dict[str, Any] = {
         "fingerprint": {"seed": 0},
         "zarr": "sa_000.00000.x1.zarr",
         "images": [
-            {"key": "日本/1", "status": "labelled", "problem": None},
-            {"key": "b", "status": "rejected", "problem": {"kind": "too_small", "message": "20 x 30 pixels"}},
+            {"key": "日本/1", "status": "labelled", "problem": None, "content_sha256": "a" * 64},
+            {
+                "key": "b",
+                "status": "rejected",
+                "problem": {"kind": "too_small", "message": "20 x 30 pixels"},
+                "content_sha256": None,
+            },
         ],
         "files": [
             {"path": "sa_000.00000.x1.zarr/context/c/0", "size_bytes": 10, "sha256": "1" * 64},
@@ -78,7 +83,13 @@ GOLDEN: dict[str, Any] = {
         "depth_space": "disparity_affine_invariant",
         "licence": None,
         "versions": {"torch": "2.13.0"},
-        "volatile": {"attempt": "x1", "host": "node", "seconds": 1.5, "created_at": "2025-01-01T00:00:00Z"},
+        "volatile": {
+            "attempt": "x1",
+            "host": "node",
+            "seconds": 1.5,
+            "created_at": "2025-01-01T00:00:00Z",
+            "batch_size": 4,
+        },
     },
     "failure": {
         "format_version": 1,

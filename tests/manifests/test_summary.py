@@ -176,3 +176,17 @@ def test_skimming_a_manifest_gives_what_reading_it_in_full_gives(tmp_path: Path)
     assert skimmed == manifests.summarize(run)
     assert (skimmed.columns[1].labelled, skimmed.columns[1].rejected) == (7, {"k0": 1, "k1": 1})
     assert [column.damage for column in skimmed.columns] == [(), ()]
+
+
+def test_the_most_restrictive_licence_of_all_columns_is_said_and_none_stated_is_unknown(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    assert manifests.summarize(run).most_restrictive_licences == ("Apache-2.0",)
+    for licence, licences, strictest in (
+        ("CC-BY-NC-4.0", ("Apache-2.0", "CC-BY-NC-4.0"), "CC-BY-NC-4.0"),
+        (None, ("Apache-2.0", "unknown"), "unknown"),
+    ):
+        part = dataclasses.replace(manifests.load_part(run, "dav2", "shard.00001"), licence=licence)
+        manifests.manifest_path(run, "dav2", "shard.00001").write_bytes(manifests.to_json(part))
+        summary = manifests.summarize(run)
+        assert [column.licences for column in summary.columns] == [(), licences]
+        assert summary.most_restrictive_licences == (strictest,)

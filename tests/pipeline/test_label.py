@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,22 +14,24 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import manifests
 from pipeline.label import label, main
-from pipeline.label_engine import drive
-from pipeline.label_run import RunMismatchError, open_run, units_left
-from tests.conftest import label_config, scene_bytes, write_tar
+from pipeline.label_engine import DriveOptions, drive
+from pipeline.label_run import RunMismatchError, open_run, read_sources, units_left
+from tests.conftest import label_config, picture_bytes, scene_bytes, write_tar
 
-_PLAN = ["--plan.context", "whole", "--plan.context-px", "48", "--plan.patch-px", "48", "--plan.max-patches-short-side", "2"]
+_PLAN = ["--plan.context", "whole", "--plan.context-px", "48", "--plan.patch-px", "48"]
 
 
 def _command(run: Path, source: Path, checkpoints: Path, *more: str) -> list[str]:
     teachers = []
     for name in ("primary", "assistant"):
         teachers += [f"--{name}.checkpoint", str(checkpoints / name), f"--{name}.licence", "Apache-2.0"]
-    plan = [*_PLAN, "--plan.min-image-px", "8", "--part-size", "4"]
+    plan = [*_PLAN, "--plan.min-image-px", "8", "--part-size", "4", "--max-rejected-fraction", "0.1"]
     return ["--run", str(run), "--sources", str(source), *plan, *teachers, *more]
 
 
@@ -213,10 +217,10 @@ def test_a_part_that_cannot_be_read_fails_by_name_its_neighbours_do_not_and_the_
     for i in range(6):
         (folder / f"{i}.png").write_bytes(scene_bytes(i))
     config = label_config(tmp_path / "run", (str(folder),), checkpoints)
-    run = open_run(config)
+    run = open_run(config, read_sources(config.sources))
     content = (folder / "5.png").read_bytes()
     (folder / "5.png").write_bytes(content[:50])  # lost after it was catalogued, as on a failing disk
-    report = drive(run, units_left(run), workers=0, batch_size=8, max_attempts=2, address=None)
+    report = drive(run, units_left(run), DriveOptions(workers=0, resources={}, max_attempts=2))
     assert [(failure.column, failure.part, failure.attempts) for failure in report.failures] == [
         ("images", "photos.00001", 2),
         ("primary", "photos.00001", 1),
@@ -233,3 +237,63 @@ def test_a_part_that_cannot_be_read_fails_by_name_its_neighbours_do_not_and_the_
 def test_a_missing_source_is_a_usage_error(tmp_path: Path, checkpoints: Path, capsys: pytest.CaptureFixture[str]):
     assert main(_command(tmp_path / "run", tmp_path / "nope.tar", checkpoints)) == 2
     assert "nothing there" in capsys.readouterr().err
+
+
+def test_more_rejections_than_the_budget_allows_make_the_exit_status_non_zero_and_are_named(
+    labelled_run: Path, checkpoints: Path, scenes_tar: Path, capsys: pytest.CaptureFixture[str]
+):
+    command = _command(labelled_run, scenes_tar, checkpoints, "--workers", "0")
+    assert main([*command, "--max-rejected-fraction", "0.09"]) == 1
+    assert "1 of 11 images were rejected (1 damaged)" in capsys.readouterr().err
+    assert main(command) == 0
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
+    tmp_path: Path, checkpoints: Path, scenes_tar: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(_command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "2", "--dry-run")) == 0
+    told = capsys.readouterr().out
+    assert "11 images; measured on 11 of them, for 2 workers" in told
+    for column in ("images", "primary", "assistant"):
+        assert re.search(rf"^{column} +[0-9]+ +[0-9.]+ ", told, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_took_their_worker_down_get_a_second_chance_when_asked_for(
+    tmp_path: Path, labelled_run: Path, checkpoints: Path, scenes_tar: Path
+):
+    config = label_config(tmp_path / "run", (str(scenes_tar),), checkpoints)
+    run = open_run(config, read_sources(config.sources))
+    first, *rest = units_left(run)
+    excluded = {1: manifests.Reason(kind="timed_out", message="no sign of life")}
+    drive(run, [replace(first, excluded=excluded), *rest], DriveOptions(workers=0, resources={}))
+    assert [column.rejected["timed_out"] for column in manifests.summarize(config.run).columns] == [1, 1, 1]
+    assert label(config).committed == 0  # a rejection is final
+    assert label(replace(config, retry_failed=True)).committed == 3
+    assert _content(config.run) == _content(labelled_run)
+
+
+def test_changed_bytes_under_an_old_name_are_refused_naming_the_file_and_both_digests(tmp_path: Path, checkpoints: Path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.bmp").write_bytes(picture_bytes(Image.fromarray(np.full((64, 64, 3), 40 * i, np.uint8)), "bmp"))
+    config = label_config(tmp_path / "run", (str(folder),), checkpoints)
+    run = open_run(config, read_sources(config.sources))
+    images, *teachers = units_left(run)
+    options = DriveOptions(workers=0, resources={})
+    assert not drive(run, [images], options).failures
+    (folder / "1.bmp").write_bytes((folder / "2.bmp").read_bytes())  # of the very same size
+    failures = drive(run, teachers, options).failures
+    assert [failure.problem.kind for failure in failures] == ["InputChangedError"] * 2
+    for digest in (hashlib.sha256((folder / "2.bmp").read_bytes()).hexdigest(), "1.bmp"):
+        assert digest in failures[0].problem.message
+
+
+def test_one_key_in_two_sources_is_named_in_the_catalogue_and_both_images_are_labelled(tmp_path: Path, checkpoints: Path):
+    tars = [write_tar(tmp_path / f"{name}.tar", {"0001.png": scene_bytes(seed)}) for seed, name in enumerate("ab")]
+    config = label_config(tmp_path / "run", tuple(map(str, tars)), checkpoints)
+    report = label(config)
+    assert [(problem.kind, problem.where) for problem in report.source_problems] == [("duplicate_key_across_sources", "b:0001")]
+    assert manifests.load_catalogue(config.run, "b").problems == report.source_problems
+    assert [column.labelled for column in manifests.summarize(config.run).columns] == [2, 2, 2]

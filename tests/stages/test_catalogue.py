@@ -1,114 +1,280 @@
-"""The catalogue: every image once and in order, and every damage of a tar named rather than silently shortening it."""
+"""The catalogue: every image once and in order, and whatever of a source could not be taken named."""
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from stages.labelling.catalogue import Source, SourceNotFoundError, expand_sources, read_images, read_source
+from stages.labelling.catalogue import (
+    ProblemKind,
+    Source,
+    SourceContent,
+    SourceNotFoundError,
+    cross_source_problems,
+    expand_sources,
+    read_images,
+    read_source,
+)
 from tests.conftest import write_tar
 
 
-def _tar(path: Path) -> Source:
-    return Source(name="s", kind="tar", location=path)
+def _tar(path: Path, name: str = "s") -> Source:
+    return Source(name=name, kind="tar", location=path)
 
 
-@pytest.fixture
-def sound_tar(tmp_path: Path) -> Path:
-    return write_tar(tmp_path / "sound.tar", {f"{i:03d}.jpg": bytes([i]) * (600 + i) for i in range(5)})
+def _folder(path: Path, *names: str | bytes) -> Source:
+    """A folder in which each file holds its own name."""
+    for name in map(os.fsencode, names):
+        file = os.path.join(os.fsencode(path), name)
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        Path(os.fsdecode(file)).write_bytes(name)
+    return Source(name="s", kind="folder", location=path)
 
 
-def test_a_sound_tar_gives_its_images_in_order_with_their_bytes(sound_tar: Path):
-    content = read_source(_tar(sound_tar))
-    assert [row.key for row in content.rows] == ["000", "001", "002", "003", "004"]
-    assert content.problems == ()
-    assert list(read_images(_tar(sound_tar), content.rows)) == [bytes([i]) * (600 + i) for i in range(5)]
+def _written(path: Path, names: list[str]) -> Source:
+    """A tar in which each member holds its place in the list; names may come more than once."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            tar.addfile(member, io.BytesIO(bytes([number])))
+    return _tar(path)
 
 
-@pytest.mark.parametrize(
-    ("size", "kind", "images"),
-    [
-        (3 * 1536 + 1, "damaged_header", 3),
-        (3 * 1536, "missing_end", 3),
-        (3 * 1536 + 200, "damaged_header", 3),
-        (3 * 1536 + 512 + 100, "cut_payload", 3),
-        (5 * 1536, "missing_end", 5),
-        (5 * 1536 + 512, "missing_end", 5),
-        (0, "empty_tar", 0),
-    ],
-    ids=["one byte of a header", "between members", "in a header", "in a payload", "no end", "half an end", "no byte"],
-)
-def test_a_cut_tar_is_named_with_what_could_be_read(sound_tar: Path, size: int, kind: str, images: int):
-    sound_tar.write_bytes(sound_tar.read_bytes()[:size])
-    content = read_source(_tar(sound_tar))
-    assert len(content.rows) == images
-    assert kind in {problem.kind for problem in content.problems} or (
-        kind == "cut_payload" and "damaged_tar" in {problem.kind for problem in content.problems}
-    )
+def _kinds(content: SourceContent) -> list[str]:
+    return [problem.kind for problem in content.problems]
 
 
-def test_a_flipped_header_byte_is_named(sound_tar: Path):
-    content = bytearray(sound_tar.read_bytes())
-    content[2 * 1536 + 3] ^= 4
-    sound_tar.write_bytes(content)
-    found = read_source(_tar(sound_tar))
-    assert len(found.rows) == 2
-    assert [problem.kind for problem in found.problems] == ["damaged_header"]
+# --- tars -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_no_tar_is_named(tmp_path: Path):
-    (tmp_path / "x.tar").write_bytes(b"hello" * 400)
-    assert {problem.kind for problem in read_source(_tar(tmp_path / "x.tar")).problems} >= {"damaged_tar"}
+def test_a_sound_tar_gives_its_images_in_order_with_their_bytes(tmp_path: Path):
+    contents = [bytes([i]) * (600 + i) for i in range(5)]
+    source = _tar(write_tar(tmp_path / "x.tar", {f"{i:03d}.jpg": content for i, content in enumerate(contents)}))
+    found = read_source(source)
+    assert [row.key for row in found.rows] == ["000", "001", "002", "003", "004"]
+    assert (found.problems, found.size_bytes) == ((), (tmp_path / "x.tar").stat().st_size)
+    assert list(read_images(source, found.rows)) == contents
+
+
+def test_a_cut_tar_keeps_the_images_before_the_cut_and_names_it(tmp_path: Path):
+    path = write_tar(tmp_path / "x.tar", {f"{i}.jpg": bytes(600) for i in range(5)})
+    os.truncate(path, 3 * 1536)
+    found = read_source(_tar(path))
+    assert ([row.key for row in found.rows], _kinds(found)) == (["0", "1", "2"], ["missing_end"])
+
+
+def test_a_tar_without_an_image_is_a_problem_beside_its_damage(tmp_path: Path):
+    (tmp_path / "x.tar").write_bytes(b"")
+    assert _kinds(read_source(_tar(tmp_path / "x.tar"))) == ["empty_tar", "no_images"]
+    assert _kinds(read_source(_tar(write_tar(tmp_path / "y.tar", {})))) == ["no_images"]
+    assert _kinds(read_source(_tar(tmp_path / "gone.tar"))) == ["unreadable", "no_images"]
 
 
 def test_extra_members_are_ignored_and_dotted_names_are_images(tmp_path: Path):
-    names = ["a.jpg", "a.json", "a.seg.png", "b.v1.jpg", "b.v2.jpg", "dir.x/c.JPEG", "._a.jpg", "d.webp"]
+    names = ["a.jpg", "a.json", "a.seg.png", "b.v1.jpg", "b.v2.jpg", "dir.x/c.JPEG", "._a.jpg", "./d.webp", "e.TIF"]
+    names += ["f.cls", "f.BMP"]
     found = read_source(_tar(write_tar(tmp_path / "x.tar", dict.fromkeys(names, b"x"))))
     assert {row.key: row.member for row in found.rows} == {
         "a": "a.jpg",
         "b.v1": "b.v1.jpg",
         "b.v2": "b.v2.jpg",
         "dir.x/c": "dir.x/c.JPEG",
-        "d": "d.webp",
+        "d": "./d.webp",
+        "e": "e.TIF",
+        "f": "f.BMP",
     }
     assert found.problems == ()
 
 
-def test_duplicate_keys_and_samples_without_an_image_are_named(tmp_path: Path):
-    found = read_source(_tar(write_tar(tmp_path / "x.tar", {"a.jpg": b"1", "b.json": b"{}", "a.png": b"2"})))
+@pytest.mark.parametrize("names", ["a.jpg a.jpg b.jpg", "a.jpg b.jpg c.jpg a.jpg", "a.jpg b.jpg a.png", "a.jpg ./a.jpg"])
+def test_of_images_with_one_key_the_first_stays_and_the_later_is_named(tmp_path: Path, names: str):
+    source = _written(tmp_path / "x.tar", names.split())
+    found = read_source(source)
+    assert [row.key for row in found.rows] == sorted({Path(name).stem for name in names.split()})
+    assert next(read_images(source, found.rows)) == b"\0"
+    assert _kinds(found) == ["duplicate_key"]
+    assert "'a' is already taken by 'a.jpg'" in found.problems[0].message
+
+
+def test_samples_without_an_image_are_named(tmp_path: Path):
+    names = ["a.jpg", "b.json", *(f"c.{number}.txt" for number in range(9))]
+    found = read_source(_tar(write_tar(tmp_path / "x.tar", dict.fromkeys(names, b"1"))))
     assert [row.member for row in found.rows] == ["a.jpg"]
-    assert {(problem.kind) for problem in found.problems} == {"duplicate_key", "no_image_in_sample"}
+    assert [(problem.kind, problem.where) for problem in found.problems] == [
+        ("no_image_in_sample", "x.tar:b"),
+        ("no_image_in_sample", "x.tar:c"),
+    ]
+    assert found.problems[1].message.endswith("c.0.txt, c.1.txt, c.2.txt, c.3.txt, ...")
+
+
+def test_images_that_a_tar_only_links_to_are_named_and_folders_are_not(tmp_path: Path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        types = {"a.jpg": tarfile.LNKTYPE, "b.jpg": tarfile.SYMTYPE, "c.jpg": tarfile.DIRTYPE, "d": tarfile.SYMTYPE}
+        for name, kind in types.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    found = read_source(_tar(tmp_path / "x.tar"))
+    assert found.rows == ()
+    assert [(problem.kind, problem.where) for problem in found.problems[:-1]] == [
+        ("not_a_file", "x.tar:a.jpg"),
+        ("not_a_file", "x.tar:b.jpg"),
+    ]
+    assert "a hard link" in found.problems[0].message
+
+
+_HOSTILE = ["../up.jpg", "/etc/root.jpg", "a/../../b.jpg", "nul\0é.jpg", "line\nbreak\x1b[2J.jpg", "caf\udce9.jpg"]
+_HOSTILE.append("xy" * 400 + ".jpg")
+
+
+def test_hostile_names_in_a_tar_are_only_text(tmp_path: Path):
+    source = _written(tmp_path / "x.tar", _HOSTILE)
+    found = read_source(source)
+    assert found.problems == ()
+    assert list(read_images(source, found.rows)) == [bytes([number]) for number in range(len(_HOSTILE))]
+    for row in found.rows:
+        assert not re.search(r"[\x00-\x1f]", (row.key + row.member).encode().decode())  # UTF-8, without control characters
+    assert [row.key for row in found.rows][3:6] == [r"nul\x00é", r"line\nbreak\x1b[2J", r"caf\udce9"]
+    assert os.listdir(tmp_path) == ["x.tar"]
+
+
+def test_a_member_that_is_no_longer_in_its_place_is_refused(tmp_path: Path):
+    source = _written(tmp_path / "x.tar", ["a.jpg", "b.jpg"])
+    rows = read_source(source).rows
+    _written(tmp_path / "x.tar", ["a.jpg"])  # with zeros in the place of b.jpg, and no less of them
+    with pytest.raises(OSError, match=r"x\.tar: b\.jpg no longer has the 1 bytes"):
+        list(read_images(source, rows[1:]))
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_is_read_recursively_in_order(tmp_path: Path):
-    for name in ("b.JPG", "a/z.png", "a/a.tif", "notes.txt", ".hidden.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(name.encode())
-    source = Source(name="s", kind="folder", location=tmp_path)
-    rows = read_source(source).rows
-    assert [row.key for row in rows] == ["b.JPG", "a/a.tif", "a/z.png"]
-    assert next(iter(read_images(source, rows[1:]))) == b"a/a.tif"
+    source = _folder(tmp_path, "b.JPG", "a/z.png", "a/a.tif", "notes.txt", ".hidden.png", "d.e/f.g.JPEG", "10.webp")
+    found = read_source(source)
+    assert [row.key for row in found.rows] == ["10.webp", "b.JPG", "a/a.tif", "a/z.png", "d.e/f.g.JPEG"]
+    assert (found.problems, found.size_bytes) == ((), sum(len(row.key) for row in found.rows))
+    assert list(read_images(source, found.rows)) == [row.key.encode() for row in found.rows]
 
 
-def test_a_file_that_changed_after_it_was_catalogued_is_refused(tmp_path: Path):
-    (tmp_path / "a.png").write_bytes(b"123")
-    source = Source(name="s", kind="folder", location=tmp_path)
+def test_odd_names_in_a_folder_are_read_or_named(tmp_path: Path):
+    source = _folder(tmp_path, "line\nbreak.jpg", "é" * 120 + ".png", b"caf\xe9.jpg", "back\\slash.jpg")
+    found = read_source(source)
+    assert [row.key for row in found.rows] == ["back\\slash.jpg", r"line\nbreak.jpg", "é" * 120 + ".png"]
+    assert [(problem.kind, problem.where) for problem in found.problems] == [("not_utf8", r"caf\udce9.jpg")]
+    assert len(list(read_images(source, found.rows))) == 3
+
+
+def test_linked_files_are_taken_and_linked_folders_named_not_followed(tmp_path: Path):
+    source = _folder(tmp_path / "in", "a/a.jpg")
+    (_folder(tmp_path / "out", "b.jpg").location / "b.jpg").rename(tmp_path / "b.jpg")
+    (tmp_path / "in" / "b.jpg").symlink_to(tmp_path / "b.jpg")
+    (tmp_path / "in" / "a" / "loop").symlink_to(tmp_path / "in")
+    found = read_source(source)
+    assert [row.key for row in found.rows] == ["b.jpg", "a/a.jpg"]
+    assert [(problem.kind, problem.where) for problem in found.problems] == [("linked_folder", "a/loop")]
+
+
+def test_what_cannot_be_opened_in_a_folder_is_named(tmp_path: Path):
+    source = _folder(tmp_path, "a.jpg")
+    (tmp_path / "broken.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "itself.jpg").symlink_to("itself.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    found = read_source(source)
+    assert [row.key for row in found.rows] == ["a.jpg"]
+    assert [(problem.kind, problem.where) for problem in found.problems] == [
+        ("unreadable", "broken.jpg"),
+        ("unreadable", "itself.jpg"),
+        ("not_a_file", "pipe.jpg"),
+    ]
+
+
+@contextmanager
+def _as_somebody_else() -> Iterator[None]:
+    """Permissions mean nothing to root."""
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if was_root:
+            os.seteuid(0)
+
+
+def test_files_and_folders_without_permission_are_named():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        source = _folder(folder, "a.jpg", "mine.jpg", "listed/c.jpg", "shut/b.jpg")
+        (folder / "mine.jpg").chmod(0)
+        (folder / "listed").chmod(0o444)
+        (folder / "shut").chmod(0)
+        with _as_somebody_else():
+            found = read_source(source)
+        for shut in ("listed", "shut"):
+            (folder / shut).chmod(0o755)
+    assert [row.key for row in found.rows] == ["a.jpg"]
+    assert [problem.where for problem in found.problems] == ["mine.jpg", "listed/c.jpg", "shut"]
+    assert _kinds(found) == ["unreadable"] * 3
+    assert "Permission denied" in found.problems[0].message
+
+
+@pytest.mark.parametrize("content", [b"123456", b"1234", b""])
+def test_a_file_of_another_size_than_catalogued_is_refused(tmp_path: Path, content: bytes):
+    source = _folder(tmp_path, "a.png")
     rows = read_source(source).rows
-    (tmp_path / "a.png").write_bytes(b"12345")
-    with pytest.raises(OSError, match="no longer has the 3 bytes"):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(OSError, match=r"a\.png no longer has the 5 bytes"):
         list(read_images(source, rows))
 
 
-def test_an_empty_folder_is_a_problem(tmp_path: Path):
-    assert [p.kind for p in read_source(Source(name="s", kind="folder", location=tmp_path)).problems] == ["no_images"]
+def test_a_file_that_vanished_is_named(tmp_path: Path):
+    source = _folder(tmp_path, "a/a.png")
+    rows = read_source(source).rows
+    (tmp_path / "a" / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a/a\.png"):
+        list(read_images(source, rows))
+
+
+def test_an_empty_or_missing_folder_is_a_problem(tmp_path: Path):
+    assert _kinds(read_source(_folder(tmp_path))) == ["no_images"]
+    assert _kinds(read_source(_folder(tmp_path / "gone"))) == ["unreadable", "no_images"]
+
+
+# --- several sources ------------------------------------------------------------------------------------------------
+
+
+def test_a_key_in_several_sources_is_named_once_for_each_later_image_and_all_stay(tmp_path: Path):
+    sources = [_tar(write_tar(tmp_path / f"{name}.tar", dict.fromkeys(keys, b"1")), name) for name, keys in _KEYS.items()]
+    contents = [(source, read_source(source)) for source in sources]
+    problems = cross_source_problems(contents)
+    assert [len(content.rows) for _, content in contents] == [2, 2, 2]
+    assert {problem.kind for problem in problems} == {"duplicate_key_across_sources"}
+    assert [problem.where for problem in problems] == ["y:2", "z:3", "z:2"]
+    assert "'x'" in problems[2].message
+    assert cross_source_problems(contents[:1]) == ()
+
+
+_KEYS = {"x": ["1.jpg", "2.jpg"], "y": ["2.png", "3.jpg"], "z": ["3.jpg", "2.jpg"]}
 
 
 def test_braces_globs_and_folders_are_expanded_once_each_with_distinct_names(tmp_path: Path):
-    for name in ("s-0.tar", "s-1.tar", "t/s-1.tar"):
+    for name in ("s-0.tar", "s-1.tar", "t/s-1.TAR"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_tar(tmp_path / name, {})
-    found = expand_sources([f"{tmp_path}/s-{{0..1}}.tar", f"{tmp_path}/*.tar", f"{tmp_path}/t/*.tar", str(tmp_path / "t")])
+    patterns = ["s-{0..1}.tar", "*.tar", "t/*.TAR", "t", "t/../t/"]
+    found = expand_sources([f"{tmp_path}/{pattern}" for pattern in patterns])
     assert [(source.name, source.kind) for source in found] == [
         ("s-0", "tar"),
         ("s-1", "tar"),
@@ -117,7 +283,39 @@ def test_braces_globs_and_folders_are_expanded_once_each_with_distinct_names(tmp
     ]
 
 
+def test_a_tar_is_taken_once_whatever_links_lead_to_it_and_named_as_it_was_given(tmp_path: Path):
+    write_tar(tmp_path / "blob", {})
+    (tmp_path / "a.tar").symlink_to(tmp_path / "blob")
+    os.link(tmp_path / "blob", tmp_path / "b.tar")
+    (tmp_path / "here").symlink_to(tmp_path)
+    patterns = [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar", f"{tmp_path}/here/*.tar", os.path.relpath(tmp_path / "a.tar")]
+    (source,) = expand_sources(patterns)
+    assert (source.name, source.location) == ("a", tmp_path / "a.tar")
+
+
+def test_a_folder_within_another_one_is_refused(tmp_path: Path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    for inner in ("a/b", "link"):
+        with pytest.raises(SourceNotFoundError, match=rf"{inner}: inside .*/a, which is a source too"):
+            expand_sources([str(tmp_path / inner), str(tmp_path / "a")])
+
+
+def test_names_with_braces_and_brackets_are_found_as_they_are(tmp_path: Path):
+    names = ["odd{.tar", "x[1].tar"]
+    for name in names:
+        write_tar(tmp_path / name, {})
+    assert [source.location.name for source in expand_sources([str(tmp_path / name) for name in names])] == names
+
+
 def test_every_pattern_that_names_nothing_is_listed(tmp_path: Path):
     (tmp_path / "a.zip").write_bytes(b"")
-    with pytest.raises(SourceNotFoundError, match=r"nope-0.*nope-1.*neither a folder nor a \.tar"):
-        expand_sources([f"{tmp_path}/nope-{{0..1}}.tar", str(tmp_path / "a.zip")])
+    (tmp_path / "b.tar.gz").write_bytes(b"")
+    found = r"nope-0.*nope-1.*a\.zip: neither a folder nor a \.tar file; .*b\.tar\.gz.*decompress"
+    with pytest.raises(SourceNotFoundError, match=found):
+        expand_sources([f"{tmp_path}/nope-{{0..1}}.tar", *(str(tmp_path / name) for name in ("a.zip", "b.tar.gz"))])
+
+
+def test_the_format_page_names_every_kind_of_problem():
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    assert set(get_args(ProblemKind)) <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))

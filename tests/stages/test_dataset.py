@@ -10,6 +10,8 @@ import pytest
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from manifests.run import load_run
+from manifests.schema import to_json
 from stages.distillation.dataset import BatchPlan, LabelDataset, SampleRequest, is_flipped, sample_order, teacher_for_step
 from tests.training_run import AFFINE, CONTEXT_PX, scene_disparity, write_run
 
@@ -34,6 +36,31 @@ def test_only_images_that_every_column_has_labelled_are_samples(mixed_run: Path)
     keys = [dataset[SampleRequest(i, 0, False)].key for i in range(len(dataset))]
     assert keys == [f"scenes.{i // 5:05d}/scene-{i}" for i in range(12) if i not in (2, 7)]
     assert len(LabelDataset(mixed_run, ("primary",))) == 11
+
+
+def test_each_context_of_an_image_is_a_sample_with_its_own_pixels_and_labels(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", images=4, part_size=2, contexts_per_image=3, rejected={"assistant": [1]})
+    dataset = LabelDataset(run, TEACHERS)
+    assert dataset.part_sizes == (3, 6)
+    assert dataset.digest() != LabelDataset(run, ("primary",)).digest()
+    scenes = [image * 3 + context for image in (0, 2, 3) for context in range(3)]
+    for index, scene in enumerate(scenes):
+        sample = dataset[SampleRequest(index, 0, False)]
+        assert sample.key == f"scenes.{scene // 6:05d}/scene-{scene // 3}#{scene % 3}"
+        disparity, (scale, shift) = scene_disparity(scene, CONTEXT_PX, CONTEXT_PX), AFFINE["primary"]
+        assert np.abs(sample.context.values - (disparity * scale + shift))[sample.context.valid].max() < 1e-4
+        assert np.abs(sample.image[..., 0] - disparity * 255).mean() < 3  # JPEG
+        corner = sample.patches[0]
+        wanted = disparity[: corner.box.height, : corner.box.width] * (3 * scale) + shift + 1
+        assert np.abs(corner.values - wanted).max() < 1e-4
+
+
+def test_a_run_written_before_contexts_were_counted_has_one_of_each_image(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", images=3)
+    record = load_run(run)
+    plan = {key: value for key, value in record.plan.items() if key != "contexts_per_image"}
+    (run / "run.json").write_bytes(to_json(dataclasses.replace(record, plan=plan)))
+    assert len(LabelDataset(run, TEACHERS)) == 3
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -116,7 +143,7 @@ def test_images_are_shuffled_within_a_window_of_parts() -> None:
 def test_a_plan_that_starts_later_continues_the_same_sequence(mixed_run: Path) -> None:
     dataset = LabelDataset(mixed_run, TEACHERS)
     assert list(plan_for(dataset))[4:] == list(plan_for(dataset, first_step=4))
-    seen = [request.image for batch in plan_for(dataset, steps=5) for request in batch]
+    seen = [request.sample for batch in plan_for(dataset, steps=5) for request in batch]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))  # two epochs, across batch borders
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from stages.label_store import (
     ImageLabels,
     Label,
     LabelReader,
+    LabelWriter,
     PatchLabel,
     PictureReader,
     decode_label,
@@ -71,6 +73,54 @@ def test_a_part_comes_back_with_its_extents_boxes_and_rejected_images(tmp_path: 
         for patch, wanted_patch in zip(reader.patches(index), wanted.patches, strict=True):
             assert patch.box == wanted_patch.box
             assert np.abs(patch.values - wanted_patch.values)[patch.valid].max() < 1e-4
+
+
+@pytest.mark.parametrize("rows", [(True, True, False), (True, False), (False, True)])
+def test_rows_that_are_not_whole_images_are_refused_before_anything_is_written(tmp_path: Path, rows: tuple[bool, ...]):
+    labels = [_labels(0, 16, 16) if given else None for given in rows]
+    with pytest.raises(ValueError, match=r"image \d has the rows .*expected 2, all given or all rejected"):
+        write_labels(tmp_path / "a.zarr", labels, context_px=16, depth_space="depth_metric", contexts_per_image=2)
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_several_contexts_of_an_image_are_rows_one_after_the_other(tmp_path: Path):
+    wanted = [_labels(0, 16, 12), _labels(5, 12, 16), None, None]
+    write_labels(tmp_path / "a.zarr", wanted, context_px=20, depth_space="depth_metric", contexts_per_image=2)
+    reader = LabelReader(tmp_path / "a.zarr")
+    assert zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["contexts_per_image"] == 2
+    for row, given_labels in enumerate(wanted):
+        label = reader.context(row)
+        assert (label is None) == (given_labels is None)
+        if label is not None and given_labels is not None:
+            assert (label.valid == given_labels.context.valid).all()
+
+
+def test_patches_planned_for_an_image_that_is_rejected_late_leave_no_rows(tmp_path: Path):
+    kept = _labels(0, 32, 48)
+    boxes = [Box(0, 0, 20, 20)] * 6
+    with LabelWriter(tmp_path / "a.zarr", rows=2, boxes=boxes, context_px=48, depth_space="depth_metric") as writer:
+        writer.append(None)
+        writer.append(kept)
+    reader = LabelReader(tmp_path / "a.zarr")
+    assert reader.context(0) is None
+    assert [patch.box for patch in reader.patches(1)] == [patch.box for patch in kept.patches]
+    assert zarr.open_array(tmp_path / "a.zarr" / "patch", mode="r").shape == (3, 20, 20)
+
+
+def test_writing_a_part_needs_the_memory_of_a_shard_and_not_of_the_part(tmp_path: Path):
+    side, rows = 512, 260  # 136 MB of codes, 67 MB in a shard
+    view = Label(values=np.ones((side, side), np.float32), valid=np.ones((side, side), bool))
+    tracemalloc.start()
+    labels = [ImageLabels(context=view, patches=())] * rows
+    write_labels(tmp_path / "a.zarr", labels, context_px=side, depth_space="depth_metric")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 100e6
+    reader = LabelReader(tmp_path / "a.zarr")
+    for row in (0, 127, 128, rows - 1):
+        label = reader.context(row)
+        assert label is not None
+        assert (label.values == 1).all()
 
 
 def test_a_part_without_any_labelled_image_is_written_and_read(tmp_path: Path):

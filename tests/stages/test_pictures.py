@@ -1,14 +1,35 @@
-"""Pictures: every ordinary file is decoded upright, everything else is refused by kind."""
+"""Pictures: every ordinary file is decoded upright to the pixels it shows, everything else is refused by kind."""
 
 from __future__ import annotations
+
+import io
+import random
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from stages.labelling.pictures import PictureRejectedError, decode_upright, resize_region
+from stages.labelling.pictures import MAX_PIXELS, PictureRejectedError, RejectionKind, decode_upright, resize_region
 from stages.views import SourceBox
 from tests.conftest import picture_bytes
+
+_EXIF_ORIENTATION = 0x0112
+_TURN = Image.Transpose
+_STORED_AS = {  # the EXIF standard: how the stored rows and columns lie in the picture
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_90,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_270,
+}
 
 
 def _scene() -> Image.Image:
@@ -17,63 +38,207 @@ def _scene() -> Image.Image:
     return Image.fromarray(ramp)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_gives_the_same_upright_picture(orientation: int):
-    turn = Image.Transpose
-    stored_as = {  # the EXIF standard: how the stored rows and columns lie in the picture
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_90,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_270,
-    }
-    stored = _scene().transpose(stored_as[orientation]) if orientation > 1 else _scene()
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    upright = decode_upright(picture_bytes(stored, "png", exif=exif))
-    assert (np.asarray(upright) == np.asarray(_scene())).all()
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "YCbCr"])
-def test_every_ordinary_mode_becomes_rgb_that_looks_alike(mode: str):
-    image = _scene().convert("RGBA").convert("LA") if mode == "LA" else _scene().convert(mode)
-    decoded = decode_upright(picture_bytes(image, "jpg" if mode in ("CMYK", "YCbCr") else "png"))
-    wanted = np.asarray(_scene().convert("L" if mode in ("L", "LA", "1") else "RGB").convert("RGB")).astype(float)
+def _pixels(content: bytes) -> np.ndarray:
+    decoded = decode_upright(content)
     assert decoded.mode == "RGB"
-    assert np.abs(np.asarray(decoded).mean((0, 1)) - wanted.mean((0, 1))).max() < 8
+    return np.asarray(decoded).astype(int)
+
+
+def _flat(mode: str, color: object, suffix: str, **options: object) -> bytes:
+    return picture_bytes(Image.new(mode, (16, 16), color), suffix, **options)  # type: ignore[arg-type]
+
+
+def _png(bits: int, color_type: int, row: bytes, *, width: int = 1, height: int = 1) -> bytes:
+    """A PNG file by hand, for what Pillow reads but does not write."""
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
+    body = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def _tiff16(row: list[int]) -> bytes:
+    """A TIFF file of one 16-bit RGB pixel by hand, uncompressed."""
+    entries = [(256, 1), (257, 1), (258, 0), (259, 1), (262, 2), (273, 0), (277, 3), (278, 1), (279, 6)]
+    after = 8 + 2 + 12 * len(entries) + 4
+    fields = b""
+    for tag, value in entries:
+        count, value = (3, after) if tag == 258 else (1, after + 6) if tag == 273 else (1, value)
+        fields += struct.pack("<HHII", tag, 4 if tag == 273 else 3, count, value)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + fields + bytes(4) + struct.pack("<6H", 16, 16, 16, *row)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [("png", {}), ("webp", {"lossless": True}), ("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("jpg", {"quality": 100})],
+)
+def test_every_exif_orientation_gives_the_same_upright_picture(suffix: str, options: dict[str, object], orientation: int):
+    stored = _scene().transpose(_STORED_AS[orientation]) if orientation > 1 else _scene()
+    exif = Image.Exif()
+    exif[_EXIF_ORIENTATION] = orientation
+    upright = _pixels(picture_bytes(stored, suffix, exif=exif, **options))
+    assert upright.shape == (40, 60, 3)
+    assert np.abs(upright - np.asarray(_scene())).max() <= (12 if suffix == "jpg" else 0)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize(
+    "exif", [b"", b"rubbish", b"MM\0*\0\0\0\x08\xff\xff", b"II*\0\xff\xff\xff\x7f", b"II*\0\x08\0\0\0\x01\0\x12\x01"]
+)
+def test_broken_exif_is_no_reason_to_reject(suffix: str, exif: bytes):
+    assert _pixels(picture_bytes(_scene(), suffix, exif=b"Exif\0\0" + exif)).shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_means_nothing_leaves_the_picture_as_it_is(orientation: int):
+    exif = Image.Exif()
+    exif[_EXIF_ORIENTATION] = orientation
+    assert (_pixels(picture_bytes(_scene(), exif=exif)) == np.asarray(_scene())).all()
+
+
+def _palette_png(**options: object) -> bytes:
+    """A picture whose pixels all point at entry 3, which is (3, 30, 60)."""
+    image = Image.new("P", (16, 16), 3)
+    image.putpalette([value for entry in range(8) for value in (entry, 10 * entry, 20 * entry)])
+    return picture_bytes(image, "png", **options)
+
+
+_COLORS = {
+    "grey": (_flat("L", 200, "png"), (200, 200, 200)),
+    "1 bit": (_flat("1", 1, "png"), (255, 255, 255)),
+    "1 bit as a fax": (_flat("1", 0, "tif", compression="group4"), (0, 0, 0)),
+    "opaque grey": (_flat("LA", (100, 255), "png"), (100, 100, 100)),
+    "a fifth of 100 on white": (_flat("LA", (100, 51), "png"), (224, 224, 224)),
+    "transparent": (_flat("RGBA", (200, 0, 0, 0), "png"), (255, 255, 255)),
+    "two fifths on white": (_flat("RGBA", (200, 0, 100, 102), "webp", lossless=True), (233, 153, 193)),
+    "palette": (_palette_png(), (3, 30, 60)),
+    "palette, transparent entry": (_palette_png(transparency=3), (255, 255, 255)),
+    "palette, alpha for each entry": (_palette_png(transparency=bytes([0, 0, 0, 51])), (205, 210, 216)),
+    "transparent colour": (_flat("RGB", (1, 2, 3), "png", transparency=(1, 2, 3)), (255, 255, 255)),
+    "CMYK": (_flat("CMYK", (255, 0, 0, 0), "tif"), (0, 255, 255)),
+    "CMYK, compressed": (_flat("CMYK", (0, 0, 255, 51), "tif", compression="tiff_lzw"), (204, 204, 0)),
+    "bmp": (_flat("RGB", (9, 8, 7), "bmp"), (9, 8, 7)),
+    "tif": (_flat("RGB", (9, 8, 7), "tif", compression="tiff_deflate"), (9, 8, 7)),
+    "16-bit grey": (_png(16, 0, b"\xab\xcd"), (0xAB, 0xAB, 0xAB)),
+    "16-bit RGB": (_png(16, 2, b"\xab\xcd\x12\x34\xff\xff"), (0xAB, 0x12, 0xFF)),
+    "16-bit grey with alpha": (_png(16, 4, b"\xab\xcd\xff\xff"), (0xAB, 0xAB, 0xAB)),
+    "16-bit RGB with alpha": (_png(16, 6, b"\xab\xcd\x12\x34\x56\x78\0\0"), (255, 255, 255)),
+    "16-bit RGB tif": (_tiff16([0xABCD, 0x1234, 0xFFFF]), (0xAB, 0x12, 0xFF)),
+    "16-bit tif": (picture_bytes(Image.fromarray(np.full((4, 4), 0xABCD, "<u2")), "tif"), (0xAB, 0xAB, 0xAB)),
+    "16-bit tif, big-endian": (picture_bytes(Image.fromarray(np.full((4, 4), 0xABCD, ">u2")), "tif"), (0xAB, 0xAB, 0xAB)),
+}
+
+
+@pytest.mark.parametrize("kind", _COLORS)
+def test_every_kind_of_pixels_gives_the_colours_it_shows(kind: str):
+    content, color = _COLORS[kind]
+    assert (_pixels(content) == color).all()
+
+
+def test_a_cmyk_jpeg_is_read_as_adobe_writes_it_inverted():
+    content = _flat("CMYK", (255, 0, 0, 51), "jpg", quality=100)
+    assert b"Adobe" in content
+    assert np.abs(_pixels(content) - (0, 204, 204)).max() <= 1
+
+
+def test_a_ycbcr_jpeg_shows_its_colours():
+    assert np.abs(_pixels(_flat("RGB", (200, 30, 90), "jpg", quality=100)) - (200, 30, 90)).max() <= 2
 
 
 def test_sixteen_bit_grey_keeps_its_gradation():
     levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
-    decoded = np.asarray(decode_upright(picture_bytes(Image.fromarray(levels))))
-    assert np.abs(decoded[..., 0].astype(int) - (levels >> 8)).max() <= 1
+    assert (_pixels(picture_bytes(Image.fromarray(levels)))[..., 0] == levels >> 8).all()
 
 
-def test_transparency_is_laid_on_white():
-    decoded = decode_upright(picture_bytes(Image.new("RGBA", (9, 9), (200, 0, 0, 0))))
-    assert decoded.getpixel((4, 4)) == (255, 255, 255)
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_without_an_agreed_range_are_no_photograph(mode: str):
+    with pytest.raises(PictureRejectedError, match="range") as rejected:
+        decode_upright(_flat(mode, 5, "tif"))
+    assert rejected.value.kind == "not_a_photograph"
 
 
-def test_an_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
-    decoded = decode_upright(picture_bytes(frames[0], "webp", save_all=True, append_images=frames[1:], lossless=True))
-    assert decoded.getpixel((4, 4)) == (255, 0, 0)
+@pytest.mark.parametrize("suffix", ["webp", "png", "gif", "tif", "mpo"])
+def test_of_several_frames_the_first_is_taken(suffix: str):
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue", "lime")]
+    lossless = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix == "mpo" else {}
+    content = picture_bytes(frames[0], suffix, save_all=True, append_images=frames[1:], **lossless)
+    with Image.open(io.BytesIO(content)) as image:
+        assert getattr(image, "n_frames", 1) == 3
+    assert np.abs(_pixels(content) - (255, 0, 0)).max() <= 2
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.98])
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_a_truncated_file_is_rejected_whatever_its_format(suffix: str, share: float):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    content = picture_bytes(noise, suffix)
-    with pytest.raises(PictureRejectedError):
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (20_000, 500), (500, 20_000)])
+def test_any_proportions_are_decoded(size: tuple[int, int]):
+    assert decode_upright(picture_bytes(Image.new("L", size), "png")).size == size
+
+
+def _noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+
+
+_SAVED: dict[str, Callable[[], bytes]] = {
+    "jpg": lambda: picture_bytes(_noise(), "jpg"),
+    "progressive jpg": lambda: picture_bytes(_noise(), "jpg", progressive=True),
+    "png": lambda: picture_bytes(_noise(), "png"),
+    "webp": lambda: picture_bytes(_noise(), "webp"),
+    "lossless webp": lambda: picture_bytes(_noise(), "webp", lossless=True),
+    "bmp": lambda: picture_bytes(_noise(), "bmp"),
+    "tif": lambda: picture_bytes(_noise(), "tif"),
+    "lzw tif": lambda: picture_bytes(_noise(), "tif", compression="tiff_lzw"),
+    "gif": lambda: picture_bytes(_noise(), "gif"),
+}
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95, 0.99])
+@pytest.mark.parametrize("saved", _SAVED)
+def test_a_truncated_file_is_never_half_a_picture(saved: str, share: float):
+    content = _SAVED[saved]()
+    if saved == "gif":
+        content = content[: content.rindex(b"\0;")]  # what follows the pixels
+    with pytest.raises(PictureRejectedError) as rejected:
         decode_upright(content[: int(len(content) * share)])
+    assert rejected.value.kind in ("empty_file", "not_an_image", "damaged")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("saved", ["jpg", "progressive jpg", "png"])
+def test_a_file_whose_rest_was_never_written_is_damaged(saved: str, share: float):
+    content = _SAVED[saved]()
+    kept = content[: int(len(content) * share)]
+    with pytest.raises(PictureRejectedError) as rejected:
+        decode_upright(kept + bytes(len(content) - len(kept)))
+    assert rejected.value.kind == "damaged"
+
+
+def test_what_cameras_append_to_a_jpeg_does_no_harm():
+    content = picture_bytes(_scene(), "jpg")
+    assert (_pixels(content + b"\xff\xda a film" + bytes(900)) == _pixels(content)).all()
+
+
+@pytest.mark.parametrize("saved", _SAVED)
+def test_damage_of_any_byte_ends_in_a_picture_or_a_rejection(saved: str):
+    content, generator = _SAVED[saved](), random.Random(0)
+    outcomes = set()
+    for _ in range(150):
+        damaged = bytearray(content)
+        damaged[generator.randrange(min(400, len(content)))] ^= 1 << generator.randrange(8)
+        try:
+            outcomes.add(decode_upright(bytes(damaged)).mode)
+        except PictureRejectedError as rejected:
+            outcomes.add(rejected.kind)
+    assert outcomes <= {"RGB", *get_args(RejectionKind)}
+    assert len(outcomes) > 1
 
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [(b"", "empty_file"), (b"<!DOCTYPE html><html></html>", "not_an_image"), (b"\x00" * 500, "not_an_image")],
+    [
+        (b"", "empty_file"),
+        (b"<!DOCTYPE html><html></html>", "not_an_image"),
+        (b"\x00" * 500, "not_an_image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not_an_image"),
+    ],
+    ids=["no bytes", "html", "zeros", "a program for Ghostscript"],
 )
 def test_what_is_no_picture_is_rejected_by_kind(content: bytes, kind: str):
     with pytest.raises(PictureRejectedError) as rejected:
@@ -81,11 +246,16 @@ def test_what_is_no_picture_is_rejected_by_kind(content: bytes, kind: str):
     assert rejected.value.kind == kind
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded():
-    bomb = picture_bytes(Image.new("1", (30_000, 30_000)))
+@pytest.mark.parametrize("size", [(30_000, 30_000), (MAX_PIXELS // 1000 + 1, 1000), (1 << 31 - 1, 1 << 20)])
+def test_a_decompression_bomb_is_refused_by_its_header(size: tuple[int, int]):
     with pytest.raises(PictureRejectedError, match="pixels") as rejected:
-        decode_upright(bomb)
+        decode_upright(_png(8, 2, b"no pixels at all", width=size[0], height=size[1]))
     assert rejected.value.kind == "too_large"
+
+
+def test_the_format_page_names_every_kind_of_rejection():
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    assert set(get_args(RejectionKind)) <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 def test_a_region_with_fractional_edges_is_cut_in_place():

@@ -21,7 +21,7 @@ def patched_labels(disparity, distort, boxes):
 def test_patches_cut_from_one_map_each_with_its_own_scale_and_shift_are_stitched_to_that_map():
     rng = np.random.default_rng(3)
     disparity = rng.uniform(0.05, 1, (60, 72)).cumsum(0).cumsum(1) / 1000
-    views = plan_views(
+    (views,) = plan_views(
         ViewPlan(context="whole", context_px=72, patch_px=200, min_image_px=8), seed=0, key="a", height_px=300, width_px=360
     )
     stitched = stitch_patches(patched_labels(disparity, lambda i, d: (i + 0.5) * d - 3 * i, views.patches))

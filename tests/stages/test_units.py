@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 import manifests
-from pipeline.label_run import WallClock, open_run, units_left
+from pipeline.label_run import open_run, read_sources, units_left
+from pipeline.label_worker import WallClock
 from stages.label_store import LabelReader, PictureReader
 from stages.labelling.units import Unit, label_images_part, label_teacher_part
 from stages.views import ViewPlan
@@ -23,14 +25,14 @@ class _ColumnOfTheRamp:
     def __init__(self, checkpoints: Path) -> None:
         self.spec = teacher_spec(checkpoints, "primary", "transformers")
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def predict(self, images: np.ndarray, seeds: Sequence[int] | None = None) -> np.ndarray:
         return images[..., 0].astype(np.float32)
 
 
 class _Sick(_ColumnOfTheRamp):
     """Says NaN of dark pictures and one number of bright ones."""
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def predict(self, images: np.ndarray, seeds: Sequence[int] | None = None) -> np.ndarray:
         depth = images[..., 0].astype(np.float32)
         depth[depth.mean((1, 2)) < 20] = np.nan
         depth[depth.mean((1, 2)) > 230] = 1
@@ -42,7 +44,7 @@ def _units(tmp_path: Path, checkpoints: Path, files: dict[str, bytes], **changes
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    run = open_run(label_config(tmp_path / "run", (str(folder),), checkpoints, **changes))
+    run = open_run(label_config(tmp_path / "run", (str(folder),), checkpoints, **changes), read_sources((str(folder),)))
     for column in run.record.columns:
         manifests.column_dir(run.run_dir, column.name).mkdir(parents=True)
     return [replace(unit, attempt="a0") for unit in units_left(run)]
@@ -60,7 +62,7 @@ def test_every_view_lies_where_its_box_says_within_half_a_pixel(
     """The picture's red channel is its x coordinate (0 to 240 over its width), so every label must be that ramp, in place."""
     ramp = np.zeros((height, width, 3), np.uint8)
     ramp[..., 0] = np.rint((np.arange(width) + 0.5) / width * 240)
-    plan = ViewPlan(context=context, context_px=96, patch_px=96, min_square_px=60, max_patches_short_side=3)  # type: ignore[arg-type]
+    plan = ViewPlan(context=context, context_px=96, patch_px=96, min_square_px=60)  # type: ignore[arg-type]
     images, primary, _ = _units(tmp_path, checkpoints, {"a.png": picture_bytes(Image.fromarray(ramp))}, plan=plan, part_size=1)
     label_images_part(images, WallClock())
     label_teacher_part(primary, _ColumnOfTheRamp(checkpoints), WallClock())

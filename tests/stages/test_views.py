@@ -3,74 +3,147 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stages.views import ImageTooSmallError, ViewPlan, plan_views
+from stages.views import ImageTooSmallError, ViewPlan, onto_grid, plan_views
 
 _PLANS = st.builds(
     ViewPlan,
     context=st.sampled_from(["whole", "square"]),
-    context_px=st.sampled_from([64, 192, 560]),
-    patch_px=st.sampled_from([64, 192, 560]),
-    min_square_px=st.sampled_from([64, 644]),
-    max_patches_short_side=st.integers(2, 6),
+    context_px=st.sampled_from([16, 97, 192, 560]),
+    patch_px=st.sampled_from([61, 101, 192, 560]),
+    min_square_px=st.sampled_from([16, 64, 644]),
+    patches_per_side=st.sampled_from([None, None, 2, 3, 7]),
+    patch_overlap=st.floats(0, 0.9),
 )
-_SIDES = st.integers(32, 5000)
+_PLANS = _PLANS | _PLANS.map(lambda plan: replace(plan, context="square", contexts_per_image=3))
+_SIDES = st.integers(32, 5000) | st.sampled_from([32, 33, 97, 559, 560, 561, 643, 644, 1009, 4999])
+_SIZES = st.tuples(_SIDES, _SIDES) | _SIDES.flatmap(lambda side: st.sampled_from([(side, 30 * side), (30 * side, side)]))
+_SEEDS = st.integers(0, 9)
 
 
-@given(_PLANS, st.integers(0, 9), st.text(max_size=9), _SIDES, _SIDES)
-def test_patches_cover_the_context_and_overlap_and_stay_inside(plan, seed, key, height, width):
-    views = plan_views(plan, seed=seed, key=key, height_px=height, width_px=width)
-    rows, cols = views.extent
-    assert max(rows, cols) == plan.context_px
-    assert views.source.top + views.source.height <= height
-    assert views.source.left + views.source.width <= width
-    assert min(box.top for box in views.patches) == min(box.left for box in views.patches) == 0
-    assert max(box.top + box.height for box in views.patches) == rows
-    assert max(box.left + box.width for box in views.patches) == cols
-    for length, starts, side in (
-        (rows, sorted({box.top for box in views.patches}), views.patches[0].height),
-        (cols, sorted({box.left for box in views.patches}), views.patches[0].width),
-    ):
-        assert all(after - before <= side for before, after in itertools.pairwise(starts))
-        if min(rows, cols) >= 8:
+@settings(deadline=None)
+@given(_PLANS, _SEEDS, st.text(max_size=9), _SIZES)
+def test_every_size_gives_contexts_inside_the_image_that_keep_its_aspect(plan, seed, key, size):
+    height, width = size
+    contexts = plan_views(plan, seed=seed, key=key, height_px=height, width_px=width)
+    assert len(contexts) == plan.contexts_per_image
+    for views in contexts:
+        source, (rows, cols) = views.source, views.extent
+        assert 0 <= source.top <= source.top + source.height <= height
+        assert 0 <= source.left <= source.left + source.width <= width
+        if plan.context == "whole":
+            assert source == (0, 0, height, width)
+        else:
+            assert min(plan.min_square_px, height, width) <= source.height == source.width
+        assert max(rows, cols) == plan.context_px
+        wanted = plan.context_px * min(source.height, source.width) / max(source.height, source.width)
+        assert min(rows, cols) == max(round(wanted), 3)
+
+
+@settings(deadline=None)
+@given(_PLANS, _SEEDS, st.text(max_size=9), _SIZES)
+def test_patches_are_an_even_grid_that_covers_the_context_and_whose_neighbours_overlap(plan, seed, key, size):
+    for views in plan_views(plan, seed=seed, key=key, height_px=size[0], width_px=size[1]):
+        side = views.patches[0].height
+        assert {(box.height, box.width) for box in views.patches} == {(side, side)}
+        tops, lefts = (sorted({box[axis] for box in views.patches}) for axis in (0, 1))
+        assert [(box.top, box.left) for box in views.patches] == list(itertools.product(tops, lefts))
+        for length, starts in ((views.extent[0], tops), (views.extent[1], lefts)):
             assert len(starts) >= 2
-            assert len(starts) * side > length
+            assert starts[0] == 0
+            assert starts[-1] + side == length
+            steps = [after - before for before, after in itertools.pairwise(starts)]
+            assert max(steps) - min(steps) <= 1
+            assert max(steps) < side
 
 
-@given(_PLANS, st.integers(0, 9), st.text(max_size=9), _SIDES, _SIDES)
-def test_a_plan_is_a_pure_function_of_seed_key_and_size(plan, seed, key, height, width):
-    first = plan_views(plan, seed=seed, key=key, height_px=height, width_px=width)
-    assert plan_views(plan, seed=seed, key=key, height_px=height, width_px=width) == first
+@settings(deadline=None)
+@given(_PLANS, _SIZES)
+def test_no_smaller_grid_of_these_patches_would_cover_with_overlap(plan, size):
+    plan = replace(plan, patches_per_side=None)
+    for views in plan_views(plan, seed=0, key="a", height_px=size[0], width_px=size[1]):
+        side = views.patches[0].height
+        for axis in (0, 1):
+            fewer = len({box[axis] for box in views.patches}) - 1
+            assert fewer == 1 or fewer * side - (fewer - 1) < views.extent[axis]
 
 
-def test_the_whole_context_keeps_the_aspect():
-    views = plan_views(ViewPlan(context="whole", context_px=560), seed=0, key="a", height_px=1200, width_px=1800)
-    assert views.extent == (373, 560)
-    assert views.source == (0, 0, 1200, 1800)
+@settings(deadline=None)
+@given(_PLANS, _SIZES)
+@example(ViewPlan(context="whole"), (560, 560))
+def test_patches_are_native_wherever_the_context_is_as_wide_as_a_patch_and_two_thirds_of_it_elsewhere(plan, size):
+    plan = replace(plan, patches_per_side=None)
+    for views in plan_views(plan, seed=0, key="a", height_px=size[0], width_px=size[1]):
+        side, short_px = views.patches[0].height, min(views.source.height, views.source.width)
+        pixel = max(views.source.height, views.source.width) / plan.context_px  # one pixel of the grid in the photograph
+        if short_px < plan.patch_px:
+            assert side == max(min(views.extent) * 2 // 3, 2)
+        elif side > 2 and min(views.extent) > 3:
+            assert abs(side * pixel - plan.patch_px) <= 1.5 * pixel  # rounding, and the pixel that lets two patches differ
+            if short_px > plan.patch_px + 2 * pixel:
+                assert abs(side * pixel - plan.patch_px) <= 0.5 * pixel + 1e-6
 
 
-def test_the_papers_square_lies_between_644_px_and_the_short_side_and_differs_by_key():
-    sides = {plan_views(ViewPlan(), seed=0, key=str(i), height_px=1500, width_px=2250).source.height for i in range(200)}
+@settings(deadline=None)
+@given(st.integers(2, 8), st.floats(0, 0.75), _SIZES)
+def test_a_given_number_of_patches_fills_the_short_side_with_the_given_overlap(count, overlap, size):
+    plan = ViewPlan(context="whole", patches_per_side=count, patch_overlap=overlap)
+    (views,) = plan_views(plan, seed=0, key="a", height_px=size[0], width_px=size[1])
+    side, short = views.patches[0].height, min(views.extent)
+    starts = sorted({box[views.extent.index(short)] for box in views.patches})
+    assert len(starts) == min(count, short - side + 1)
+    for axis in (0, 1):
+        starts = sorted({box[axis] for box in views.patches})
+        assert all(before + side - after >= int(overlap * side) for before, after in itertools.pairwise(starts))
+    if short >= 200:
+        assert side == pytest.approx(short / (count - (count - 1) * overlap), abs=2)
+
+
+@settings(deadline=None)
+@given(_PLANS, _SEEDS, st.text(max_size=9), _SIZES)
+def test_a_plan_is_a_pure_function_of_seed_key_and_size(plan, seed, key, size):
+    first, second = (plan_views(plan, seed=seed, key=key, height_px=size[0], width_px=size[1]) for _ in range(2))
+    assert first == second
+
+
+def test_more_contexts_leave_the_former_where_they_are_and_show_other_places():
+    one, three = (
+        plan_views(ViewPlan(contexts_per_image=count), seed=0, key="a", height_px=1500, width_px=2250) for count in (1, 3)
+    )
+    assert three[:1] == one
+    assert len({views.source for views in three}) == 3
+
+
+def test_the_papers_square_lies_between_644_px_and_the_short_side_and_differs_by_key_and_seed():
+    sides = [
+        plan_views(ViewPlan(), seed=seed, key=str(i), height_px=1500, width_px=2250)[0].source.height
+        for seed in (0, 1)
+        for i in range(200)
+    ]
     assert 644 <= min(sides) < 700
     assert 1440 < max(sides) <= 1500
+    assert sides[:200] != sides[200:]
+    assert np.mean(sides) == pytest.approx((644 + 1500) / 2, abs=50)
 
 
-def test_patches_of_the_paper_are_native():
-    views = plan_views(ViewPlan(), seed=0, key="3", height_px=1500, width_px=2250)
-    assert views.source_box(views.patches[0]).height == pytest.approx(560, abs=views.source.height / 560)
-
-
-def test_a_patch_of_a_small_photograph_still_shows_more_than_the_context():
-    views = plan_views(ViewPlan(context="whole"), seed=0, key="a", height_px=300, width_px=400)
-    assert views.patches[0].height * 3 <= views.extent[0] * 2
+@pytest.mark.parametrize(
+    ("height", "width", "patches"), [(352, 352, (2, 2)), (352, 469, (2, 3)), (1500, 2250, (9, 13)), (192, 192, (2, 2))]
+)
+def test_the_demos_plan_gives_the_smallest_grid_that_overlaps(height: int, width: int, patches: tuple[int, int]):
+    plan = ViewPlan(context="whole", context_px=192, patch_px=192)
+    (views,) = plan_views(plan, seed=0, key="a", height_px=height, width_px=width)
+    assert (len({box.top for box in views.patches}), len({box.left for box in views.patches})) == patches
 
 
 def test_the_source_box_of_a_patch_scales_exactly():
-    views = plan_views(ViewPlan(context="whole", context_px=100, patch_px=90), seed=0, key="a", height_px=150, width_px=333)
+    plan = ViewPlan(context="whole", context_px=100, patch_px=90)
+    (views,) = plan_views(plan, seed=0, key="a", height_px=150, width_px=333)
     box = views.source_box(views.patches[-1])
     assert box.top + box.height == pytest.approx(150)
     assert box.left + box.width == pytest.approx(333)
@@ -81,5 +154,43 @@ def test_a_picture_below_the_smallest_side_is_refused_with_both_sizes():
         plan_views(ViewPlan(), seed=0, key="a", height_px=900, width_px=31)
 
 
+@pytest.mark.parametrize(("context", "needed"), [("square", 644), ("whole", 560)])
+def test_small_images_are_rejected_instead_of_enlarged_where_the_plan_says_so(context: str, needed: int):
+    enlarge = ViewPlan(context=context)  # type: ignore[arg-type]
+    reject = replace(enlarge, small_images="reject")
+    assert plan_views(enlarge, seed=0, key="a", height_px=needed - 1, width_px=900)
+    for short in (needed, needed + 1, 900):
+        sizes = {"height_px": short, "width_px": 900}
+        assert plan_views(reject, seed=0, key="a", **sizes) == plan_views(enlarge, seed=0, key="a", **sizes)
+    with pytest.raises(ImageTooSmallError, match=rf"900 x {needed - 1} px.*{needed} px"):
+        plan_views(reject, seed=0, key="a", height_px=needed - 1, width_px=900)
+
+
 def test_all_problems_of_a_plan_are_named_at_once():
-    assert len(ViewPlan(context_px=3, patch_px=0, max_patches_short_side=1).problems()) == 3
+    plan = ViewPlan(context="whole", context_px=3, patch_px=0, patches_per_side=1, patch_overlap=1, contexts_per_image=2)
+    found = plan.problems()
+    for name in ("context_px", "patch_px", "patches_per_side", "patch_overlap", "contexts_per_image"):
+        assert sum(problem.startswith(name) for problem in found) == 1
+    assert len(found) == 5
+    assert len(ViewPlan(small_images="reject", min_square_px=500).problems()) == 1
+    assert ViewPlan().problems() == []
+
+
+# --- from a patch's pixels to the context grid ----------------------------------------------------------------------
+
+
+@given(st.integers(2, 90), st.integers(2, 90))
+def test_a_map_of_coordinates_comes_onto_the_grid_in_place(old, new):
+    """A ramp keeps its value at each new pixel's centre; a shared old pixel is flat, which moves it by an eighth."""
+    ramp = np.tile(np.arange(old, dtype=np.float32) + 0.5, (3, 1))
+    wanted = (np.arange(new) + 0.5) * old / new
+    found = onto_grid(ramp, 3, new)
+    np.testing.assert_allclose(found, np.tile(wanted.clip(0.5, old - 0.5), (3, 1)), atol=0.126 if old % new else 1e-4)
+    np.testing.assert_allclose(onto_grid(ramp.T.copy(), new, 3), found.T, rtol=1e-6)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 9))
+def test_a_map_that_shrinks_keeps_its_mean_and_a_whole_multiple_is_block_averaged(factor, new, seed):
+    depth = np.random.default_rng(seed).random((factor * new, factor * new), dtype=np.float32)
+    blocks = depth.reshape(new, factor, new, factor).mean((1, 3))
+    np.testing.assert_allclose(onto_grid(depth, new, new), blocks, atol=1e-5)

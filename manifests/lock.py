@@ -1,0 +1,43 @@
+"""Who is at work in a run: drivers share it, `repair` and `clean` want it to themselves.
+
+The lock is advisory, an flock on RUN/.driver.lock, and ends with its holder, however that ends. It cannot know of processes
+on other machines unless the file system carries flock across (NFS does), nor of any on a file system without flock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK_NAME = ".driver.lock"
+_NO_LOCKS_HERE = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
+
+
+class RunInUseError(RuntimeError):
+    """Another process holds the run in a way that does not go with ours."""
+
+
+@contextmanager
+def hold_run(run_dir: Path, *, exclusive: bool) -> Iterator[None]:
+    """Holds the run while the block runs: beside others that share it, or alone. Never waits.
+
+    Leaves an empty file RUN/.driver.lock; the folder must be there. Raises RunInUseError, or OSError where it cannot write.
+    """
+    path = Path(run_dir, LOCK_NAME)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            other = "a labelling, `repair` or `clean`" if exclusive else "`python -m manifests repair` or `clean`"
+            raise RunInUseError(f"{run_dir}: in use by {other}; found {path} locked, try again when that has ended") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS_HERE:
+                raise
+        yield
+    finally:
+        os.close(descriptor)

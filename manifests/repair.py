@@ -1,0 +1,124 @@
+"""Takes the damaged parts out of a run, and only those, so that the next labelling makes them again.
+
+Promises: what is sound stays as it is, byte for byte; killed at any moment, it leaves every part complete or absent. What
+labelling cannot make again (run.json, a catalogue, files of no part of this run) is left where it is and named.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests.commit import fsync_path
+from manifests.litter import column_litter, remove
+from manifests.lock import hold_run
+from manifests.run import column_dir, committed_parts, failure_path, load_part, load_run, manifest_path, parts
+from manifests.schema import InvalidRecordError
+from manifests.verify import Damage, verify
+
+IMAGES = "images"
+_MISMATCH = {"wrong_fingerprint", "wrong_depth_space"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedPart:
+    """A part that is absent now, and why."""
+
+    column: str
+    part: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """`dropped`: parts to be made again. `removed`: other files, relative to the run, that should not have been there.
+    `left`: damage that is still there, since labelling again would not mend it."""
+
+    dropped: tuple[DroppedPart, ...] = ()
+    removed: tuple[str, ...] = ()
+    left: tuple[Damage, ...] = ()
+
+
+def repair(run_dir: Path, damage: Iterable[Damage] | None = None, *, dry_run: bool = False) -> RepairReport:
+    """Drops what is damaged; `dry_run` only says what would be. `damage` is what `verify` finds, and is asked for its items
+    while the run is held; without it, the run is verified in depth.
+
+    Raises RunInUseError while a driver is known to be at work (not with `dry_run`), NotARunError, OSError.
+    """
+    with suppress(InvalidRecordError):  # that is damage, and reported below
+        load_run(run_dir)
+    with nullcontext() if dry_run else hold_run(run_dir, exclusive=True):
+        report = _plan(run_dir, list(verify(run_dir) if damage is None else damage))
+        if not dry_run:
+            _carry_out(run_dir, report)
+    return report
+
+
+def drop_parts(run_dir: Path, why: Mapping[tuple[str, str], str]) -> None:
+    """Takes (column, part) out of the run, sound or not, so that the next labelling makes them again. The caller holds it."""
+    order = sorted(why, key=lambda key: (key[0] == IMAGES, key))
+    _carry_out(run_dir, RepairReport(dropped=tuple(DroppedPart(column=c, part=p, why=why[c, p]) for c, p in order)))
+
+
+def _plan(run_dir: Path, damage: list[Damage]) -> RepairReport:
+    suspect = _suspect_columns(run_dir, damage)
+    why: dict[tuple[str, str], str] = {}
+    removed, left = [], []
+    for item in damage:
+        if item.column is None or item.part is None or item.column in suspect:
+            left.append(item)
+        elif item.kind == "unlisted_file" or item.where == str(failure_path(Path(), item.column, item.part)):
+            removed.append(item.where)
+        else:
+            why.setdefault((item.column, item.part), f"{item.where}: {item.message} [{item.kind}]")
+    for part in [part for column, part in why if column == IMAGES]:
+        if not _pixels_return(run_dir, part, damage):
+            for column in sorted(path.name for path in Path(run_dir, "columns").iterdir()):
+                if column != IMAGES and part in committed_parts(run_dir, column):
+                    why.setdefault((column, part), "its images are made again, and may come out with other pixels")
+    # A part's images go last: were they gone and the labels made from them still there, nothing would tell any more.
+    order = sorted(why, key=lambda key: (key[0] == IMAGES, key))
+    dropped = tuple(DroppedPart(column=column, part=part, why=why[column, part]) for column, part in order)
+    return RepairReport(dropped=dropped, removed=tuple(removed), left=tuple(left))
+
+
+def _suspect_columns(run_dir: Path, damage: list[Damage]) -> set[str]:
+    """Columns in which not one of several parts agrees with run.json: then it is run.json that is out of place."""
+    wrong = {(item.column, item.part) for item in damage if item.column and item.kind in _MISMATCH}
+    counts = {column: sum(name == column for name, _ in wrong) for column, _ in wrong if column}
+    return {column for column, count in counts.items() if 1 < count == len(committed_parts(run_dir, column))}
+
+
+def _pixels_return(run_dir: Path, part: str, damage: list[Damage]) -> bool:
+    """Whether the teachers' labels of a part may outlive its images: when the same pixels will come back.
+
+    The same photograph through the same Pillow gives the same JPEG bytes, and the manifest, where it is to be trusted, says
+    which Pillow that was.
+    """
+    place = str(manifest_path(Path(), IMAGES, part))
+    if any(item.where == place for item in damage):
+        return False
+    try:
+        return load_part(run_dir, IMAGES, part).versions.get("pillow") == importlib.metadata.version("pillow")
+    except (InvalidRecordError, OSError, importlib.metadata.PackageNotFoundError):
+        return False
+
+
+def _carry_out(run_dir: Path, report: RepairReport) -> None:
+    """Manifests first: without one a part is absent, whatever of its arrays is still there, and `clean` would remove that."""
+    for name in report.removed:
+        remove(Path(run_dir, name))
+    for item in report.dropped:
+        # Beside a manifest the failure record says nothing; left behind, it would count the part as failed.
+        remove(failure_path(run_dir, item.column, item.part))
+        remove(manifest_path(run_dir, item.column, item.part))
+        fsync_path(column_dir(run_dir, item.column))
+    catalogued = {part.name: part for part in parts(load_run(run_dir))} if report.dropped else {}
+    for column in {item.column for item in report.dropped}:
+        own = tuple(f"{item.part}." for item in report.dropped if item.column == column)
+        for path in list(column_litter(run_dir, column, catalogued)):
+            if path.name.startswith(own):
+                remove(path)

@@ -1,0 +1,184 @@
+"""Ray actors that label: started as resources allow, watched while they work, replaced when they die or hang."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import ray
+import ray.exceptions
+
+from pipeline.label_queue import Outcome, WorkerDiedError, WorkerStalledError
+from pipeline.label_worker import LabelWorker, Task
+
+_PULSES_PER_TIMEOUT = 10
+_DEATHS_AT_BIRTH = 5
+
+
+class Resources(NamedTuple):
+    """What one worker holds of its machine."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+class PoolError(RuntimeError):
+    """No worker can be had."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for one actor at a time. `task` is what it does; `loaded` is the column whose teacher it holds."""
+
+    resources: Resources
+    actor: Any
+    waiting_for: ray.ObjectRef
+    ready: bool = False
+    task: Task | None = None
+    loaded: str | None = None
+    pulse: ray.ObjectRef | None = None
+    asked_at: float = 0.0
+
+
+class WorkerPool:
+    """Slots of workers by the resources that they hold; a context manager that starts and ends Ray."""
+
+    def __init__(
+        self,
+        columns: Mapping[str, Resources],
+        arguments: tuple[Any, ...],
+        *,
+        workers: int,
+        address: str | None,
+        stall_timeout_s: float,
+    ) -> None:
+        self._arguments, self._workers, self._address = arguments, workers, address
+        self._stall_timeout_s = stall_timeout_s
+        self._kinds: dict[Resources, list[str]] = {}
+        for column, resources in columns.items():
+            self._kinds.setdefault(resources, []).append(column)
+        self._slots: list[Slot] = []
+        self._deaths_at_birth = 0
+
+    def __enter__(self) -> Self:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES as the user set it
+        most_cpus = max(resources.num_cpus for resources in self._kinds)
+        num_cpus = None if self._address else max(round(self._workers * most_cpus), os.cpu_count() or 1)
+        ray.init(self._address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            for resources in self._kinds:
+                self._refuse_impossible(resources)
+                self._slots += [self._slot(resources) for _ in range(self._workers)]
+        except BaseException:
+            ray.shutdown()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        ray.shutdown()
+
+    def columns(self, slot: Slot) -> Sequence[str]:
+        """The columns whose tasks a slot can do."""
+        return self._kinds[slot.resources]
+
+    def idle(self) -> list[Slot]:
+        """Workers that are up and have nothing to do."""
+        return [slot for slot in self._slots if slot.ready and slot.task is None]
+
+    def busy(self) -> bool:
+        """Whether any worker has a task."""
+        return any(slot.task for slot in self._slots)
+
+    def submit(self, slot: Slot, task: Task) -> None:
+        """Give an idle worker a task."""
+        slot.task, slot.loaded, slot.asked_at = task, task.unit.column, time.monotonic()
+        slot.waiting_for = slot.actor.do.remote(task)
+
+    def release(self, slot: Slot) -> None:
+        """End an idle worker for good, so that others can have what it holds."""
+        ray.kill(slot.actor)
+        self._slots.remove(slot)
+
+    def wait(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
+        """Tasks that have ended since, and how; waits up to `timeout_s` for the first one. Replaces workers that are gone."""
+        pending = {slot.waiting_for: slot for slot in self._slots if slot.task or not slot.ready}
+        finished, _ = ray.wait(list(pending), timeout=timeout_s) if pending else ([], [])
+        ended = [end for reference in finished if (end := self._finish(pending[reference]))]
+        return ended + self._stalled()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _slot(self, resources: Resources) -> Slot:
+        # The second thread answers `pulse` while the first one works.
+        options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_restarts": 0, "max_concurrency": 2}
+        actor = ray.remote(**options)(LabelWorker).remote(*self._arguments)
+        return Slot(resources=resources, actor=actor, waiting_for=actor.pulse.remote())
+
+    def _replace(self, slot: Slot) -> None:
+        self._slots[self._slots.index(slot)] = self._slot(slot.resources)
+
+    def _finish(self, slot: Slot) -> tuple[Task, Outcome] | None:
+        """How the call ended that the slot was waiting for; None where that was its start."""
+        task, outcome = slot.task, None
+        try:
+            outcome = ray.get(slot.waiting_for)
+        except ray.exceptions.RayTaskError as error:
+            outcome = error.cause if isinstance(error.cause, Exception) else error
+        except ray.exceptions.RayError as error:
+            self._replace(slot)
+            if task is None:
+                self._refuse_stillborn(error)
+            outcome = WorkerDiedError(f"the worker died: {type(error).__name__}")
+        else:
+            self._deaths_at_birth = 0
+        if task is None:
+            slot.ready = True
+            return None
+        slot.task = slot.pulse = None
+        return task, outcome
+
+    def _stalled(self) -> list[tuple[Task, Outcome]]:
+        """Kills the workers that have stood still for too long, or no longer answer."""
+        stalled: list[tuple[Task, Outcome]] = []
+        now = time.monotonic()
+        for slot in [slot for slot in self._slots if slot.task]:
+            if slot.pulse is None:
+                if now - slot.asked_at > self._stall_timeout_s / _PULSES_PER_TIMEOUT:
+                    slot.pulse, slot.asked_at = slot.actor.pulse.remote(), now
+                continue
+            if ray.wait([slot.pulse], timeout=0)[0]:
+                try:
+                    silence_s = ray.get(slot.pulse)
+                except ray.exceptions.RayError:
+                    continue  # it died; the next wait says so
+                slot.pulse, slot.asked_at = None, now
+            else:
+                silence_s = now - slot.asked_at  # even the thread that answers stands still
+            if silence_s > self._stall_timeout_s and slot.task:
+                ray.kill(slot.actor)
+                self._replace(slot)
+                message = f"no sign of life for {silence_s:.0f} s (--stall-timeout-s {self._stall_timeout_s:g})"
+                stalled.append((slot.task, WorkerStalledError(message)))
+        return stalled
+
+    def _refuse_stillborn(self, error: Exception) -> None:
+        self._deaths_at_birth += 1
+        if self._deaths_at_birth >= _DEATHS_AT_BIRTH:
+            raise PoolError(f"{self._deaths_at_birth} workers in a row died before they were ready; the last: {error}")
+
+    def _refuse_impossible(self, resources: Resources) -> None:
+        """A worker that fits on no machine would be waited for forever."""
+        nodes = [Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        if not any(node["CPU"] >= resources.num_cpus and node["GPU"] >= resources.num_gpus for node in nodes):
+            found = "; ".join(f"{node['CPU']:g} CPUs, {node['GPU']:g} GPUs" for node in nodes)
+            raise PoolError(
+                f"a worker for {', '.join(self._kinds[resources])} asks for {resources.num_cpus:g} CPUs and "
+                f"{resources.num_gpus:g} GPUs, which no machine has (found: {found}); ask for less"
+            )

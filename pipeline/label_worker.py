@@ -1,0 +1,100 @@
+"""The process that labels: one task at a time, one teacher in memory, and a pulse that can be felt from outside."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+import manifests
+from stages.labelling.teachers import Teacher, TeacherSpec, load_teacher
+from stages.labelling.units import Unit, UnitResult, label_images_part, label_teacher_part, try_image
+
+
+class TeacherUnusableError(RuntimeError):
+    """A teacher cannot be loaded: no unit of its column can be labelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A unit to be labelled; or one image of it to be tried, where `index` is given, without writing anything."""
+
+    unit: Unit
+    teacher: TeacherSpec | None
+    index: int | None = None
+
+
+class WallClock:
+    """The volatile fields of a manifest, counted from the clock's creation; remembers its last beat."""
+
+    def __init__(self) -> None:
+        self._started = self._last_beat = time.monotonic()
+
+    def beat(self) -> None:
+        """The unit goes on."""
+        self._last_beat = time.monotonic()
+
+    def silence_s(self) -> float:
+        """Seconds since the last beat."""
+        return time.monotonic() - self._last_beat
+
+    def volatile(self, attempt: str, batch_size: int | None) -> manifests.Volatile:
+        """The attempt, the batch, this host, the seconds taken, and the time in UTC."""
+        return manifests.Volatile(
+            attempt=attempt,
+            batch_size=batch_size,
+            host=os.uname().nodename,
+            seconds=round(time.monotonic() - self._started, 3),
+            created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+
+
+class LabelWorker:
+    """Does tasks one after the other. As an actor it has a second thread for `pulse`."""
+
+    def __init__(self, batch_size: int, decode_threads: int) -> None:
+        self._batch_sizes: dict[str, int] = {}
+        self._batch_size, self._decode_threads = batch_size, decode_threads
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._teacher: Teacher | None = None
+        self._clock: WallClock | None = None
+
+    def pulse(self) -> float:
+        """Seconds without a sign of life from the task at work; 0 between tasks, and while a teacher is loaded."""
+        clock = self._clock
+        return clock.silence_s() if clock else 0.0
+
+    def do(self, task: Task) -> UnitResult | None:
+        """Bring a unit to its commit, or see whether an image can be tried; whatever goes wrong is raised."""
+        # The sums of floating-point numbers, and so the labels, depend on the number of threads: never on the machine's.
+        torch.set_num_threads(1)
+        teacher = self._load(task.teacher) if task.teacher else None
+        self._clock = WallClock()
+        try:
+            return self._label(task.unit, teacher, self._clock) if task.index is None else self._try(task, teacher)
+        finally:
+            self._clock = None
+
+    def _try(self, task: Task, teacher: Teacher | None) -> None:
+        assert task.index is not None
+        try_image(task.unit, task.index, teacher)
+
+    def _label(self, unit: Unit, teacher: Teacher | None, clock: WallClock) -> UnitResult:
+        if teacher is None:
+            return label_images_part(unit, clock, threads=self._decode_threads)
+        batch_size = self._batch_sizes.get(unit.column, self._batch_size)
+        result = label_teacher_part(unit, teacher, clock, batch_size=batch_size, threads=self._decode_threads)
+        if result.batch_size:  # what did not fit into memory once is not tried again for every part
+            self._batch_sizes[unit.column] = result.batch_size
+        return result
+
+    def _load(self, spec: TeacherSpec) -> Teacher:
+        if self._teacher is None or self._teacher.spec.name != spec.name:
+            self._teacher = None  # frees the former one's memory before the next is loaded
+            try:
+                self._teacher = load_teacher(spec, device=self._device)
+            except Exception as error:
+                raise TeacherUnusableError(f"teacher {spec.name} cannot be loaded: {type(error).__name__}: {error}") from error
+        return self._teacher

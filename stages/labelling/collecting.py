@@ -1,0 +1,109 @@
+"""From predictions, as they come, to the labels of whole images, in the order of their rows.
+
+An image's labels are handed on when its last view has come and every image before it is done. A view that says nothing
+rejects its image, with the reason; its neighbours stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from manifests import Reason
+from stages.label_store import ImageLabels, Label, PatchLabel
+from stages.labelling.flow import View
+from stages.views import Box, ImageViews, onto_grid
+
+
+@dataclass
+class _OpenImage:
+    """The views of an image in their order, a box for each patch and None for each context, and what came of them."""
+
+    boxes: list[Box | None]
+    labels: list[Label | None]
+    missing: int
+
+
+class Collector:
+    """Takes predictions in any order and appends one row per context in the images' order; None where one is rejected.
+
+    append: takes a row. planned: the views of each image, one ImageViews per context; None where `problems` has a reason.
+    `problems` grows by the images that are rejected here: `non_finite_label`, `constant_label`.
+    """
+
+    def __init__(
+        self,
+        append: Callable[[ImageLabels | None], None],
+        planned: Sequence[tuple[ImageViews, ...] | None],
+        problems: Sequence[Reason | None],
+        contexts_per_image: int,
+    ) -> None:
+        self._append, self._planned, self._contexts = append, planned, contexts_per_image
+        self.problems = list(problems)
+        self._open: dict[int, _OpenImage] = {}
+        self._next = 0
+
+    def take(self, predicted: tuple[list[View], Float32[np.ndarray, "b h w"]]) -> None:
+        """Views and what the teacher said of each."""
+        for view, depth in zip(*predicted, strict=True):
+            image = self._open.get(view.image) or self._start(view.image)
+            image.missing -= 1
+            box = image.boxes[view.number]
+            problem = _problem(depth, view.number, box)
+            if problem is None:
+                values = depth if box is None else onto_grid(depth, box.height, box.width)
+                image.labels[view.number] = Label(values=values, valid=np.ones(values.shape, bool))
+            elif self.problems[view.image] is None:
+                self.problems[view.image] = problem
+        self._hand_on()
+
+    def finish(self) -> None:
+        """The last rows, where the part ends in rejected images. Raises ValueError where a view never came."""
+        self._hand_on()
+        if self._next < len(self._planned):
+            raise ValueError(f"image {self._next} has views without a prediction")
+
+    def _start(self, image: int) -> _OpenImage:
+        boxes: list[Box | None] = []
+        for views in self._planned[image] or ():
+            boxes += [None, *views.patches]
+        self._open[image] = _OpenImage(boxes=boxes, labels=[None] * len(boxes), missing=len(boxes))
+        return self._open[image]
+
+    def _hand_on(self) -> None:
+        while self._next < len(self._planned):
+            image = self._open.get(self._next)
+            if self._planned[self._next] is not None and (image is None or image.missing):
+                return
+            self._open.pop(self._next, None)
+            rows = _rows(image) if image and self.problems[self._next] is None else [None] * self._contexts
+            for row in rows:
+                self._append(row)
+            self._next += 1
+
+
+def _rows(image: _OpenImage) -> list[ImageLabels]:
+    """One for each context, with the patches that follow it."""
+    rows: list[ImageLabels] = []
+    for box, label in zip(image.boxes, image.labels, strict=True):
+        assert label is not None  # nothing is missing, and nothing was rejected
+        if box is None:
+            rows.append(ImageLabels(context=label, patches=()))
+        else:
+            patch = PatchLabel(box=box, values=label.values, valid=label.valid)
+            rows[-1] = ImageLabels(context=rows[-1].context, patches=(*rows[-1].patches, patch))
+    return rows
+
+
+def _problem(depth: Float32[np.ndarray, "h w"], number: int, box: Box | None) -> Reason | None:
+    """Why this prediction is no label. A patch may be constant, such as the sky's; a context may not."""
+    where = f"view {number}, {'a context' if box is None else 'a patch'}"
+    wrong = int(np.count_nonzero(~np.isfinite(depth)))
+    if wrong:
+        return Reason(kind="non_finite_label", message=f"{where}: {wrong} of {depth.size} values are not finite")
+    if box is None and depth.max() == depth.min():
+        return Reason(kind="constant_label", message=f"{where}: the prediction is {depth.flat[0]} everywhere")
+    return None

@@ -1,0 +1,61 @@
+"""Published checkpoints, by hub id: what their numbers mean, how large a picture they want, their licence and their commit.
+
+A revision is the full commit, given only where independent public projects pin the very same one; where it is None, the user
+pins it, and `TeacherSpec.problems` says how. What is not here can be used all the same, once the spec states what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from stages.depth_space import DepthSpace
+
+LoaderName = Literal["transformers", "genpercept", "marigold"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownCheckpoint:
+    """What is known of a published checkpoint."""
+
+    loader: LoaderName = "transformers"
+    depth_space: DepthSpace = "disparity_affine_invariant"
+    licence: str
+    """Of the weights; the teacher's own where those are stricter."""
+    revision: str | None = None
+    input_px: int | None = None
+    """Long side it was made for, where it is worse at others; None where it takes pictures as they come."""
+
+
+_METRIC_LICENCES = {"Small": "Apache-2.0", "Base": "CC-BY-NC-4.0", "Large": "CC-BY-NC-4.0"}
+
+KNOWN: Mapping[str, KnownCheckpoint] = {
+    "depth-anything/Depth-Anything-V2-Small-hf": KnownCheckpoint(
+        licence="Apache-2.0", revision="5426e4f0f36572d16453bbda7a8389317b1bef99"
+    ),
+    "depth-anything/Depth-Anything-V2-Base-hf": KnownCheckpoint(
+        licence="CC-BY-NC-4.0", revision="b1958afc87fb45a9e3746cb387596094de553ed8"
+    ),
+    "depth-anything/Depth-Anything-V2-Large-hf": KnownCheckpoint(
+        licence="CC-BY-NC-4.0", revision="7581137eff8d4e94f6e796d3baea0e9fa79b22d2"
+    ),
+    **{
+        f"depth-anything/Depth-Anything-V2-Metric-{place}-{size}-hf": KnownCheckpoint(
+            depth_space="depth_metric", licence=licence
+        )
+        for place in ("Indoor", "Outdoor")
+        for size, licence in _METRIC_LICENCES.items()
+    },
+    "xingyang1/Distill-Any-Depth-Small-hf": KnownCheckpoint(licence="Apache-2.0"),
+    "xingyang1/Distill-Any-Depth-Large-hf": KnownCheckpoint(licence="CC-BY-NC-4.0"),
+    "Intel/dpt-large": KnownCheckpoint(licence="Apache-2.0", revision="bc15f29aa3a80d532f2ed650b5e16ac48d8958f9", input_px=384),
+    "apple/DepthPro-hf": KnownCheckpoint(depth_space="depth_metric", licence="apple-amlr"),
+    "prs-eth/marigold-depth-v1-1": KnownCheckpoint(
+        loader="marigold", depth_space="depth_affine_invariant", licence="OpenRAIL++"
+    ),
+    "guangkaixu/genpercept-disparity": KnownCheckpoint(loader="genpercept", licence="unresolved; research only"),
+    "guangkaixu/genpercept-depth": KnownCheckpoint(
+        loader="genpercept", depth_space="depth_affine_invariant", licence="unresolved; research only"
+    ),
+}

@@ -1,0 +1,61 @@
+"""What every loader does around its network: pictures to tensors, sizes, maps back to the pictures' size, memory errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "CUDA out of memory", "ALLOC_FAILED")
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Turns each of the ways in which memory runs out (CPU allocator, cuDNN, cuBLAS, NumPy) into torch.OutOfMemoryError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        if known and not isinstance(error, torch.OutOfMemoryError):
+            raise torch.OutOfMemoryError(str(error) or "out of memory") from error
+        raise
+
+
+def to_tensor(images: UInt8[np.ndarray, "b h w 3"], device: str) -> Float32[Tensor, "b 3 h w"]:
+    """Pictures in [0, 1] on the device."""
+    return torch.tensor(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def network_size(
+    height: int, width: int, *, multiple: int, input_px: int | None = None, keep_aspect: bool = True
+) -> tuple[int, int]:
+    """Height and width of a picture as the network sees it: long side `input_px` or as it is, each the nearest multiple.
+
+    Without `keep_aspect`, `input_px` is the side of a square. At most half a multiple away from the aspect of the picture.
+    """
+    scale = input_px / max(height, width) if input_px else 1
+    sides = (input_px, input_px) if input_px and not keep_aspect else (height * scale, width * scale)
+    return max(round(sides[0] / multiple), 1) * multiple, max(round(sides[1] / multiple), 1) * multiple
+
+
+def resize_pictures(
+    pixels: Float[Tensor, "b 3 h w"], size: tuple[int, int], *, bicubic: bool = True, antialias: bool = True
+) -> Float[Tensor, "b 3 h2 w2"]:
+    """Pictures in [0, 1] at another size, untouched where they have it."""
+    if size == tuple(pixels.shape[-2:]):
+        return pixels
+    mode = "bicubic" if bicubic else "bilinear"
+    return F.interpolate(pixels, size, mode=mode, antialias=antialias, align_corners=False).clamp(0, 1)
+
+
+def resize_maps(maps: Float[Tensor, "b h2 w2"], height: int, width: int) -> Float32[Tensor, "b h w"]:
+    """Bilinear, because bicubic overshoots below zero at depth edges."""
+    maps = maps.float()
+    if (height, width) == tuple(maps.shape[-2:]):
+        return maps
+    return F.interpolate(maps[:, None], (height, width), mode="bilinear", antialias=True, align_corners=False)[:, 0]

@@ -1,0 +1,151 @@
+"""The named steps of a labelling run, and what can be made to happen at them in a real process, without a hook in our code.
+
+Python tells its audit hooks of every file that is opened, linked, renamed or removed, before it happens: a step is the first
+such event on a path of a certain form. fsync has no event; what is done just before and just after it has. Imports nothing but
+the standard library, since every process of Ray runs it at its start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_EVENTS = frozenset({"open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.scandir"})
+_ASIDE = r"\.\d+\.[0-9a-f]{16}$"
+
+
+class Step(NamedTuple):
+    """An event (`*` for any of them) on a path (a regular expression); where `after` is given, only once that was seen."""
+
+    event: str
+    path: str
+    after: tuple[str, str] | None = None
+
+
+class Fault(NamedTuple):
+    """What is to happen at the n-th occurrence of a step, counted in each process: one of DEEDS; once, or every time."""
+
+    step: Step
+    deed: str
+    once: bool = True
+    nth: int = 1
+    spares_driver: bool = False
+
+
+def _record_steps(record: str, path: str) -> dict[str, Step]:
+    """How any of our records comes into being: written aside, given its name, its other name removed, its folder synced."""
+    aside, folder = path + _ASIDE, path.rpartition(r"/\.")[0] + "$"
+    return {
+        f"{record} is opened aside": Step("open", aside),
+        f"{record} is written and gets its name": Step("os.link", aside),
+        f"{record} has its name and loses the other": Step("os.remove", aside),
+        f"{record} has its name alone and the folder is synced": Step("open", folder, ("os.remove", aside)),
+    }
+
+
+def _unit_steps(column: str, last_array: str) -> dict[str, Step]:
+    folder = rf"columns/{column}/[^/]+\.zarr"
+    syncing, hashing = ("os.scandir", folder + "$"), ("open", rf"columns/{column}$")
+    return {
+        f"{column}: the attempt's folder is made": Step("os.mkdir", folder + "$"),
+        f"{column}: its first file is opened": Step("open", folder + r"/[^/]+\.partial$"),
+        f"{column}: its first file gets its name": Step("os.rename", folder + r"/[^/]+\.partial$"),
+        f"{column}: its last file gets its name": Step("os.rename", rf"{folder}/{last_array}\.[^/]+\.partial$"),
+        f"{column}: its first file is synced": Step("open", folder + "/.+", syncing),
+        f"{column}: its last file is synced and its name is": Step("open", rf"columns/{column}$"),
+        f"{column}: its files are hashed": Step("open", folder + "/.+", hashing),
+        **_record_steps(f"{column}: the manifest", rf"columns/{column}/\.[^/]+\.json"),
+    }
+
+
+RUN_STEPS = {
+    "the sources are catalogued": Step("open", r"\.tar$"),
+    **_record_steps("the catalogue's table", r"catalog/\.[^/]+\.parquet"),
+    **_record_steps("the catalogue's record", r"catalog/\.[^/]+\.json"),
+    **_record_steps("run.json", r"/run/\.run\.json"),
+    "the columns' folders are made": Step("os.mkdir", "columns/images$"),
+}
+"""Steps before the first unit, of a run whose folder is called `run`."""
+
+UNIT_STEPS = {
+    "images: a photograph is read": Step("open", r"\.tar$", ("os.mkdir", "columns/images$")),
+    **_unit_steps("images", "context_box/c/0/0"),
+    "primary: a photograph is read": Step("open", r"\.tar$", ("os.mkdir", r"columns/primary/[^/]+\.zarr$")),
+    **_unit_steps("primary", "patch_start/c/0"),
+}
+"""Steps of a unit of the column `images`, and of a teacher's."""
+
+
+def _sleep_with_the_gil() -> None:
+    ctypes.PyDLL(None).sleep(100_000)
+
+
+DEEDS: dict[str, Callable[[], object]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "kill the driver": lambda: os.kill(int(os.environ["LABEL_DRIVER"]), signal.SIGKILL),
+    "segfault": lambda: ctypes.string_at(0),
+    "sleep": lambda: time.sleep(100_000),
+    "sleep with the GIL": _sleep_with_the_gil,
+}
+
+
+def install(faults: Sequence[Fault], marks: Path) -> None:
+    """Let faults happen in this process. Those that happen once leave a file in the folder `marks`, for all processes."""
+    is_driver = os.environ.get("LABEL_DRIVER") == str(os.getpid())
+    watched = [
+        _Watch(fault, str(marks / str(number)))
+        for number, fault in enumerate(faults)
+        if not (is_driver and fault.spares_driver)
+    ]
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _EVENTS and arguments and isinstance(arguments[0], str | bytes | os.PathLike):
+            path = os.fsdecode(arguments[0])
+            for watch in watched:
+                watch.see(event, path)
+
+    sys.addaudithook(hook)
+
+
+def to_environment(faults: Sequence[Fault], marks: Path) -> str:
+    """The value of LABEL_FAULTS."""
+    return json.dumps([str(marks), faults])
+
+
+def install_from_environment(text: str) -> None:
+    """The inverse of `to_environment`, and `install`."""
+    marks, faults = json.loads(text)
+    install([Fault(Step(*step), *rest) for step, *rest in faults], Path(marks))
+
+
+class _Watch:
+    """One fault in one process: what has been seen of it."""
+
+    def __init__(self, fault: Fault, mark: str) -> None:
+        (event, path, after), self._deed, self._once, self._left, _ = fault
+        self._event, self._path, self._mark = event, re.compile(path), mark
+        self._after = (after[0], re.compile(after[1])) if after else None
+
+    def see(self, event: str, path: str) -> None:
+        if self._after:
+            if event == self._after[0] and self._after[1].search(path):
+                self._after = None
+        elif self._event in ("*", event) and self._path.search(path):
+            self._left -= 1
+            if self._left <= 0 and (not self._once or self._is_first()):
+                DEEDS[self._deed]()
+
+    def _is_first(self) -> bool:
+        try:
+            os.close(os.open(self._mark, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True

@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM while Ray's workers are busy: an orderly end, and a run that goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.processes import Zygote, committed, differences, label_arguments, start, workers_of
+from tests.faults.steps import UNIT_STEPS, Fault
+
+_HINT = "run the same command to go on"
+
+
+def _until(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_ctrl_c_finishes_the_parts_at_work_says_how_to_go_on_and_that_is_so(
+    tmp_path: Path, zygote: Zygote, five: Path, checkpoints: Path, uninterrupted: Path
+):
+    arguments = label_arguments(tmp_path / "run", five, checkpoints)
+    process = start([*arguments, "--workers", "2"])
+    _until(lambda: list(tmp_path.glob("run/columns/images/*.zarr")), process)
+    os.killpg(process.pid, signal.SIGINT)
+    told, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    assert "Finishing the parts at work" in messages
+    assert _HINT in messages
+    assert "Traceback" not in told + messages
+    done = len(committed(tmp_path / "run"))
+    assert f"{done} of 9 parts committed now" in told
+    assert 1 <= done < 9
+    assert len(list(tmp_path.glob("run/columns/*/*.zarr"))) == done  # nothing was abandoned
+    assert zygote.run([*arguments, "--workers", "0"]).status == 0
+    assert differences(tmp_path / "run", uninterrupted) == []
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)])
+def test_a_second_ctrl_c_or_sigterm_abandons_at_once_even_a_worker_that_hangs(
+    tmp_path: Path, zygote: Zygote, five: Path, checkpoints: Path, uninterrupted: Path, signals: tuple[signal.Signals, ...]
+):
+    arguments = label_arguments(tmp_path / "run", five, checkpoints)
+    hang = Fault(UNIT_STEPS["images: its last file gets its name"], "sleep")
+    process = start([*arguments, "--workers", "2"], [hang], tmp_path / "marks")
+    _until(lambda: list((tmp_path / "marks").iterdir()), process)
+    workers = workers_of(process.pid)
+    for number in signals:
+        assert set(workers) <= set(workers_of(process.pid))  # the first Ctrl-C, to all in the foreground, spares them
+        os.killpg(process.pid, number)
+        time.sleep(1)
+    _, messages = process.communicate(timeout=30)
+    assert process.returncode == 130, messages
+    assert _HINT in messages
+    assert "Traceback" not in messages
+    assert "SIGTERM received" not in messages  # Ray's own handler
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert zygote.run([*arguments, "--workers", "0"]).status == 0
+    assert differences(tmp_path / "run", uninterrupted) == []
