@@ -185,6 +185,7 @@ class Volatile:
     seconds: float
     created_at: str
     batch_size: Positive | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

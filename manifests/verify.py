@@ -40,7 +40,7 @@ _THREADS = 8  # reading and hashing release the interpreter's lock; a network di
 class Damage(NamedTuple):
     """One thing found wrong. `where` is a path relative to the run, `kind` is for machines: those of ValidationProblem, and
     missing_file, missing_zarr, unlisted_file, wrong_size, wrong_sha256, undecodable, unreadable, wrong_fingerprint,
-    wrong_depth_space, wrong_images, unknown_part, unknown_column. `column` and `part` name the part that is damaged by it.
+    wrong_depth_space, wrong_images, other_input, unknown_part, unknown_column. `column` and `part` name the part that is damaged by it.
     """
 
     where: str
@@ -177,7 +177,7 @@ def _check_part(run_dir: Path, column: ColumnRecord, part: PartId, keys: Sequenc
     except (InvalidRecordError, OSError) as error:
         damage = _described(place, error)
     else:
-        damage = _check_manifest(place, manifest, column, part, keys)
+        damage = _check_manifest(place, manifest, column, part, keys) + _check_input(run_dir, place, manifest)
         place = column_dir(Path(), column.name) / manifest.zarr
         damage += _check_files(run_dir, place, manifest, deep)
         if deep and not damage:  # where something is not as it was written, there is nothing to learn from decoding
@@ -205,6 +205,20 @@ def _check_manifest(
             damage.append(Damage(str(place), "wrong_images", message))
             break  # a shift by one would repeat this for all that follow
     return damage
+
+
+def _check_input(run_dir: Path, place: Path, manifest: PartManifest) -> list[Damage]:
+    """Whether a teacher's part was made from the files that the part's pictures were made from, where both are known."""
+    try:
+        pictures = load_part(run_dir, "images", manifest.part).images
+    except (InvalidRecordError, OSError):
+        return []  # damage, or an absence, of its own
+    return [
+        Damage(str(place), "other_input", f"{own.key!r}: made from a file of sha256 {own.content_sha256}, its picture is not")
+        for own, picture in zip(manifest.images, pictures, strict=False)
+        if own.key == picture.key and None not in (own.content_sha256, picture.content_sha256)
+        if own.content_sha256 != picture.content_sha256
+    ]
 
 
 def _check_files(run_dir: Path, place: Path, manifest: PartManifest, deep: bool) -> list[Damage]:

@@ -115,9 +115,12 @@ def _demo(config: DemoConfig) -> int:
     )
     with timings.step("Labelling with both teachers"):
         report = label(label_config)
-    if report.failures:
-        first = report.failures[0].problem
-        print(f"{len(report.failures)} parts could not be labelled, the first: {first.kind}: {first.message}", file=sys.stderr)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    if report.failures or report.columns_given_up:
+        reasons = [f"{failure.problem.kind}: {failure.problem.message}" for failure in report.failures]
+        reasons += report.columns_given_up.values()
+        print(f"not everything could be labelled, the first reason: {reasons[0]}", file=sys.stderr)
         return 1
     torch.set_num_threads(default_workers())
     train_config = TrainConfig(

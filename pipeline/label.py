@@ -20,11 +20,21 @@ from pipeline.label_engine import DriveOptions, LabelReport, drive
 from pipeline.label_estimate import estimate
 from pipeline.label_pool import PoolError, Resources
 from pipeline.label_run import RunMismatchError, drop_second_chances, open_run, read_sources, units_left
+from pipeline.label_worker import TeacherUnusableError
 from stages.labelling.catalogue import SourceNotFoundError
 from stages.labelling.teachers import TeacherSpec
 from stages.views import ViewPlan
 
 _PROBLEMS_SHOWN = 20
+_USAGE_ERRORS = (
+    FileNotFoundError,
+    PoolError,
+    RunMismatchError,
+    SourceNotFoundError,
+    TeacherUnusableError,
+    manifests.InvalidRecordError,
+    manifests.RunInUseError,
+)
 DEMO_CHECKPOINTS = Path(__file__).parent / "demo_checkpoints"
 
 _PAPER_PRIMARY = TeacherSpec(
@@ -67,7 +77,7 @@ class LabelConfig:
     part_size: int = 64
     """Images in a part, the unit that is committed at once."""
     workers: int | None = None
-    """Ray workers; one per GPU, else one per CPU core. 0 works in this process, without Ray."""
+    """Ray workers; one per GPU, else one per CPU core, of this machine or the cluster. 0 works in this process, without Ray."""
     batch_size: int = 8
     """Views in a teacher's batch."""
     address: str | None = None
@@ -91,6 +101,8 @@ class LabelConfig:
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
         found = [f"--plan: {problem}" for problem in self.plan.problems()]
+        if not self.sources:
+            found.append("--sources: none given; expected tars, brace patterns, globs or folders")
         for teacher in self.teachers:
             found += teacher.problems()
             if not teacher.checkpoint:
@@ -144,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
             print(estimate(config, _workers(config)))
             return 0
         return _conclude(config, label(config))
-    except (RunMismatchError, SourceNotFoundError, manifests.RunInUseError, PoolError, ValueError, FileNotFoundError) as error:
+    except _USAGE_ERRORS as error:
         print(f"pipeline.label: {error}", file=sys.stderr)
         return USAGE_ERROR
     except OSError as error:
@@ -163,13 +175,13 @@ def label(config: LabelConfig) -> LabelReport:
     """
     sources = read_sources(config.sources)
     config.run.mkdir(parents=True, exist_ok=True)
-    if config.retry_failed and (config.run / "run.json").exists():
-        with manifests.hold_run(config.run, exclusive=True):
+    with manifests.hold_run(config.run, exclusive=config.retry_failed):
+        run = open_run(config, sources)
+        if config.retry_failed:
             drop_second_chances(config.run)
     with manifests.hold_run(config.run, exclusive=False):
-        run = open_run(config, sources)
         options = DriveOptions(
-            workers=_workers(config),
+            workers=config.workers if config.address else _workers(config),
             resources=worker_resources(config),
             address=config.address,
             batch_size=config.batch_size,
@@ -185,13 +197,9 @@ def _workers(config: LabelConfig) -> int:
 
 
 def worker_resources(config: LabelConfig) -> dict[str, Resources]:
-    """What a worker of each column holds: teachers what their spec says, a GPU where there are any; `images` one core."""
-    gpus = 1 if torch.cuda.is_available() else 0
-    resources = {"images": Resources(num_cpus=1, num_gpus=0)}
-    for teacher in config.teachers:
-        num_gpus = gpus if teacher.num_gpus is None else teacher.num_gpus
-        resources[teacher.name] = Resources(num_cpus=teacher.num_cpus, num_gpus=num_gpus)
-    return resources
+    """What a worker of each column holds: teachers what their spec says, `images` one core."""
+    teachers = {teacher.name: Resources(teacher.num_cpus, teacher.num_gpus) for teacher in config.teachers}
+    return {"images": Resources(num_cpus=1, num_gpus=0), **teachers}
 
 
 def default_workers() -> int:
@@ -205,7 +213,7 @@ def _conclude(config: LabelConfig, report: LabelReport) -> int:
         print(f"source {problem.where}: {problem.kind}: {problem.message}", file=sys.stderr)
     if (more := len(report.source_problems) - _PROBLEMS_SHOWN) > 0:
         print(f"and {more} more problems of sources; all are in {config.run / 'catalog'}", file=sys.stderr)
-    for failure in report.failures:
+    for failure in report.failures[:_PROBLEMS_SHOWN]:
         print(f"failed: {failure.column}/{failure.part}: {failure.problem.kind}: {failure.problem.message}", file=sys.stderr)
     for column, reason in report.columns_given_up.items():
         print(f"column {column} was given up: {reason}", file=sys.stderr)
@@ -213,7 +221,7 @@ def _conclude(config: LabelConfig, report: LabelReport) -> int:
     if report.interrupted:
         return _interrupted(config)
     if report.failures or report.columns_given_up:
-        print(f"{len(report.failures)} parts failed; run the same command to try them again.", file=sys.stderr)
+        print(f"{len(report.failures)} parts failed; run the same command to make what is missing.", file=sys.stderr)
     damaged = bool(report.source_problems) and not config.allow_damaged_sources
     if damaged:
         print("Some sources are damaged; accept what could be read with --allow-damaged-sources.", file=sys.stderr)

@@ -14,7 +14,7 @@ import manifests
 from pipeline.label_pool import Resources, WorkerPool
 from pipeline.label_queue import Ending, LabelQueue, Outcome
 from pipeline.label_run import OpenRun
-from pipeline.label_worker import LabelWorker
+from pipeline.label_worker import LabelWorker, TeacherUnusableError
 from pipeline.progress import ColumnProgress
 from stages.labelling.units import IMAGES, Unit, UnitResult
 
@@ -23,8 +23,8 @@ from stages.labelling.units import IMAGES, Unit, UnitResult
 class DriveOptions:
     """How a run is driven; nothing here changes a label."""
 
-    workers: int
-    """Ray workers of each kind; 0 works in this process."""
+    workers: int | None
+    """Ray workers of each kind; None is one per GPU of the cluster, else one per core. 0 works in this process."""
     resources: dict[str, Resources]
     """What a worker holds of its machine, by column."""
     address: str | None = None
@@ -55,6 +55,7 @@ class _Drive:
         self.failures: list[manifests.FailureRecord] = []
 
     def end(self, endings: list[tuple[Unit, Ending]]) -> None:
+        """Count and show units that have ended."""
         for unit, ending in endings:
             if isinstance(ending, UnitResult):
                 self.committed += ending.committed
@@ -71,9 +72,13 @@ class _Drive:
             outcome: Outcome
             try:
                 outcome = worker.do(task)
+            except TeacherUnusableError as error:
+                self.queue.give_up(task.unit.column, str(error))
+                outcome = error
             except Exception as error:
                 outcome = error
             self.end(self.queue.settle(task, outcome))
+        self._count_elsewhere()
 
     def over(self, pool: WorkerPool) -> None:
         """All tasks, each on the first worker that is free for it."""
@@ -83,11 +88,19 @@ class _Drive:
                     pool.submit(slot, task)
                 elif not self.queue.has_more(pool.columns(slot)):
                     pool.release(slot)
-            if not pool.busy() and not self.queue.has_more(tuple(self.progress.columns)):
+            if not pool.busy() and not self.queue.has_more(self.progress.columns):
+                self._count_elsewhere()
                 return
             for task, outcome in pool.wait(timeout_s=1):
+                if isinstance(outcome, TeacherUnusableError) and not pool.can_do(task.unit.column):
+                    self.queue.give_up(task.unit.column, str(outcome))
                 self.end(self.queue.settle(task, outcome))
+            self._count_elsewhere()
             self.progress.tick()
+
+    def _count_elsewhere(self) -> None:
+        while self.queue.elsewhere:
+            self.progress.elsewhere(self.queue.elsewhere.pop())
 
 
 def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport:
@@ -120,7 +133,8 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
                 pool = WorkerPool(
                     {column: options.resources[column] for column in columns},
                     arguments,
-                    workers=min(options.workers, len(units)),
+                    workers=options.workers,
+                    most_workers=len(units),
                     address=options.address,
                     stall_timeout_s=options.stall_timeout_s,
                 )

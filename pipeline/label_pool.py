@@ -15,17 +15,18 @@ import ray
 import ray.exceptions
 
 from pipeline.label_queue import Outcome, WorkerDiedError, WorkerStalledError
-from pipeline.label_worker import LabelWorker, Task
+from pipeline.label_worker import LabelWorker, Task, TeacherUnusableError
+from stages.labelling.units import InputChangedError
 
 _PULSES_PER_TIMEOUT = 10
 _DEATHS_AT_BIRTH = 5
 
 
 class Resources(NamedTuple):
-    """What one worker holds of its machine."""
+    """What one worker holds of its machine. num_gpus None: one where the machines have any."""
 
     num_cpus: float
-    num_gpus: float
+    num_gpus: float | None
 
 
 class PoolError(RuntimeError):
@@ -42,6 +43,8 @@ class Slot:
     ready: bool = False
     task: Task | None = None
     loaded: str | None = None
+    unusable: frozenset[str] = frozenset()
+    """Columns whose teacher could not be loaded here."""
     pulse: ray.ObjectRef | None = None
     asked_at: float = 0.0
 
@@ -54,28 +57,35 @@ class WorkerPool:
         columns: Mapping[str, Resources],
         arguments: tuple[Any, ...],
         *,
-        workers: int,
+        workers: int | None,
+        most_workers: int,
         address: str | None,
         stall_timeout_s: float,
     ) -> None:
-        self._arguments, self._workers, self._address = arguments, workers, address
+        self._arguments, self._workers, self._most_workers, self._address = arguments, workers, most_workers, address
         self._stall_timeout_s = stall_timeout_s
+        self._columns = columns
         self._kinds: dict[Resources, list[str]] = {}
-        for column, resources in columns.items():
-            self._kinds.setdefault(resources, []).append(column)
         self._slots: list[Slot] = []
         self._deaths_at_birth = 0
 
     def __enter__(self) -> Self:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES as the user set it
-        most_cpus = max(resources.num_cpus for resources in self._kinds)
-        num_cpus = None if self._address else max(round(self._workers * most_cpus), os.cpu_count() or 1)
+        # On one machine all kinds of workers run side by side; a cluster has its own count.
+        wanted_cpus = sum((self._workers or 1) * resources.num_cpus for resources in set(self._columns.values()))
+        num_cpus = None if self._address else max(round(wanted_cpus), os.cpu_count() or 1)
         ray.init(self._address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         try:
+            found = ray.cluster_resources()
+            gpus = found.get("GPU", 0)
+            workers = min(self._workers or int(gpus) or int(found.get("CPU", 1)), self._most_workers)
+            for column, (cpus, num_gpus) in self._columns.items():
+                kind = Resources(cpus, float(gpus >= 1) if num_gpus is None else num_gpus)
+                self._kinds.setdefault(kind, []).append(column)
             for resources in self._kinds:
                 self._refuse_impossible(resources)
-                self._slots += [self._slot(resources) for _ in range(self._workers)]
+                self._slots += [self._slot(resources) for _ in range(workers)]
         except BaseException:
             ray.shutdown()
             raise
@@ -86,7 +96,11 @@ class WorkerPool:
 
     def columns(self, slot: Slot) -> Sequence[str]:
         """The columns whose tasks a slot can do."""
-        return self._kinds[slot.resources]
+        return [column for column in self._kinds[slot.resources] if column not in slot.unusable]
+
+    def can_do(self, column: str) -> bool:
+        """Whether there is a worker left that has not failed to load this column's teacher."""
+        return any(column in self.columns(slot) for slot in self._slots)
 
     def idle(self) -> list[Slot]:
         """Workers that are up and have nothing to do."""
@@ -118,11 +132,14 @@ class WorkerPool:
     def _slot(self, resources: Resources) -> Slot:
         # The second thread answers `pulse` while the first one works.
         options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_restarts": 0, "max_concurrency": 2}
-        actor = ray.remote(**options)(LabelWorker).remote(*self._arguments)
+        device = "cuda" if resources.num_gpus else "cpu"
+        actor = ray.remote(**options)(LabelWorker).remote(*self._arguments, device)
         return Slot(resources=resources, actor=actor, waiting_for=actor.pulse.remote())
 
-    def _replace(self, slot: Slot) -> None:
-        self._slots[self._slots.index(slot)] = self._slot(slot.resources)
+    def _replace(self, slot: Slot, unusable: frozenset[str] = frozenset()) -> None:
+        fresh = self._slot(slot.resources)
+        fresh.unusable = slot.unusable | unusable
+        self._slots[self._slots.index(slot)] = fresh
 
     def _finish(self, slot: Slot) -> tuple[Task, Outcome] | None:
         """How the call ended that the slot was waiting for; None where that was its start."""
@@ -131,6 +148,11 @@ class WorkerPool:
             outcome = ray.get(slot.waiting_for)
         except ray.exceptions.RayTaskError as error:
             outcome = error.cause if isinstance(error.cause, Exception) else error
+            if not isinstance(outcome, OSError | InputChangedError):
+                # A process whose GPU has failed once fails at everything, fast, and would take all the work.
+                ray.kill(slot.actor)
+                loaded = slot.task.unit.column if slot.task else ""
+                self._replace(slot, frozenset({loaded} if isinstance(outcome, TeacherUnusableError) else ()))
         except ray.exceptions.RayError as error:
             self._replace(slot)
             if task is None:
@@ -176,9 +198,9 @@ class WorkerPool:
     def _refuse_impossible(self, resources: Resources) -> None:
         """A worker that fits on no machine would be waited for forever."""
         nodes = [Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        if not any(node["CPU"] >= resources.num_cpus and node["GPU"] >= resources.num_gpus for node in nodes):
+        if not any(node["CPU"] >= resources.num_cpus and node["GPU"] >= (resources.num_gpus or 0) for node in nodes):
             found = "; ".join(f"{node['CPU']:g} CPUs, {node['GPU']:g} GPUs" for node in nodes)
             raise PoolError(
                 f"a worker for {', '.join(self._kinds[resources])} asks for {resources.num_cpus:g} CPUs and "
-                f"{resources.num_gpus:g} GPUs, which no machine has (found: {found}); ask for less"
+                f"{resources.num_gpus or 0:g} GPUs, which no machine has (found: {found}); ask for less"
             )

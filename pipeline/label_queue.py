@@ -83,6 +83,8 @@ class LabelQueue:
         self._running = Counter[str]()
         self.given_up: dict[str, str] = {}
         """Columns that cannot be labelled at all, and why."""
+        self.elsewhere: list[Unit] = []
+        """Units that another driver has committed meanwhile."""
         self.stopping = False
         for unit in units:
             if unit.column == IMAGES or unit.part in images_done:
@@ -105,6 +107,7 @@ class LabelQueue:
                 unit = self._ready[column].popleft()
                 if self._is_committed(unit):  # another driver was faster
                     self._unblock(unit)
+                    self.elsewhere.append(unit)
                     continue
                 self._running[column] += 1
                 return Task(unit=replace(unit, attempt=secrets.token_hex(4)), teacher=self._teachers.get(column))
@@ -127,8 +130,11 @@ class LabelQueue:
         Raises OutputUnwritableError where nothing can be written any more.
         """
         self._running[task.unit.column] -= 1
-        if isinstance(outcome, TeacherUnusableError):
-            self.given_up[task.unit.column] = str(outcome)
+        if isinstance(outcome, TeacherUnusableError):  # the fault of a machine, perhaps; another one may load it
+            if task.index is None:
+                self._ready[task.unit.column].append(task.unit)
+            else:
+                self._tries[task.unit.column].append(task)
             return []
         if isinstance(outcome, OSError) and outcome.errno in _UNWRITABLE:
             raise OutputUnwritableError(outcome.errno, f"{task.unit.run_dir}: {outcome.strerror}")
@@ -140,6 +146,10 @@ class LabelQueue:
             return [(task.unit, outcome)]
         assert isinstance(outcome, Exception)
         return self._retry(task.unit, outcome)
+
+    def give_up(self, column: str, reason: str) -> None:
+        """Take no more tasks from a column that no worker can do; its units stay for the next run."""
+        self.given_up[column] = reason
 
     def give_up_blocked(self) -> list[tuple[Unit, Ending]]:
         """What still waits, when nothing runs, waits for images that failed."""

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import manifests
 from pipeline.config import resolved
 from pipeline.label_queue import WORKER_TROUBLE
+from stages.checkpoints import require_safetensors
 from stages.labelling.catalogue import (
     CatalogueRow,
     Source,
@@ -77,17 +78,31 @@ def open_run(config: LabelConfig, sources: tuple[tuple[Source, SourceContent], .
     Raises RunMismatchError for one that is not, naming every field that differs with both values.
     """
     catalogues = [_catalogue_files(source, content) for source, content in sources]
-    teachers = tuple(resolve(teacher) for teacher in config.teachers)
+    teachers = tuple(_located(resolve(teacher)) for teacher in config.teachers)
     record = _record(config, teachers, sources, [hashlib.sha256(described).hexdigest() for described, _ in catalogues])
     if (config.run / "run.json").exists():
         record = _refuse_differences(config.run, record)
     else:
         for (source, _), (described, table) in zip(sources, catalogues, strict=True):
-            manifests.write_exclusively(config.run / "catalog" / f"{source.name}.parquet", table)
-            manifests.write_exclusively(config.run / "catalog" / f"{source.name}.json", described)
+            _write_or_match(config.run / "catalog" / f"{source.name}.parquet", table)
+            _write_or_match(config.run / "catalog" / f"{source.name}.json", described)
         if not manifests.write_exclusively(config.run / "run.json", manifests.to_json(record)):
             record = _refuse_differences(config.run, record)  # another driver was first
     return OpenRun(run_dir=config.run, record=record, plan=config.plan, teachers=teachers, sources=sources)
+
+
+def _located(spec: TeacherSpec) -> TeacherSpec:
+    """A folder by its absolute path: a worker elsewhere has another working directory."""
+    return replace(spec, checkpoint=str(Path(spec.checkpoint).absolute())) if Path(spec.checkpoint).is_dir() else spec
+
+
+def _write_or_match(path: Path, content: bytes) -> None:
+    """Raises RunMismatchError where the file is there with other content: of a command that never came to its run.json."""
+    if not manifests.write_exclusively(path, content) and path.read_bytes() != content:
+        raise RunMismatchError(
+            f"{path}: describes a source of other content, and there is no run.json: left by a command that was stopped, or by "
+            f"one that starts just now; remove {path.parent} if no other command is at work, and run again"
+        )
 
 
 def _catalogue_files(source: Source, content: SourceContent) -> tuple[bytes, bytes]:
@@ -120,6 +135,8 @@ def _record(
     columns = [manifests.ColumnRecord(name=IMAGES, depth_space=None, fingerprint=content)]
     for spec in teachers:
         folder = checkpoint_folder(spec.checkpoint, spec.revision)
+        if not any(folder.rglob("*.safetensors")):
+            require_safetensors(folder)  # refused here, before anything is made with it
         own = {name: getattr(spec, name) for name in _DECIDING}
         own |= {"weights_sha256": checkpoint_sha256(folder)}
         columns.append(manifests.ColumnRecord(name=spec.name, depth_space=spec.depth_space, fingerprint=content | own))
@@ -148,7 +165,7 @@ def _rows_sha256(sources: tuple[tuple[Source, SourceContent], ...]) -> str:
     for source, content in sources:
         for row in content.rows:
             line = f"{source.name}\0{row.key}\0{row.member}\0{row.offset}\0{row.size_bytes}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+            digest.update(line.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

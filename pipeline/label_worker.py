@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 import manifests
-from stages.labelling.teachers import Teacher, TeacherSpec, load_teacher
+from stages.labelling.teachers import Teacher, TeacherSpec, checkpoint_folder, checkpoint_sha256, load_teacher
 from stages.labelling.units import Unit, UnitResult, label_images_part, label_teacher_part, try_image
 
 
@@ -29,7 +29,8 @@ class Task:
 class WallClock:
     """The volatile fields of a manifest, counted from the clock's creation; remembers its last beat."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
         self._started = self._last_beat = time.monotonic()
 
     def beat(self) -> None:
@@ -45,6 +46,7 @@ class WallClock:
         return manifests.Volatile(
             attempt=attempt,
             batch_size=batch_size,
+            device=self._device,
             host=os.uname().nodename,
             seconds=round(time.monotonic() - self._started, 3),
             created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -52,12 +54,15 @@ class WallClock:
 
 
 class LabelWorker:
-    """Does tasks one after the other. As an actor it has a second thread for `pulse`."""
+    """Does tasks one after the other. As an actor it has a second thread for `pulse`.
 
-    def __init__(self, batch_size: int, decode_threads: int) -> None:
+    device: where teachers work; by itself a worker takes a GPU where there is one.
+    """
+
+    def __init__(self, batch_size: int, decode_threads: int, device: str | None = None) -> None:
         self._batch_sizes: dict[str, int] = {}
         self._batch_size, self._decode_threads = batch_size, decode_threads
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._teacher: Teacher | None = None
         self._clock: WallClock | None = None
 
@@ -70,16 +75,16 @@ class LabelWorker:
         """Bring a unit to its commit, or see whether an image can be tried; whatever goes wrong is raised."""
         # The sums of floating-point numbers, and so the labels, depend on the number of threads: never on the machine's.
         torch.set_num_threads(1)
-        teacher = self._load(task.teacher) if task.teacher else None
-        self._clock = WallClock()
-        try:
-            return self._label(task.unit, teacher, self._clock) if task.index is None else self._try(task, teacher)
-        finally:
-            self._clock = None
-
-    def _try(self, task: Task, teacher: Teacher | None) -> None:
-        assert task.index is not None
-        try_image(task.unit, task.index, teacher)
+        # A worker may outlive its driver by a unit: nobody must clean up under its hands.
+        with manifests.hold_run(task.unit.run_dir, exclusive=False):
+            teacher = self._load(task.teacher, task.unit) if task.teacher else None
+            self._clock = WallClock(self._device)
+            try:
+                if task.index is None:
+                    return self._label(task.unit, teacher, self._clock)
+                return try_image(task.unit, task.index, teacher, self._clock)
+            finally:
+                self._clock = None
 
     def _label(self, unit: Unit, teacher: Teacher | None, clock: WallClock) -> UnitResult:
         if teacher is None:
@@ -90,11 +95,18 @@ class LabelWorker:
             self._batch_sizes[unit.column] = result.batch_size
         return result
 
-    def _load(self, spec: TeacherSpec) -> Teacher:
+    def _load(self, spec: TeacherSpec, unit: Unit) -> Teacher:
         if self._teacher is None or self._teacher.spec.name != spec.name:
             self._teacher = None  # frees the former one's memory before the next is loaded
             try:
+                found = checkpoint_sha256(checkpoint_folder(spec.checkpoint, spec.revision))
                 self._teacher = load_teacher(spec, device=self._device)
             except Exception as error:
                 raise TeacherUnusableError(f"teacher {spec.name} cannot be loaded: {type(error).__name__}: {error}") from error
+            if found != (expected := unit.fingerprint["weights_sha256"]):
+                self._teacher = None
+                raise TeacherUnusableError(
+                    f"teacher {spec.name}: weights_sha256 of {spec.checkpoint} is {found} here and now, "
+                    f"expected {expected} from run.json; the folder has changed, or differs between machines"
+                )
         return self._teacher

@@ -78,6 +78,12 @@ class ColumnProgress:
         self._columns[unit.column].rejected += result.rejected
         self._advance(unit)
 
+    def elsewhere(self, unit: Unit) -> None:
+        """Another driver has committed a unit; that is no speed of ours."""
+        column = self._columns[unit.column]
+        column.done += len(unit.rows)
+        column.bar.update(len(unit.rows))
+
     def failed(self, unit: Unit) -> None:
         """A unit has had its last attempt."""
         self._columns[unit.column].failed += len(unit.rows)

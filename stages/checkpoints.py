@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,11 @@ def is_hub_id(checkpoint: str) -> bool:
 def checkpoint_sha256(folder: Path) -> str:
     """One digest over the names and contents of all that decides a checkpoint's output: weights, configurations, tokenizer."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.name.endswith(_DECIDING) and path.is_file()):
+    for path in sorted(folder.rglob("*")):
+        # A variant that another program fetched beside ours is not what we load.
+        variant = any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in _NOT_FETCHED)
+        if variant or not path.name.endswith(_DECIDING) or not path.is_file():
+            continue
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(1 << 22):

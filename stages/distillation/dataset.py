@@ -298,11 +298,23 @@ def _trainable_parts(run: RunRecord, run_dir: Path, columns: tuple[ColumnRecord,
             _refuse_foreign(run_dir, column, record)
         status = zip(*(record.images for record in records), strict=True)
         labelled = [i for i, outcomes in enumerate(status) if all(o.status == "labelled" for o in outcomes)]
+        for image in labelled:
+            _refuse_other_input(run_dir, columns, records, image)
         rows = {image * contexts + c: f"#{c}" if contexts > 1 else "" for image in labelled for c in range(contexts)}
         pictures, *labels = (column_dir(run_dir, c.name) / r.zarr for c, r in zip(columns, records, strict=True))
         keys = tuple(records[0].images[row // contexts].key + context for row, context in rows.items())
         found.append(_TrainPart(name=part.name, pictures=pictures, labels=tuple(labels), rows=tuple(rows), keys=keys))
     return tuple(found)
+
+
+def _refuse_other_input(run_dir: Path, columns: Sequence[ColumnRecord], records: Sequence[PartManifest], image: int) -> None:
+    digests = [record.images[image].content_sha256 for record in records]
+    if len(set(digests)) > 1:
+        found = ", ".join(f"{column.name} {digest}" for column, digest in zip(columns, digests, strict=True))
+        raise ValueError(
+            f"{run_dir}: part {records[0].part}, image {records[0].images[image].key!r}: its columns were made from different "
+            f"files (sha256: {found}); run `python -m manifests repair {run_dir}`, then label again"
+        )
 
 
 def _refuse_foreign(run_dir: Path, column: ColumnRecord, record: PartManifest) -> None:

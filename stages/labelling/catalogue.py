@@ -180,7 +180,7 @@ def _read_folder(source: Source) -> tuple[list[CatalogueRow], int, list[Problem]
         problem("unreadable", error.filename, f"cannot be read: {error.strerror}")
 
     for folder, subfolders, files in os.walk(source.location, onerror=unreadable):
-        subfolders.sort()
+        subfolders[:] = sorted(name for name in subfolders if not _hidden(name))
         for path in (Path(folder, name) for name in subfolders):
             if os.path.islink(path):
                 problem("linked_folder", path, "a link to a folder is not followed; give the folder as a source of its own")

@@ -54,21 +54,16 @@ def ahead(
 def in_batches(views: Iterable[View], batch_size: int, max_waiting: int) -> Iterator[list[View]]:
     """Views of equal shape together, whichever image they belong to.
 
-    At most `max_waiting` views wait for others of their shape; beyond that, the shape that has waited longest goes as it is.
+    No view waits for others of its shape while more than `max_waiting` images go by: then its batch goes as it is.
     """
-    waiting: dict[tuple[int, ...], list[View]] = {}
-    count = 0
+    waiting: dict[tuple[int, ...], list[View]] = {}  # the shape that has waited longest is first
     for view in views:
         same = waiting.setdefault(view.picture.shape, [])
         same.append(view)
-        count += 1
         if len(same) == batch_size:
-            count -= len(waiting.pop(view.picture.shape))
-            yield same
-        elif count > max_waiting:
-            longest = waiting.pop(next(iter(waiting)))
-            count -= len(longest)
-            yield longest
+            yield waiting.pop(view.picture.shape)
+        while waiting and view.image - (longest := next(iter(waiting.values())))[0].image > max_waiting:
+            yield waiting.pop(longest[0].picture.shape)
     yield from waiting.values()
 
 

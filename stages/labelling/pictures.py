@@ -84,7 +84,7 @@ def _refuse_bomb(image: Image.Image) -> None:
 
 def _refuse_endless_jpeg(image: ImageFile.ImageFile, content: bytes) -> None:
     """A JPEG whose rest was never written, and reads as zeros, would be decoded without a word: as half a picture."""
-    if image.format == "JPEG" and image.fp is not None and content.find(b"\xff\xd9", image.fp.tell()) < 0:
+    if image.format in ("JPEG", "MPO") and image.fp is not None and content.find(b"\xff\xd9", image.fp.tell()) < 0:
         raise PictureRejectedError("damaged", "the JPEG's data have no end-of-image marker; the file is cut or half empty")
 
 

@@ -33,6 +33,7 @@ from stages.labelling.teachers import Teacher
 from stages.views import Box, ImageTooSmallError, ImageViews, ViewPlan, plan_views
 
 IMAGES = "images"
+_OPEN_IMAGES = 16  # whose views may wait for others of their shape
 _VERSIONED = ("diffusers", "numcodecs", "numpy", "pillow", "scipy", "torch", "transformers", "zarr")
 
 
@@ -127,7 +128,7 @@ def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size
     """Make one part of a teacher's column. The part must be committed in the column `images`.
 
     Pictures are decoded ahead in `threads` threads and labels are written behind in another, so that the teacher need not
-    wait. Memory: the views of 2 * threads images and of 4 batches, and the labels of the images these belong to.
+    wait. Memory: the views of 2 * threads images, and views and labels of the 16 images or so that are not complete.
     Raises InputChangedError for an image whose bytes are not those that the column `images` was made from.
     """
     known = KnownImages(unit)
@@ -143,17 +144,19 @@ def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size
             depth_space=teacher.spec.depth_space,
         ) as writer:
             collector = Collector(writer.append, known.planned, known.problems, unit.plan.contexts_per_image)
-            with closing(ahead(known.cut, known.usable, threads=threads, depth=threads)) as cuts, Behind(depth=2) as behind:
+            cutting = ahead(known.cut, known.usable, threads=threads, depth=threads)
+            with closing(cutting) as cuts, Behind(depth=2) as behind:
                 views = (view for cut in cuts for view in cut)
-                for batch in in_batches(views, batch_size, max_waiting=4 * batch_size):
+                for batch in in_batches(views, batch_size, max_waiting=_OPEN_IMAGES):
                     behind.submit(collector.take, (batch, predictor.predict(batch)))
                     clock.beat()
             collector.finish()
-        outcomes = [_outcome(row, problem) for row, problem in zip(unit.rows, collector.problems, strict=True)]
+        rows = zip(unit.rows, collector.problems, known.digests, strict=True)
+        outcomes = [_outcome(row, problem, digest) for row, problem, digest in rows]
         return _commit(unit, outcomes, writer.statistics(), clock, teacher=teacher, batch_size=predictor.batch_size)
 
 
-def try_image(unit: Unit, index: int, teacher: Teacher | None) -> None:
+def try_image(unit: Unit, index: int, teacher: Teacher | None, clock: Clock) -> None:
     """Do with one image all that its unit would, but for the writing: to find the one that takes a worker down."""
     if teacher is None:
         _picture(unit, index)
@@ -163,6 +166,7 @@ def try_image(unit: Unit, index: int, teacher: Teacher | None) -> None:
         predictor = Predictor(teacher, batch_size=1)
         for view in known.cut(index):
             predictor.predict([view])
+            clock.beat()
 
 
 def label_views(
@@ -228,7 +232,7 @@ class KnownImages:
         self._unit = unit
         committed = manifests.load_part(unit.run_dir, IMAGES, unit.part)
         self._reader = PictureReader(unit.run_dir / "columns" / IMAGES / committed.zarr)
-        self._digests = [image.content_sha256 for image in committed.images]
+        self.digests = [image.content_sha256 for image in committed.images]
         self.problems = [unit.excluded.get(index, image.problem) for index, image in enumerate(committed.images)]
         self.usable = [index for index, problem in enumerate(self.problems) if problem is None]
         self.planned = [self._plan(index) if index in self.usable else None for index in range(len(unit.rows))]
@@ -251,18 +255,24 @@ class KnownImages:
         pictures: list[UInt8[np.ndarray, "_ _ 3"]] = []
         first_row = index * self._unit.plan.contexts_per_image
         for row, views in enumerate(self.planned[index] or (), start=first_row):
-            context = self._reader.picture(row)
-            if context is None:
-                raise ValueError(f"{self._unit.part}: image {index} is labelled in its manifest, but its picture is not stored")
-            pictures += [context, *_patches(image, views, self._unit.plan.patch_px)]
+            pictures += [self._context(row), *_patches(image, views, self._unit.plan.patch_px)]
         key = self._unit.rows[index].key
         return [
             View(image=index, number=number, picture=picture, seed=_view_seed(self._unit.seed, key, number))
             for number, picture in enumerate(pictures)
         ]
 
+    def _context(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
+        try:
+            context = self._reader.picture(row)
+        except ValueError as error:
+            raise _damaged_images(self._unit, f"row {row}: {error}") from error
+        if context is None:
+            raise _damaged_images(self._unit, f"row {row} is labelled in the manifest, but no picture is stored")
+        return context
+
     def _refuse_other_bytes(self, index: int, content: bytes) -> None:
-        found, expected = hashlib.sha256(content).hexdigest(), self._digests[index]
+        found, expected = hashlib.sha256(content).hexdigest(), self.digests[index]
         if found != expected:
             raise InputChangedError(
                 f"{self._unit.source.location}: {self._unit.rows[index].member}: its sha256 is {found}, "
@@ -270,9 +280,14 @@ class KnownImages:
             )
 
 
+def _damaged_images(unit: Unit, found: str) -> OSError:
+    """Damage of our own disk, for which no photograph must be rejected."""
+    return OSError(f"column 'images', part {unit.part}: {found}; run `python -m manifests repair` on the run, then label again")
+
+
 def _view_seed(seed: int, key: str, number: int) -> int:
     """63 bits for the noise of one view: a function of what is shown, never of its place in a batch."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{key}\0{number}".encode("utf-8", "surrogateescape")).digest()[:8]) >> 1
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{key}\0{number}".encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
 
 
 # --- commit ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -133,12 +134,24 @@ def _digest(path: Path) -> str:
 
 def differences(run: Path, uninterrupted: Path) -> list[str]:
     """What tells a run that was cleaned from an uninterrupted one, and what `verify --deep` and `compare` say of it."""
-    manifests.clean(run)
+    _clean(run)
     ours, theirs = content(run), content(uninterrupted)
     names = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     found = [f"{name}: {ours.get(name, 'absent')}, expected {theirs.get(name, 'absent')}" for name in sorted(names)]
     found += [str(damage) for damage in manifests.verify(run, deep=True)]
     return found or [str(difference) for difference in manifests.compare(run, uninterrupted)]
+
+
+def _clean(run: Path) -> None:
+    """Waits for workers that outlive their driver by a part."""
+    for _ in range(300):
+        try:
+            manifests.clean(run)
+        except manifests.RunInUseError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError(f"{run} is still held")
 
 
 def workers_of(driver: int) -> list[int]:

@@ -55,7 +55,7 @@ def label_on_a_read_only_disk(arguments: list[str], run: str) -> int:
 
 
 def _call(zygote: Zygote, function: object, *arguments: object):
-    ended = zygote.wait(zygote.start(arguments, call=f"{__name__}:{getattr(function, '__name__')}"))
+    ended = zygote.wait(zygote.start(arguments, call=f"{__name__}:{function.__name__}"))
     if ended.status == _NOT_PERMITTED:
         pytest.skip("this machine lets no process have mounts of its own")
     return ended

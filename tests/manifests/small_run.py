@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import zlib
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,7 @@ def commit_part(run_dir: Path, column: str, part: manifests.PartId, rejected: in
                 key=image_key(part.source, i),
                 status="rejected" if is_bad else "labelled",
                 problem=unreadable if is_bad else None,
+                content_sha256=hashlib.sha256(image_key(part.source, i).encode()).hexdigest(),
             )
             for i, is_bad in zip(indices, bad, strict=True)
         ),

@@ -89,6 +89,7 @@ GOLDEN: dict[str, Any] = {
             "seconds": 1.5,
             "created_at": "2025-01-01T00:00:00Z",
             "batch_size": 4,
+            "device": "cpu",
         },
     },
     "failure": {

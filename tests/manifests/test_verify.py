@@ -86,6 +86,12 @@ DAMAGE: list[tuple[Change, str, str, str]] = [
         "wrong_images",
         "images[0].key: found 'shard/",
     ),
+    (
+        _rewrite(lambda part: {"images": (dataclasses.replace(part.images[0], content_sha256="c" * 64), *part.images[1:])}),
+        f"{PART}.json",
+        "other_input",
+        "made from a file of sha256 cccc",
+    ),
     (_rewrite(lambda part: {"files": part.files[1:]}), f"{ZARR}/context/c/0", "unlisted_file", "does not list"),
     (_remove(ZARR), ZARR, "missing_zarr", "shard.00001 is committed"),
     (_remove(f"{ZARR}/context/c/0"), f"{ZARR}/context/c/0", "missing_file", "No such file"),

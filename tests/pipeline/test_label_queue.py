@@ -176,13 +176,22 @@ def test_changed_input_fails_at_once_and_is_not_laid_on_the_image(tmp_path: Path
     assert len(tasks) == 1
 
 
-def test_a_teacher_that_cannot_be_loaded_gives_its_column_up_and_no_other(tmp_path: Path):
+def test_a_unit_whose_teacher_one_worker_cannot_load_waits_for_another_worker(tmp_path: Path):
+    queue = _queue([_unit(tmp_path, "assistant", "a")], images_done={"a"})
+    outcomes: list[Outcome] = [TeacherUnusableError("no weights here"), _DONE]
+    assert [ending for _, ending in _work(queue, lambda task: outcomes.pop(0))] == [_DONE]
+
+
+def test_a_column_that_is_given_up_ends_and_the_others_go_on(tmp_path: Path):
     units = [_unit(tmp_path, column, part) for column in _COLUMNS for part in "abcdef"]
     asked = []
 
     def outcome_of(task: Task) -> Outcome:
         asked.append(task.unit.column)
-        return TeacherUnusableError("no weights") if task.unit.column == "assistant" else _DONE
+        if task.unit.column != "assistant":
+            return _DONE
+        queue.give_up("assistant", "no weights")
+        return TeacherUnusableError("no weights")
 
     queue = _queue(units)
     ended = _work(queue, outcome_of)
