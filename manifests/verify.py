@@ -40,7 +40,8 @@ _THREADS = 8  # reading and hashing release the interpreter's lock; a network di
 class Damage(NamedTuple):
     """One thing found wrong. `where` is a path relative to the run, `kind` is for machines: those of ValidationProblem, and
     missing_file, missing_zarr, unlisted_file, wrong_size, wrong_sha256, undecodable, unreadable, wrong_fingerprint,
-    wrong_depth_space, wrong_images, other_input, unknown_part, unknown_column. `column` and `part` name the part that is damaged by it.
+    wrong_depth_space, wrong_images, other_input, unknown_part, unknown_column. `column` and `part` name the part that is
+    damaged by it.
     """
 
     where: str

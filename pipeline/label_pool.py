@@ -75,7 +75,9 @@ class WorkerPool:
         # On one machine all kinds of workers run side by side; a cluster has its own count.
         wanted_cpus = sum((self._workers or 1) * resources.num_cpus for resources in set(self._columns.values()))
         num_cpus = None if self._address else max(round(wanted_cpus), os.cpu_count() or 1)
-        ray.init(self._address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # Without "local", Ray would join whatever cluster it finds on this machine.
+        address = self._address or "local"
+        ray.init(address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         try:
             found = ray.cluster_resources()
             gpus = found.get("GPU", 0)
