@@ -20,6 +20,7 @@ from stages.labelling.units import InputChangedError
 
 _PULSES_PER_TIMEOUT = 10
 _DEATHS_AT_BIRTH = 5
+_MAKE_WAY_AFTER_S = 20.0
 
 
 class Resources(NamedTuple):
@@ -68,6 +69,7 @@ class WorkerPool:
         self._kinds: dict[Resources, list[str]] = {}
         self._slots: list[Slot] = []
         self._deaths_at_birth = 0
+        self._at_rest_since = time.monotonic()
 
     def __enter__(self) -> Self:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -127,6 +129,7 @@ class WorkerPool:
         pending = {slot.waiting_for: slot for slot in self._slots if slot.task or not slot.ready}
         finished, _ = ray.wait(list(pending), timeout=timeout_s) if pending else ([], [])
         ended = [end for reference in finished if (end := self._finish(pending[reference]))]
+        self._make_way()
         return ended + self._stalled()
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -191,6 +194,17 @@ class WorkerPool:
                 message = f"no sign of life for {silence_s:.0f} s (--stall-timeout-s {self._stall_timeout_s:g})"
                 stalled.append((slot.task, WorkerStalledError(message)))
         return stalled
+
+    def _make_way(self) -> None:
+        """Restarts idle workers when none has had work for a while: one that is yet to start may wait for what they hold."""
+        now = time.monotonic()
+        if self.busy() or all(slot.ready for slot in self._slots):
+            self._at_rest_since = now
+        elif now - self._at_rest_since > _MAKE_WAY_AFTER_S:
+            self._at_rest_since = now
+            for slot in self.idle():
+                ray.kill(slot.actor)
+                self._replace(slot)
 
     def _refuse_stillborn(self, error: Exception) -> None:
         self._deaths_at_birth += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 import manifests
-from tests.faults.processes import differences, environment, label_arguments, start
+from tests.faults.processes import differences, environment, label_arguments, start, workers_of
 from tests.faults.steps import Fault, Step
 
 
@@ -46,6 +48,25 @@ def test_a_node_that_is_removed_with_a_part_at_work_costs_time_and_nothing_else(
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
     cluster.remove_node(node, allow_graceful=False)
+    _, messages = process.communicate(timeout=200)
+    assert process.returncode == 0, messages
+    assert differences(tmp_path / "run", uninterrupted) == []
+
+
+def test_an_idle_worker_makes_way_for_one_that_is_to_start_again_where_there_is_no_room_for_both(
+    tmp_path: Path, cluster: Cluster, five: Path, checkpoints: Path, uninterrupted: Path
+):
+    """The one CPU goes to the worker for pictures; when that is killed, to one for teachers, which have no pictures yet."""
+    arguments = label_arguments(tmp_path / "run", five, checkpoints, "--workers", "1", "--address", cluster.address)
+    process = start([*arguments, "--primary.num-cpus", "0.5", "--assistant.num-cpus", "0.5"])
+    assert cluster.head_node
+    raylet = cluster.head_node.all_processes["raylet"][0].process.pid
+    deadline = time.monotonic() + 120
+    while not (workers := workers_of(raylet)):
+        time.sleep(0.02)
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+    os.kill(workers[0], signal.SIGKILL)
     _, messages = process.communicate(timeout=200)
     assert process.returncode == 0, messages
     assert differences(tmp_path / "run", uninterrupted) == []

@@ -39,7 +39,8 @@ class _Sick(_ColumnOfTheRamp):
         return depth
 
 
-def _units(tmp_path: Path, checkpoints: Path, files: dict[str, bytes], **changes: object) -> list[Unit]:
+def made_units(tmp_path: Path, checkpoints: Path, files: dict[str, bytes], **changes: object) -> list[Unit]:
+    """The units of a new run over a folder of these files, one per column where they fit into one part."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, content in files.items():
@@ -63,7 +64,9 @@ def test_every_view_lies_where_its_box_says_within_half_a_pixel(
     ramp = np.zeros((height, width, 3), np.uint8)
     ramp[..., 0] = np.rint((np.arange(width) + 0.5) / width * 240)
     plan = ViewPlan(context=context, context_px=96, patch_px=96, min_square_px=60)  # type: ignore[arg-type]
-    images, primary, _ = _units(tmp_path, checkpoints, {"a.png": picture_bytes(Image.fromarray(ramp))}, plan=plan, part_size=1)
+    images, primary, _ = made_units(
+        tmp_path, checkpoints, {"a.png": picture_bytes(Image.fromarray(ramp))}, plan=plan, part_size=1
+    )
     label_images_part(images, WallClock())
     label_teacher_part(primary, _ColumnOfTheRamp(checkpoints), WallClock())
     picture = PictureReader(images.folder)
@@ -94,7 +97,7 @@ def test_bad_images_are_rejected_with_a_kind_and_their_neighbours_are_labelled(t
         "d.png": picture_bytes(Image.new("RGB", (3, 400))),
         "e.png": scene_bytes(3),
     }
-    images, primary, _ = _units(tmp_path, checkpoints, files, part_size=8)
+    images, primary, _ = made_units(tmp_path, checkpoints, files, part_size=8)
     assert label_images_part(images, WallClock()).rejected == 3
     result = label_teacher_part(primary, _ColumnOfTheRamp(checkpoints), WallClock())
     assert (result.labelled, result.rejected) == (2, 3)
@@ -115,7 +118,7 @@ def test_a_label_that_says_nothing_rejects_its_image_in_that_column_only(tmp_pat
         "b.png": scene_bytes(2),
         "c.png": picture_bytes(Image.new("RGB", (60, 60), "white")),
     }
-    images, primary, _ = _units(tmp_path, checkpoints, files)
+    images, primary, _ = made_units(tmp_path, checkpoints, files)
     assert label_images_part(images, WallClock()).rejected == 0
     label_teacher_part(primary, _Sick(checkpoints), WallClock())
     outcomes = manifests.load_part(images.run_dir, "primary", primary.part).images
@@ -127,7 +130,7 @@ def test_a_label_that_says_nothing_rejects_its_image_in_that_column_only(tmp_pat
 
 
 def test_the_second_attempt_at_a_part_is_discarded_and_the_first_stays(tmp_path: Path, checkpoints: Path):
-    images, *_ = _units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
+    images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
     assert label_images_part(images, WallClock()).committed
     manifest = manifests.manifest_path(images.run_dir, "images", images.part)
     before = manifest.read_bytes()
