@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import resource
 import shutil
 import statistics
 import subprocess
@@ -55,7 +54,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.peak_memory_of:
         _label_all(arguments.peak_memory_of)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        # Not getrusage: what that tells of a child process includes its parent's peak.
+        status = Path("/proc/self/status").read_text().splitlines()
+        print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024)
         return
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -107,7 +108,7 @@ def _ready_unit(run_dir: Path, tar: Path, name: str, loader: str, images: int) -
 
 
 def _open(run_dir: Path, tar: Path, part_size: int) -> OpenRun:
-    plan = ViewPlan(context="square", context_px=192, patch_px=192, min_square_px=400)
+    plan = ViewPlan(context="square", context_px=192, patch_px=192, min_square_px=400, patches_per_side=2)
     config = _config(run_dir, str(tar), plan=plan, part_size=part_size)
     return open_run(config, read_sources(config.sources))
 
@@ -142,8 +143,8 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def _store_rows(place: Path) -> list[tuple[str, str]]:
     """Contexts of 560 px that the demo's primary has labelled, in our store and as others keep them; decoded on one core."""
-    tar = _photographs(place / "store.tar", 8, width=1600, height=1200)
-    config = _config(place / "store", str(tar), plan=ViewPlan(context="whole", context_px=560))
+    tar = _photographs(place / "store.tar", 4, width=1600, height=1200)
+    config = _config(place / "store", str(tar), plan=ViewPlan(context="whole", context_px=560, patches_per_side=2))
     run = open_run(config, read_sources(config.sources))
     worker = LabelWorker(_BATCH, 2)
     for unit in units_left(run):

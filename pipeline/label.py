@@ -141,7 +141,7 @@ def demo_teacher(name: str, loader: str) -> TeacherSpec:
 PRESETS = {
     "paper": {},
     "demo": {
-        "plan": ViewPlan(context="whole", context_px=192, patch_px=192),
+        "plan": ViewPlan(context="whole", context_px=192, patch_px=192, patches_per_side=2),
         "primary": demo_teacher("primary", "transformers"),
         "assistant": demo_teacher("assistant", "genpercept"),
         "part_size": 16,

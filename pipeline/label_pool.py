@@ -20,7 +20,7 @@ from stages.labelling.units import InputChangedError
 
 _PULSES_PER_TIMEOUT = 10
 _DEATHS_AT_BIRTH = 5
-_MAKE_WAY_AFTER_S = 20.0
+_MAKE_WAY_AFTER_S = 10.0
 
 
 class Resources(NamedTuple):

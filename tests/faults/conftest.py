@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import scene_bytes, write_tar
-from tests.faults.processes import Zygote, label_arguments
+from tests.faults.processes import Zygote, kill_what_is_left, label_arguments
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    kill_what_is_left()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import manifests
 from tests.faults.steps import Fault, to_environment
 
 _ROOT = Path(__file__).parents[2]
+_STARTED: list[subprocess.Popen[str]] = []
 VOLATILE = ("volatile", "zarr", "record_sha256")
 """What may differ between the manifests of two equal runs; and run.json's `configuration`, which has the run's own name."""
 
@@ -31,9 +32,21 @@ class Ended(NamedTuple):
 def label_arguments(run: Path, source: Path, checkpoints: Path, *more: str) -> list[str]:
     """Arguments that label `source` with the small teachers, two images to a part."""
     teachers = [
-        [f"--{name}.checkpoint", str(checkpoints / name), f"--{name}.licence", "Apache-2.0"] for name in ("primary", "assistant")
+        [f"--{name}.checkpoint", str(checkpoints / name), f"--{name}.licence", "Apache-2.0"]
+        for name in ("primary", "assistant")
     ]
-    plan = ["--plan.context", "whole", "--plan.context-px", "48", "--plan.patch-px", "48", "--plan.min-image-px", "8", "--part-size", "2"]
+    plan = [
+        "--plan.context",
+        "whole",
+        "--plan.context-px",
+        "48",
+        "--plan.patch-px",
+        "48",
+        "--plan.min-image-px",
+        "8",
+        "--part-size",
+        "2",
+    ]
     return ["--run", str(run), "--sources", str(source), *plan, *teachers[0], *teachers[1], *more]
 
 
@@ -49,7 +62,7 @@ def environment(faults: Sequence[Fault] = (), marks: Path | None = None) -> dict
 
 def start(arguments: Sequence[str], faults: Sequence[Fault] = (), marks: Path | None = None) -> subprocess.Popen[str]:
     """`python -m pipeline.label` at the head of a process group of its own, as in a terminal."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.label", *arguments],
         env=environment(faults, marks),
         cwd=_ROOT,
@@ -58,6 +71,16 @@ def start(arguments: Sequence[str], faults: Sequence[Fault] = (), marks: Path | 
         stderr=subprocess.PIPE,
         text=True,
     )
+    _STARTED.append(process)
+    return process
+
+
+def kill_what_is_left() -> None:
+    """Kills every command that `start` has started and that still runs, as after a test that failed."""
+    while _STARTED:
+        if (process := _STARTED.pop()).poll() is None:
+            process.kill()
+            process.communicate()
 
 
 class Zygote:
@@ -101,7 +124,7 @@ class Zygote:
         """The command, from start to end."""
         return self.wait(self.start(arguments, faults))
 
-    def _ask(self, request: dict[str, object]) -> int:
+    def _ask(self, request: Mapping[str, object]) -> int:
         assert self._process.stdin
         assert self._process.stdout
         print(json.dumps(request), file=self._process.stdin, flush=True)

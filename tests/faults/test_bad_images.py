@@ -1,8 +1,10 @@
-"""Photographs that take a worker's process down, or hold it for ever: found, rejected by name, and their neighbours labelled."""
+"""Photographs that take a worker's process down, or hold it for ever: found and rejected; their neighbours are labelled."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import pytest
 
 import manifests
 from tests.conftest import scene_bytes
@@ -18,6 +20,8 @@ _ENDS = {
     "c_good": "labelled",
     "c_stuck": "timed_out",
 }
+
+pytestmark = pytest.mark.campaign
 
 
 def test_images_that_crash_or_hang_their_worker_are_rejected_and_their_neighbours_are_labelled(
@@ -36,7 +40,11 @@ def test_images_that_crash_or_hang_their_worker_are_rejected_and_their_neighbour
     _, messages = process.communicate(timeout=280)
     assert process.returncode == 0, messages
     for column in ("images", "primary", "assistant"):
-        parts = [manifests.load_part(tmp_path / "run", column, part) for part in manifests.committed_parts(tmp_path / "run", column)]
+        parts = [
+            manifests.load_part(tmp_path / "run", column, part) for part in manifests.committed_parts(tmp_path / "run", column)
+        ]
         images = [image for part in parts for image in part.images]
-        assert {image.key.removesuffix(".png"): image.problem.kind if image.problem else image.status for image in images} == _ENDS
+        assert {
+            image.key.removesuffix(".png"): image.problem.kind if image.problem else image.status for image in images
+        } == _ENDS
     assert manifests.verify(tmp_path / "run", deep=True) == []

@@ -16,6 +16,8 @@ import manifests
 from tests.faults.processes import differences, environment, label_arguments, start, workers_of
 from tests.faults.steps import Fault, Step
 
+pytestmark = pytest.mark.campaign
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
@@ -40,7 +42,7 @@ def test_a_node_that_is_removed_with_a_part_at_work_costs_time_and_nothing_else(
     _set_environment(monkeypatch, hang, marks=tmp_path / "marks")
     node = cluster.add_node(num_cpus=1)
     monkeypatch.undo()
-    arguments = label_arguments(tmp_path / "run", five, checkpoints, "--workers", "2", "--address", cluster.address)
+    arguments = label_arguments(tmp_path / "run", five, checkpoints, "--workers", "2", "--address", str(cluster.address))
     process = start(arguments)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "marks").iterdir()):  # the node's worker is in the middle of a part, and hangs
@@ -57,7 +59,7 @@ def test_an_idle_worker_makes_way_for_one_that_is_to_start_again_where_there_is_
     tmp_path: Path, cluster: Cluster, five: Path, checkpoints: Path, uninterrupted: Path
 ):
     """The one CPU goes to the worker for pictures; when that is killed, to one for teachers, which have no pictures yet."""
-    arguments = label_arguments(tmp_path / "run", five, checkpoints, "--workers", "1", "--address", cluster.address)
+    arguments = label_arguments(tmp_path / "run", five, checkpoints, "--workers", "1", "--address", str(cluster.address))
     process = start([*arguments, "--primary.num-cpus", "0.5", "--assistant.num-cpus", "0.5"])
     assert cluster.head_node
     raylet = cluster.head_node.all_processes["raylet"][0].process.pid
@@ -72,6 +74,15 @@ def test_an_idle_worker_makes_way_for_one_that_is_to_start_again_where_there_is_
     assert differences(tmp_path / "run", uninterrupted) == []
 
 
+def test_without_an_address_a_cluster_on_this_machine_is_left_alone(
+    tmp_path: Path, cluster: Cluster, five: Path, checkpoints: Path
+):
+    assert cluster.head_node
+    process = start(label_arguments(tmp_path / "run", five, checkpoints, "--workers", "1"))
+    _, messages = process.communicate(timeout=200)
+    assert process.returncode == 0, messages
+
+
 def test_a_teacher_that_cannot_be_loaded_is_given_up_and_the_other_columns_are_finished(
     tmp_path: Path, cluster: Cluster, five: Path, checkpoints: Path
 ):
@@ -79,7 +90,7 @@ def test_a_teacher_that_cannot_be_loaded_is_given_up_and_the_other_columns_are_f
     for weights in (tmp_path / "checkpoints/assistant").rglob("*.safetensors"):
         weights.write_bytes(weights.read_bytes()[:-100])
     arguments = label_arguments(tmp_path / "run", five, tmp_path / "checkpoints", "--workers", "1")
-    process = start([*arguments, "--address", cluster.address])
+    process = start([*arguments, "--address", str(cluster.address)])
     told, messages = process.communicate(timeout=200)
     assert process.returncode == 1, messages
     assert "column assistant was given up: teacher assistant cannot be loaded" in messages
@@ -88,7 +99,7 @@ def test_a_teacher_that_cannot_be_loaded_is_given_up_and_the_other_columns_are_f
 
 
 def test_a_worker_that_fits_on_no_machine_is_a_clear_error(tmp_path: Path, cluster: Cluster, five: Path, checkpoints: Path):
-    arguments = label_arguments(tmp_path / "run", five, checkpoints, "--workers", "1", "--address", cluster.address)
+    arguments = label_arguments(tmp_path / "run", five, checkpoints, "--workers", "1", "--address", str(cluster.address))
     process = start([*arguments, "--primary.num-cpus", "64"])
     _, messages = process.communicate(timeout=200)
     assert process.returncode == 2, messages

@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
 import manifests
 from pipeline.label import main
-from tests.faults.processes import Zygote, content, differences, label_arguments
+from tests.faults.processes import Ended, Zygote, content, differences, label_arguments
 
 _NEW_USERS, _NEW_MOUNTS = 0x10000000, 0x00020000  # <linux/sched.h>
 _NOT_PERMITTED = 77
@@ -54,7 +55,7 @@ def label_on_a_read_only_disk(arguments: list[str], run: str) -> int:
     return main(arguments)
 
 
-def _call(zygote: Zygote, function: object, *arguments: object):
+def _call(zygote: Zygote, function: FunctionType, *arguments: object) -> Ended:
     ended = zygote.wait(zygote.start(arguments, call=f"{__name__}:{function.__name__}"))
     if ended.status == _NOT_PERMITTED:
         pytest.skip("this machine lets no process have mounts of its own")

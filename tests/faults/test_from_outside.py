@@ -41,7 +41,11 @@ def test_no_name_of_a_tars_member_becomes_a_path(tmp_path: Path, checkpoints: Pa
     words = ("escaped", "absolute", "break", "sub", "..", "\x1b")
     assert not [name for name in _listing(run) if any(word in name for word in words)]
     assert not Path("/absolute.png").exists()
-    keys = {image.key for part in manifests.committed_parts(run, "images") for image in manifests.load_part(run, "images", part).images}
+    keys = {
+        image.key
+        for part in manifests.committed_parts(run, "images")
+        for image in manifests.load_part(run, "images", part).images
+    }
     assert "../../escaped" in keys
     assert all(key.isprintable() for key in keys)
     assert manifests.verify(run, deep=True) == []

@@ -75,6 +75,7 @@ def test_the_comparison_of_runs_can_fail(tmp_path: Path, uninterrupted: Path, ha
     assert differences(tmp_path / "run", uninterrupted) != []
 
 
+@pytest.mark.campaign
 def test_workers_of_ray_are_killed_at_several_steps_and_one_run_still_does_it_all(
     tmp_path: Path, five: Path, checkpoints: Path, uninterrupted: Path
 ):
@@ -88,6 +89,7 @@ def test_workers_of_ray_are_killed_at_several_steps_and_one_run_still_does_it_al
     assert differences(tmp_path / "run", uninterrupted) == []
 
 
+@pytest.mark.campaign
 def test_a_driver_is_killed_while_a_worker_of_ray_commits_and_the_next_one_ends_the_run(
     tmp_path: Path, zygote: Zygote, five: Path, checkpoints: Path, uninterrupted: Path
 ):

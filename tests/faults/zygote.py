@@ -44,13 +44,13 @@ def _child(request: dict[str, Any]) -> int:
         os._exit(status)
 
 
+def _wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 if __name__ == "__main__":
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
     for line in sys.stdin:
         asked = json.loads(line)
-        if "wait" in asked:
-            answer = os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1])
-        else:
-            answer = os.fork() or _child(asked)
-        print(answer, flush=True)
+        print(_wait(asked["wait"]) if "wait" in asked else os.fork() or _child(asked), flush=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -77,36 +75,6 @@ def test_ray_workers_and_this_process_give_the_same_labels(
     assert _content(tmp_path / "run") == _content(labelled_run)
 
 
-def test_killed_at_random_moments_and_run_again_the_run_ends_the_same(
-    tmp_path: Path, labelled_run: Path, checkpoints: Path, scenes_tar: Path
-):
-    """The whole process group is killed: driver, Ray and workers, at moments drawn between start and finish."""
-    arguments = _command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "0")
-    command = [sys.executable, "-m", "pipeline.label", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    rng, kills = random.Random(5), 0
-    for _ in range(30):
-        process = subprocess.Popen(
-            command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        wanted = len(_committed(tmp_path / "run")) + rng.randint(1, 3)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and len(_committed(tmp_path / "run")) < wanted and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.15)
-        if process.poll() is not None:
-            break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kills += 1
-    else:
-        pytest.fail("the run never ended")
-    assert kills >= 2
-    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
-    assert _content(tmp_path / "run") == _content(labelled_run)
-    assert manifests.verify(tmp_path / "run") == []
-
-
 def _start(command: list[str], run: Path) -> subprocess.Popen[bytes]:
     """The command, once it has committed something."""
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "RAY_worker_niceness": "0"}
@@ -132,19 +100,6 @@ def _ray_workers(driver: int) -> list[int]:
         return pid == driver or (pid in parents and is_below(parents[pid]))
 
     return [pid for pid, title in titles.items() if title.startswith("ray::LabelWorker") and is_below(pid)]
-
-
-def test_a_worker_that_is_killed_is_replaced_and_the_labels_are_the_same(
-    tmp_path: Path, labelled_run: Path, checkpoints: Path, scenes_tar: Path
-):
-    arguments = _command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "2")
-    process = _start([sys.executable, "-m", "pipeline.label", *arguments], tmp_path / "run")
-    workers = _ray_workers(process.pid)
-    assert workers  # the second may still be starting when the first has committed
-    os.kill(workers[0], signal.SIGKILL)
-    _, messages = process.communicate(timeout=120)
-    assert process.returncode == 0, messages
-    assert _content(tmp_path / "run") == _content(labelled_run)
 
 
 def test_a_driver_that_is_killed_takes_ray_along_and_the_next_run_ends_the_same(
