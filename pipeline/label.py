@@ -2,7 +2,8 @@
 
 Indexes the sources, fixes the run, and drives one unit per part and column over Ray workers. Run it again after any
 interruption: what is committed stays, what is missing is made, and a finished run is left untouched. Exit status: 0 all
-images are labelled or rejected, 1 something failed or a source is damaged, 2 the command cannot be run as given.
+images are labelled or rejected, 1 something failed, a source is damaged or too much was rejected, 2 the command cannot be
+run as given, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class _Drive:
             except TeacherUnusableError as error:
                 self.queue.give_up(task.unit.column, str(error))
                 outcome = error
-            except Exception as error:
+            except Exception as error:  # becomes another attempt, or the failure record
                 outcome = error
             self.end(self.queue.settle(task, outcome))
         self._count_elsewhere()

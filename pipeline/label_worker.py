@@ -101,7 +101,7 @@ class LabelWorker:
             try:
                 found = checkpoint_sha256(checkpoint_folder(spec.checkpoint, spec.revision))
                 self._teacher = load_teacher(spec, device=self._device)
-            except Exception as error:
+            except Exception as error:  # whatever three libraries raise for a checkpoint that is not what they expect
                 raise TeacherUnusableError(f"teacher {spec.name} cannot be loaded: {type(error).__name__}: {error}") from error
             if found != (expected := unit.fingerprint["weights_sha256"]):
                 self._teacher = None

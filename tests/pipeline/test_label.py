@@ -21,6 +21,7 @@ from pipeline.label import label, main
 from pipeline.label_engine import DriveOptions, drive
 from pipeline.label_run import RunMismatchError, open_run, read_sources, units_left
 from tests.conftest import label_config, picture_bytes, scene_bytes, write_tar
+from tests.faults.processes import committed, workers_of
 
 _PLAN = ["--plan.context", "whole", "--plan.context-px", "48", "--plan.patch-px", "48"]
 
@@ -80,26 +81,10 @@ def _start(command: list[str], run: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "RAY_worker_niceness": "0"}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while process.poll() is None and not _committed(run) and time.monotonic() < deadline:
+    while process.poll() is None and not committed(run) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.poll() is None, process.communicate()
     return process
-
-
-def _ray_workers(driver: int) -> list[int]:
-    """Processes of the Ray actors below a driver."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[int(entry.name)] = (entry / "cmdline").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-
-    def is_below(pid: int) -> bool:
-        return pid == driver or (pid in parents and is_below(parents[pid]))
-
-    return [pid for pid, title in titles.items() if title.startswith("ray::LabelWorker") and is_below(pid)]
 
 
 def test_a_driver_that_is_killed_takes_ray_along_and_the_next_run_ends_the_same(
@@ -107,7 +92,7 @@ def test_a_driver_that_is_killed_takes_ray_along_and_the_next_run_ends_the_same(
 ):
     arguments = _command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "2")
     process = _start([sys.executable, "-m", "pipeline.label", *arguments], tmp_path / "run")
-    workers = _ray_workers(process.pid)
+    workers = workers_of(process.pid)
     process.kill()
     process.communicate()
     assert main(_command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "0")) == 0
@@ -117,10 +102,6 @@ def test_a_driver_that_is_killed_takes_ray_along_and_the_next_run_ends_the_same(
         time.sleep(0.2)
     assert workers
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-
-
-def _committed(run: Path) -> list[Path]:
-    return [path for path in run.glob("columns/*/*.json") if not path.name.endswith(".failure.json")]
 
 
 @pytest.mark.parametrize(
