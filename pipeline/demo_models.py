@@ -234,6 +234,7 @@ def _export(config: DemoModelConfig, model: nn.Module, seconds: float) -> None:
         "scenes": config.scenes,
         "steps": config.steps,
         "minutes": round(seconds / 60, 1),
+        "depth_space": "disparity_affine_invariant",
     }
     (config.output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
