@@ -28,8 +28,8 @@ from pipeline.evaluate import evaluate_models, format_table, protocol
 from pipeline.label import DEMO_CHECKPOINTS, LabelConfig, default_workers, label
 from pipeline.label import PRESETS as LABEL_PRESETS
 from pipeline.label_run import RunMismatchError
-from pipeline.train import PRESETS as TRAIN_PRESETS
-from pipeline.train import TrainConfig, train
+from pipeline.train import TrainConfig, TrainingInterruptedError, train
+from pipeline.train_config import PRESETS as TRAIN_PRESETS
 from pipeline.training_state import OutputMismatchError
 from stages.evaluation.metrics import DepthMetrics, mean_metrics
 from stages.evaluation.scenes import HELD_OUT_SEED, SCENE_SIDE_PX, SceneResult
@@ -96,7 +96,7 @@ def main() -> int:
     except (RunMismatchError, OutputMismatchError) as error:
         print(f"pipeline.demo: {error}\n{config.output} was made with other settings; choose another --output", file=sys.stderr)
         return USAGE_ERROR
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TrainingInterruptedError):
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
         return 130
 

@@ -16,7 +16,8 @@ import manifests
 from pipeline.evaluate import protocol
 from pipeline.label import LabelConfig
 from pipeline.report import Example, LossCurve, ModelScore, ReportContent, write_report
-from pipeline.train import METRICS, TrainConfig
+from pipeline.train_config import TrainConfig
+from pipeline.training_log import METRICS
 from stages.evaluation.metrics import mean_metrics
 from stages.evaluation.scenes import SCENE_SIDE_PX, SceneResult
 from stages.labelling.pictures import resize_region
@@ -26,7 +27,13 @@ from stages.scenes import render_scene
 from stages.stitching import stitch_patches
 from stages.views import SourceBox, plan_views
 
-_CURVES = {"total": "Total", "shared_context": "Shared context", "local_global": "Local to global", "gradient": "Gradient"}
+_CURVES = {
+    "total": "Total",
+    "shared_context": "Shared context",
+    "local_global": "Local to global",
+    "feature": "Feature",
+    "gradient": "Gradient",
+}
 _NOTES = {
     "teacher": "Depth Anything architecture",
     "assistant": "one-step diffusion, GenPercept's form",
@@ -125,7 +132,10 @@ def _provenance(run: DemoRun) -> Mapping[str, Mapping[str, object]]:
             name: getattr(run.train, name)
             for name in ("seed", "steps", "batch_size", "primary_ratio", "normalization_shared", "normalization_local")
         }
-        | {"weights": f"shared 1, local-global {run.train.local_global_weight}, gradient {run.train.gradient_weight}"},
+        | {
+            f"weight of L_{name}": getattr(run.train, f"{name}_weight")
+            for name in ("shared", "local_global", "feature", "gradient")
+        },
         "Checkpoints (sha256)": {
             column.name: column.fingerprint["weights_sha256"]
             for column in record.columns

@@ -1,106 +1,87 @@
-"""`python -m pipeline.evaluate --model DIR [DIR ...]`: score depth checkpoints on rendered scenes with exact depth.
+"""`python -m pipeline.evaluate --model MODEL [MODEL ...]`: score depth models on public benchmarks and on rendered scenes.
 
-Students and teachers alike; a folder with `unet/` and `vae/` is a one-step diffusion estimator, anything else a `transformers`
-checkpoint. The scenes are rendered once for all models. Prints one table and the protocol behind it; exits with 1, naming
-the model and the reason, where one cannot be scored.
+Students and teachers alike, from folders or the hub, several models and benchmarks in one call. Prints models down and
+benchmarks across, AbsRel/delta1, and under it the protocol behind each number. Predictions are kept in `--output`:
+interrupted, the same command goes on; under another protocol nothing is predicted again. A model or a file that fails is
+named, the others go on, and the exit status is 1; there is no mean over a part of a benchmark unless `--allow-missing`
+asks for it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import torch
-import tyro
-from safetensors import SafetensorError
-from tqdm import tqdm
-
+import manifests
 from pipeline.config import parse_command, resolved
+from pipeline.evaluate_cache import PredictionStore
+from pipeline.evaluate_config import EvaluateConfig
+from pipeline.evaluate_data import RenderedScenes
+from pipeline.evaluate_data import scenes_protocol as protocol
+from pipeline.evaluate_run import EvaluatedModel, evaluate_set, score_all
+from pipeline.evaluate_tables import SetResult, as_json, format_table, markdown, per_image_file, result_table
+from pipeline.models import ModelError, find_model
 from stages.depth_space import DepthSpace
-from stages.evaluation.metrics import DISPARITY_FLOOR, DepthMetrics, mean_metrics
-from stages.evaluation.scenes import (
-    CONTEXT_PX,
-    HELD_OUT_SEED,
-    MAX_DEPTH_M,
-    MIN_DEPTH_M,
-    SCENE_SIDE_PX,
-    SceneResult,
-    render_batches,
-    score_scenes,
-)
-from stages.labelling.teachers import Teacher, TeacherSpec, load_teacher
+from stages.distillation.model_card import replace_results
+from stages.evaluation.scenes import CONTEXT_PX, SceneResult
+
+__all__ = ["Evaluation", "EvaluationError", "evaluate", "evaluate_models", "format_table", "main", "protocol"]
 
 PRESETS = {"default": {}}
-_ALIGNMENT = {
-    "disparity_affine_invariant": f"scale and shift fitted to 1/depth per scene, disparity floored at {DISPARITY_FLOOR:g}",
-    "depth_affine_invariant": "scale and shift fitted to depth per scene",
-    "depth_metric": "no alignment",
-    "disparity_metric": f"no alignment, disparity floored at {DISPARITY_FLOOR:g}",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Score depth checkpoints on rendered scenes with exact depth."""
-
-    model: tuple[Path, ...]
-    """Folders of checkpoints."""
-    scenes: int = 64
-    """Number of scenes."""
-    seed_start: int = HELD_OUT_SEED
-    """Seed of the first scene; the shipped demo checkpoints were trained on seeds below 1,000,000."""
-    input_px: int = CONTEXT_PX
-    """Side of the picture that the models see."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
-    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
-    """Write every scene's metrics to this file."""
-    depth_space: DepthSpace = "disparity_affine_invariant"
-    """What the models' numbers mean."""
-    preset: str = "default"
-    """Starting values."""
-    config: Path | None = None
-    """TOML file with values for any of these."""
-
-    def problems(self) -> list[str]:
-        """Every value that cannot be accepted, in words."""
-        least = {"scenes": 1, "seed_start": 0, "input_px": 16}
-        found = [
-            f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least {bound}"
-            for name, bound in least.items()
-            if getattr(self, name) < bound
-        ]
-        if not self.model:
-            found.append("--model: no folder given, expected one or more checkpoints")
-        found += [f"--model {folder}: no such folder" for folder in self.model if not folder.is_dir()]
-        return found
 
 
 class EvaluationError(Exception):
     """A model could not be loaded or scored; the message names it and says why."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found: the models, a result per benchmark and depth space, and what went wrong."""
+
+    models: Mapping[str, EvaluatedModel]
+    results: Sequence[SetResult]
+    failures: Sequence[str]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse_command(EvaluateConfig, PRESETS, program="evaluate", description=__doc__ or "", argv=argv)
-    seeds = range(config.seed_start, config.seed_start + config.scenes)
+    config = parse_command(EvaluateConfig, PRESETS, program="python -m pipeline.evaluate", description=__doc__ or "", argv=argv)
     try:
-        results = evaluate_models(
-            _named(config.model), seeds, space=config.depth_space, input_px=config.input_px, device=config.device
+        done = evaluate(config)
+    except KeyboardInterrupt:
+        print("\nInterrupted; where predictions are kept, the same command goes on from here.", file=sys.stderr)
+        return 130
+    failures = [*done.failures, *_write(config, done)]
+    if done.results:
+        print(result_table(list(done.models), done.results))
+    for result in done.results:
+        print(result.about())
+    for failure in failures:
+        print(f"evaluate: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def evaluate(config: EvaluateConfig, progress: bool = True) -> Evaluation:
+    """Score every model on every set; what fails is in the result."""
+    scored = score_all(config, lambda data: data.score, progress)
+    results = [
+        SetResult(
+            benchmark=data.name,
+            rules=data.describe() + (f"; networks see {config.network_px} px" if config.network_px else ""),
+            protocol=data.protocol,
+            list_sha256=data.list_sha256,
+            images=len(data.names),
+            expected_images=data.expected_images,
+            scores=outcome.scores,
+            failures=outcome.failures,
+            problems=outcome.problems,
+            allow_missing=config.allow_missing,
         )
-    except EvaluationError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
-    print(format_table({name: mean_metrics([r.metrics for r in scenes]) for name, scenes in results.items()}, len(seeds)))
-    print(protocol(seeds, config.depth_space, config.input_px))
-    if config.json_file is not None:
-        _write_json(config.json_file, config, results)
-    return 0
+        for data, outcome in scored.sets
+    ]
+    return Evaluation(models=scored.models, results=results, failures=scored.failures)
 
 
 def evaluate_models(
@@ -116,73 +97,62 @@ def evaluate_models(
 
     Raises EvaluationError, naming the model, for a checkpoint that cannot be loaded or whose prediction cannot be scored.
     """
-    teachers = {name: _load(name, folder, space, device) for name, folder in models.items()}
-    results: dict[str, list[SceneResult]] = {name: [] for name in models}
-    with tqdm(total=len(seeds), desc="evaluate", unit="scene", disable=not progress) as bar:
-        for scenes in render_batches(seeds, input_px=input_px):
-            for name, teacher in teachers.items():
-                try:
-                    results[name] += score_scenes(teacher.predict, scenes, space)
-                except (ValueError, RuntimeError) as error:  # RuntimeError: torch's, for an input the network cannot take
-                    raise EvaluationError(f"{name}: {error}") from error
-            bar.update(len(scenes))
-    return results
-
-
-def format_table(means: Mapping[str, DepthMetrics], num_scenes: int) -> str:
-    """One line per model: AbsRel (lower is better) and delta1 (higher is better), aligned in columns."""
-    width = max(len("model"), *map(len, means))
-    lines = [f"{'model':<{width}}  AbsRel  delta1  scenes"]
-    lines += [f"{name:<{width}}  {m.abs_rel:6.4f}  {m.delta1:6.4f}  {num_scenes:6d}" for name, m in means.items()]
-    return "\n".join(lines)
-
-
-def protocol(seeds: Sequence[int], space: DepthSpace, input_px: int = CONTEXT_PX) -> str:
-    """How the numbers were made, in one line."""
-    kind = "held-out " if seeds[0] >= HELD_OUT_SEED else ""
-    return (
-        f"{len(seeds)} rendered scenes ({kind}seeds {seeds[0]} to {seeds[-1]}), seen at {input_px} px and scored at"
-        f" {SCENE_SIDE_PX} px; {_ALIGNMENT[space]}; depth {MIN_DEPTH_M:g} to {MAX_DEPTH_M:g} m; mean over scenes"
-    )
-
-
-def _load(name: str, folder: Path, space: DepthSpace, device: str) -> Teacher:
-    diffusion = (folder / "unet").is_dir() and (folder / "vae").is_dir()
-    loader = "genpercept" if diffusion else "transformers"
-    spec = TeacherSpec(name=name, loader=loader, checkpoint=str(folder), depth_space=space)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return load_teacher(spec, device=device)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:  # all seen for damaged checkpoints
-        raise EvaluationError(f"{name}: {folder} cannot be loaded: {type(error).__name__}: {error}") from error
+        asked = [
+            EvaluatedModel(find_model(str(folder), name=name, depth_space=space), device=device)
+            for name, folder in models.items()
+        ]
+    except ModelError as error:
+        raise EvaluationError(str(error)) from error
+    data = RenderedScenes(seeds, space, input_px)
+    outcome = evaluate_set(data, asked, data.score, store=PredictionStore(None), progress=progress)
+    for failure in [*outcome.failures.values(), *outcome.problems]:
+        raise EvaluationError(failure)
+    return {
+        name: [SceneResult(seed=seed, metrics=score.metrics) for seed, score in zip(seeds, scores.values(), strict=True)]
+        for name, scores in outcome.scores.items()
+    }
 
 
-def _named(folders: Sequence[Path]) -> dict[str, Path]:
-    """A name per folder: its last part, or all of it where last parts repeat."""
-    unique = len({folder.resolve().name for folder in folders}) == len(folders)
-    return {folder.resolve().name if unique else str(folder): folder for folder in folders}
-
-
-def _write_json(path: Path, config: EvaluateConfig, results: Mapping[str, Sequence[SceneResult]]) -> None:
-    models = {
-        name: {
-            "mean": dataclasses.asdict(mean_metrics([result.metrics for result in scenes])),
-            "scenes": [{"seed": result.seed, **dataclasses.asdict(result.metrics)} for result in scenes],
+def _write(config: EvaluateConfig, done: Evaluation) -> list[str]:
+    """Every file that was asked for, each whole or not at all; what could not be written, in words."""
+    names = list(done.models)
+    if config.json_file:
+        models = {
+            name: {"checkpoint": model.found.spec.checkpoint, "depth_space": model.space, **model.settings()}
+            for name, model in done.models.items()
         }
-        for name, scenes in results.items()
-    }
-    seeds = range(config.seed_start, config.seed_start + config.scenes)
-    content = {
-        "configuration": resolved(config),
-        "protocol": protocol(seeds, config.depth_space, config.input_px),
-        "models": models,
-    }
+        content = as_json(resolved(config), models, done.results) | {"failures": list(done.failures)}
+        _replace(config.json_file, (json.dumps(content, indent=2) + "\n").encode())
+    if config.markdown:
+        _replace(config.markdown, _markdown(done, names).encode())
+    if config.per_image:
+        _replace(config.per_image, per_image_file(done.results, config.per_image.suffix))
+    return [problem for name in names if config.write_card and (problem := _write_card(done, name))]
+
+
+def _write_card(done: Evaluation, name: str) -> str | None:
+    """Put the model's results into its card, or say why not."""
+    card = done.models[name].found.folder / "README.md"
+    if not any(result.mean(name) for result in done.results):
+        return f"{card}: left as it is: {name} has no mean to write"
+    if not Path(done.models[name].found.spec.checkpoint).is_dir() or not card.is_file():
+        return f"{card}: no model card in a local folder, so --write-card has nowhere to put the results of {name}"
+    try:
+        text = replace_results(card.read_text(encoding="utf-8"), _markdown(done, [name]))
+    except ValueError as error:
+        return f"{card}: {error}"
+    _replace(card, text.encode())
+    return None
+
+
+def _markdown(done: Evaluation, names: Sequence[str]) -> str:
+    return markdown({name: done.models[name].describe() for name in names}, done.results)
+
+
+def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside first: a reader never sees half a file, and a full disk leaves the old one.
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    aside.replace(path)
+    manifests.write_replacing(path, content)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Nothing is guessed silently: what a checkpoint does not say must be given, and w
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,58 @@ from safetensors import SafetensorError
 
 from stages.checkpoints import checkpoint_folder
 from stages.depth_space import DEPTH_SPACES, DepthSpace
-from stages.labelling.teachers import KNOWN, Teacher, TeacherSpec, load_teacher
+from stages.labelling.teachers import KNOWN, Teacher, TeacherSpec, load_teacher, resolve
 from stages.labelling.teachers.known import LoaderName
+
+_BROKEN = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
+"""All seen for damaged checkpoints."""
 
 
 class ModelError(Exception):
     """A model cannot be loaded; the message names it and says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model that has been looked at and not loaded: its resolved spec, and the folder with its files."""
+
+    spec: TeacherSpec
+    folder: Path
+
+    def load(self, device: str = "auto") -> Teacher:
+        """The model as a predictor. Raises ModelError."""
+        try:
+            return load_teacher(self.spec, device=resolve_device(device))
+        except _BROKEN as error:
+            raise _cannot(self.spec.name, self.spec.checkpoint, error) from error
+
+
+def find_model(
+    checkpoint: str,
+    *,
+    name: str | None = None,
+    depth_space: DepthSpace | None = None,
+    revision: str | None = None,
+    input_px: int | None = None,
+) -> FoundModel:
+    """A student or a teacher, of any of the three loaders; a hub id is fetched.
+
+    depth_space: of a checkpoint that does not say it. Raises ModelError.
+    """
+    name, known = name or checkpoint, KNOWN.get(checkpoint)
+    try:
+        folder = checkpoint_folder(checkpoint, revision or (known.revision if known else None))
+        spec = TeacherSpec(
+            name=name,
+            loader=known.loader if known else _loader(folder),
+            checkpoint=checkpoint,
+            revision=revision,
+            depth_space=None if known else _depth_space(folder, depth_space),
+            input_px=input_px,
+        )
+        return FoundModel(spec=resolve(spec), folder=folder)
+    except _BROKEN as error:
+        raise _cannot(name, checkpoint, error) from error
 
 
 def load_model(
@@ -31,29 +78,18 @@ def load_model(
     input_px: int | None = None,
     device: str = "auto",
 ) -> Teacher:
-    """A student or a teacher, of any of the three loaders, as a predictor; `spec` says what was found out.
-
-    depth_space: of a checkpoint that does not say it. Raises ModelError.
-    """
-    name = name or checkpoint
-    try:
-        folder = checkpoint_folder(checkpoint, revision or (KNOWN[checkpoint].revision if checkpoint in KNOWN else None))
-        spec = TeacherSpec(
-            name=name,
-            loader=KNOWN[checkpoint].loader if checkpoint in KNOWN else _loader(folder),
-            checkpoint=checkpoint,
-            revision=revision,
-            depth_space=None if checkpoint in KNOWN else _depth_space(folder, depth_space),
-            input_px=input_px,
-        )
-        return load_teacher(spec, device=resolve_device(device))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:  # all seen for damaged checkpoints
-        raise ModelError(f"{name}: {checkpoint} cannot be loaded: {type(error).__name__}: {error}") from error
+    """`find_model`, loaded; the predictor's `spec` says what was found out. Raises ModelError."""
+    found = find_model(checkpoint, name=name, depth_space=depth_space, revision=revision, input_px=input_px)
+    return found.load(device)
 
 
 def resolve_device(device: str) -> str:
     """`auto` is a GPU where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _cannot(name: str, checkpoint: str, error: Exception) -> ModelError:
+    return ModelError(f"{name}: {checkpoint} cannot be loaded: {type(error).__name__}: {error}")
 
 
 def _loader(folder: Path) -> LoaderName:

@@ -29,7 +29,7 @@ def test_the_commands_on_ones_own_photographs_run_in_order(tmp_path: Path, monke
         (tmp_path / "photos" / f"{seed}.png").write_bytes(scene_bytes(seed, side_px=240))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     commands = _commands(".venv/bin/python")
-    assert len(commands) == 6
+    assert len(commands) == 7
     for _, dash_m, module, *arguments in commands:
         assert dash_m == "-m"
         command = [sys.executable, "-m", module, *arguments, *_SMALLER.get(module, [])]

@@ -27,7 +27,7 @@ from stages.views import Box, SourceBox
 
 CONTEXT_PX = 48
 SPACES = {"primary": "disparity_affine_invariant", "assistant": "disparity_affine_invariant"}
-AFFINE = {"primary": (2.0, 1.0), "assistant": (0.5, -3.0)}
+AFFINE = {"primary": (2.0, 1.0), "assistant": (0.5, -3.0), "third": (1.5, 2.0)}
 """Each teacher's scale and shift of the scene's disparity; its patches have others."""
 
 
@@ -52,6 +52,8 @@ def write_run(
     fingerprints: Mapping[str, Mapping[str, object]] | None = None,
     without: Sequence[tuple[str, int]] = (),
     contexts_per_image: int = 1,
+    attempt: str = "first",
+    context: str | None = None,
 ) -> Path:
     """A run of one source. `rejected`: images by column; `without`: (column, part number) left uncommitted;
     `fingerprints`: what a column has beside the common `plan_context_px`. Each context is a scene of its own: number
@@ -69,7 +71,7 @@ def write_run(
     run = RunRecord(
         seed=0,
         part_size=part_size,
-        plan={"context_px": CONTEXT_PX, "contexts_per_image": contexts_per_image},
+        plan={"context_px": CONTEXT_PX, "contexts_per_image": contexts_per_image} | ({"context": context} if context else {}),
         sources=(source,),
         columns=tuple(columns),
         configuration={},
@@ -82,7 +84,7 @@ def write_run(
             if (column.name, number) not in without:
                 part = range(start, min(start + part_size, images))
                 lost = set(rejected.get(column.name, ()))
-                _write_part(run_dir, column, f"scenes.{number:05d}", part, extents, lost, contexts_per_image)
+                _write_part(run_dir, column, f"scenes.{number:05d}", part, extents, lost, contexts_per_image, attempt)
     return run_dir
 
 
@@ -94,8 +96,9 @@ def _write_part(
     extents: Sequence[tuple[int, int]],
     rejected: set[int],
     contexts: int,
+    attempt: str,
 ) -> None:
-    folder = column_dir(run_dir, column.name) / f"{part}.first.zarr"
+    folder = column_dir(run_dir, column.name) / f"{part}.{attempt}.zarr"
     scenes = [
         None if i in rejected else scene_disparity(row, *extents[row % len(extents)])
         for i in images
@@ -124,7 +127,7 @@ def _write_part(
         depth_space=column.depth_space,
         licence=None,
         versions={},
-        volatile=Volatile(attempt="first", host="test", seconds=0.0, created_at="2025-01-01T00:00:00Z"),
+        volatile=Volatile(attempt=attempt, host="test", seconds=0.0, created_at="2025-01-01T00:00:00Z"),
     )
     (folder.parent / f"{part}.json").write_bytes(to_json(manifest))
 

@@ -1,38 +1,40 @@
-"""Distances between a student's map and a teacher's label that ignore the scale and the shift of both.
+"""The distances of "Distill Any Depth" (arXiv 2502.19204), equations 1 to 9, and what keeps a student's output in place.
 
-Equations 1 to 9 of "Distill Any Depth" (arXiv 2502.19204), without the feature term. Pixels are grouped into *contexts*
-by the teacher's values alone; within a context both maps are centred on their own median and divided by their own mean
-absolute deviation. Nothing here ever gives NaN: where a context has no contrast there is nothing to learn, and it adds
-nothing. Invalid pixels may hold anything, NaN and infinity included. Work is in float32 (float64 for float64 input),
-also under autocast, and never waits for the device.
+Each is a mean over the maps, or samples, that have anything to compare. Invalid pixels may hold anything, NaN and infinity
+included; maps and contexts with nothing to learn add 0, never NaN. Work is in float32 (float64 for float64 input), also under
+autocast, and never waits for the device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Normalization = Literal["hybrid", "global", "local", "none"]
-Segments = Literal["range", "quantile"]
+from stages.distillation.normalization import LEVELS, Normalization, Segments, clean, normalized_pairs, rising_order
 
-LEVELS: dict[str, tuple[int, ...]] = {"global": (1,), "local": (4,), "hybrid": (1, 2, 4)}
-FLAT = 1e-4
-"""A mean absolute deviation below this share of the map's range is noise: a few steps of the stored 16-bit codes."""
+DEAD = 1e-6
+"""An untrained student whose spread is no larger than this has none to keep; its level, or 1, is then the anchor's unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Which distances make the total; the defaults are the paper's (the feature term is not part of this version)."""
+    """Which distances make the total; the defaults are the paper's."""
 
     normalization_shared: Normalization = "hybrid"
     normalization_local: Normalization = "hybrid"
     segments: Segments = "range"
+    shared_weight: float = 1.0
     local_global_weight: float = 0.5
+    feature_weight: float = 1.0
     gradient_weight: float = 2.0
+    anchor_weight: float = 0.0
+    trim_fraction: float = 0.0
+    """Share of a map's pixels that L_sc and L_lg leave out, those with the largest loss; Depth Anything v2 uses 0.1."""
+    feature_margin: float = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,20 @@ class LossTerms:
     total: Float[Tensor, ""]
     shared_context: Float[Tensor, ""]
     local_global: Float[Tensor, ""]
+    feature: Float[Tensor, ""]
     gradient: Float[Tensor, ""]
+    anchor: Float[Tensor, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputScale:
+    """Where a student's raw output lies: means, over its maps, of level (mean) and spread (mean absolute deviation from it)."""
+
+    level: Float[Tensor, ""]
+    spread: Float[Tensor, ""]
+
+
+# --- one distance ---------------------------------------------------------------------------------------------------
 
 
 def distillation_loss(
@@ -51,12 +66,15 @@ def distillation_loss(
     valid: Bool[Tensor, "b h w"],
     normalization: Normalization = "hybrid",
     segments: Segments = "range",
+    trim_fraction: float = 0.0,
 ) -> Float[Tensor, ""]:
     """L_Dis, equations 1 to 6: mean over contexts, then over a map's valid pixels, then over the maps that have any.
 
     `global` has one context (all valid pixels), `local` four, `hybrid` seven (1 + 2 + 4); `none` compares raw values.
+    `trim_fraction`, 0 to below 1, of each map's valid pixels, rounded down, is left out: those with the largest loss.
     """
-    return _mean_over_maps(*_loss_per_map(prediction, label, valid, normalization, segments))
+    loss = _distillation(prediction, label, valid, normalization, segments, trim_fraction)
+    return _mean(loss, _any_valid(valid).sum())
 
 
 def gradient_loss(
@@ -67,21 +85,35 @@ def gradient_loss(
     Scale k strides both axes by 2^k. A difference counts where both its pixels are valid; each scale is divided by its
     number of valid pixels, scales are summed, and maps with any valid pixel are averaged.
     """
-    prediction, label = _clean(prediction, valid), _clean(label, valid)
-    pixels = valid.flatten(1)
-    segment = torch.zeros_like(pixels, dtype=torch.long)
-    floor, flat = _flat_deviation(prediction, pixels), _flat_deviation(label, pixels)
-    ours, _ = _normalize(prediction, _order(prediction), pixels, segment, 1, floor)
-    theirs, deviation = _normalize(label, _order(label), pixels, segment, 1, flat)
-    residual = ((ours - theirs) * (deviation > flat)).view(valid.shape)
-    total = residual.new_zeros(len(residual))
-    for scale in range(num_scales):
-        step = 2**scale
-        r, m = residual[:, ::step, ::step], valid[:, ::step, ::step]
-        down = (r[:, 1:] - r[:, :-1]).abs() * (m[:, 1:] & m[:, :-1])
-        right = (r[:, :, 1:] - r[:, :, :-1]).abs() * (m[:, :, 1:] & m[:, :, :-1])
-        total = total + (down.sum((1, 2)) + right.sum((1, 2))) / m.sum((1, 2)).clamp(min=1)
-    return _mean_over_maps(total, pixels.any(1))
+    return _mean(_gradient(prediction, label, valid, num_scales), _any_valid(valid).sum())
+
+
+def feature_loss(
+    student_tokens: Float[Tensor, "b n d"],
+    frozen_tokens: Float[Tensor, "b n d"],
+    margin: float = 0.85,
+    valid: Bool[Tensor, "b n"] | None = None,
+) -> Float[Tensor, ""]:
+    """L_feat as in Depth Anything: 1 - cosine, mean over a sample's tokens (0 where none counts), then over samples.
+
+    A token whose cosine is above `margin` is close enough and does not count. The frozen tokens get no gradient.
+    """
+    return _feature(student_tokens, frozen_tokens, margin, valid).mean()
+
+
+def anchor_loss(prediction: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"], scale: OutputScale) -> Float[Tensor, ""]:
+    """How far maps have moved from `scale`, in units of its spread: in level plus in spread, mean over maps; blind to shape."""
+    return _mean(_anchor(prediction, valid, scale), _any_valid(valid).sum())
+
+
+def output_scale(prediction: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]) -> OutputScale:
+    """What `anchor_loss` is to keep; measured once, on the untrained student. Maps without a valid pixel do not count."""
+    level, spread = _level_and_spread(prediction.detach(), valid)
+    maps = _any_valid(valid).sum()
+    return OutputScale(level=_mean(level, maps), spread=_mean(spread, maps))
+
+
+# --- all together ---------------------------------------------------------------------------------------------------
 
 
 def cross_context_loss(
@@ -92,26 +124,49 @@ def cross_context_loss(
     patch_valid: Bool[Tensor, "b p k k"],
     patch_box: Int[Tensor, "b p 4"],
     config: LossConfig,
+    *,
+    student_tokens: Float[Tensor, "b n d"] | None = None,
+    frozen_tokens: Float[Tensor, "b n d"] | None = None,
+    token_valid: Bool[Tensor, "b n"] | None = None,
+    anchor: OutputScale | None = None,
+    counts: Float[Tensor, "3"] | None = None,
 ) -> LossTerms:
-    """Equation 9: L_sc + local_global_weight * L_lg + gradient_weight * L_grad; one student map serves all three.
+    """Equation 9, the weighted sum of L_sc, L_lg, L_feat and L_grad, and the anchor; one student map serves all.
 
     patch_box: top, left, height, width on the student's map. Samples with fewer than p patches, and patches smaller than
-    k, are filled up with pixels marked invalid; L_lg (equation 8) is each sample's mean over its own patches.
+    k, are filled up with pixels marked invalid; L_lg (equation 8) is each sample's mean over its own patches. Without tokens,
+    L_feat is 0, and without `anchor`, its term.
+    counts: `count_maps` of the whole step where this batch is a part of it. The terms, and their gradients, of all parts then
+    add up to those of the whole.
     """
-    zero = prediction.new_zeros((), dtype=torch.promote_types(prediction.dtype, torch.float32))
-    shared = distillation_loss(prediction, label, valid, config.normalization_shared, config.segments)
-    local = gradient = zero
+    maps, samples_with_patches, samples = count_maps(valid, patch_valid) if counts is None else counts
+    shared = local = feature = gradient = anchored = prediction.new_zeros((), dtype=_wide(prediction))
+    if config.shared_weight:
+        how = config.normalization_shared, config.segments, config.trim_fraction
+        shared = _mean(_distillation(prediction, label, valid, *how), maps)
     if config.local_global_weight and patch_label.numel():
-        crops, labels, masks = (
-            x.flatten(0, 1) for x in (crop_patches(prediction, patch_box, patch_label.shape[-1]), patch_label, patch_valid)
-        )
-        per_patch = _loss_per_map(crops, labels, masks, config.normalization_local, config.segments)
-        loss, present = (x.view(patch_box.shape[:2]) for x in per_patch)
-        local = _mean_over_maps(loss.sum(1) / present.sum(1).clamp(min=1), present.any(1))
+        how = config.normalization_local, config.segments, config.trim_fraction
+        crops = crop_patches(prediction, patch_box, patch_label.shape[-1])
+        per_patch = _distillation(crops.flatten(0, 1), patch_label.flatten(0, 1), patch_valid.flatten(0, 1), *how)
+        patches = patch_valid.flatten(2).any(2).sum(1)
+        local = _mean(per_patch.view(patch_box.shape[:2]).sum(1) / patches.clamp(min=1), samples_with_patches)
+    if config.feature_weight and student_tokens is not None and frozen_tokens is not None:
+        feature = _mean(_feature(student_tokens, frozen_tokens, config.feature_margin, token_valid), samples)
     if config.gradient_weight:
-        gradient = gradient_loss(prediction, label, valid)
-    total = shared + config.local_global_weight * local + config.gradient_weight * gradient
-    return LossTerms(total=total, shared_context=shared, local_global=local, gradient=gradient)
+        gradient = _mean(_gradient(prediction, label, valid), maps)
+    if config.anchor_weight and anchor is not None:
+        anchored = _mean(_anchor(prediction, valid, anchor), maps)
+    total = config.shared_weight * shared + config.local_global_weight * local + config.feature_weight * feature
+    total = total + config.gradient_weight * gradient + config.anchor_weight * anchored
+    return LossTerms(
+        total=total, shared_context=shared, local_global=local, feature=feature, gradient=gradient, anchor=anchored
+    )
+
+
+def count_maps(valid: Bool[Tensor, "b c c"], patch_valid: Bool[Tensor, "b p k k"]) -> Float[Tensor, "3"]:
+    """Maps with a valid pixel, samples with a valid patch, samples: what the terms are means over. Adds up over batches."""
+    samples = valid.new_ones(len(valid))
+    return torch.stack([has.sum() for has in (_any_valid(valid), patch_valid.flatten(1).any(1), samples)]).float()
 
 
 def crop_patches(maps: Float[Tensor, "b c c"], patch_box: Int[Tensor, "b p 4"], side: int) -> Float[Tensor, "b p side side"]:
@@ -125,101 +180,86 @@ def crop_patches(maps: Float[Tensor, "b c c"], patch_box: Int[Tensor, "b p 4"], 
     return source.gather(2, index).view(*patch_box.shape[:2], side, side)
 
 
-def _loss_per_map(
+# --- of each map, 0 where it has nothing to compare -----------------------------------------------------------------
+
+
+def _distillation(
     prediction: Float[Tensor, "b h w"],
     label: Float[Tensor, "b h w"],
     valid: Bool[Tensor, "b h w"],
     normalization: Normalization,
     segments: Segments,
-) -> tuple[Float[Tensor, "b"], Bool[Tensor, "b"]]:
-    """Each map's L_Dis, 0 where it has no valid pixel, and whether it has any."""
-    pixels = valid.flatten(1)
-    prediction, label = _clean(prediction, valid), _clean(label, valid)
+    trim_fraction: float,
+) -> Float[Tensor, "b"]:
+    prediction, label = clean(prediction, valid), clean(label, valid)
     if normalization == "none":
-        difference = (prediction - label).abs() * pixels
+        difference = (prediction - label).abs()
     else:
-        floor, flat = _flat_deviation(prediction, pixels), _flat_deviation(label, pixels)
-        our_order, their_order = _order(prediction), _order(label)
         levels = LEVELS[normalization]
         difference = torch.zeros_like(prediction)
-        for count in levels:
-            segment = _segment_of_pixel(label, pixels, count, segments)
-            ours, _ = _normalize(prediction, our_order, pixels, segment, count, floor)
-            theirs, deviation = _normalize(label, their_order, pixels, segment, count, flat)
-            has_contrast = pixels & (deviation > flat)
-            difference = difference + (ours - theirs).abs() * has_contrast / len(levels)
-    count = pixels.sum(1)
-    return difference.sum(1) / count.clamp(min=1), count > 0
+        for ours, theirs in normalized_pairs(prediction, label, valid, levels, segments):
+            difference = difference + (ours - theirs).abs() / len(levels)
+    pixels = valid.sum((1, 2))
+    if trim_fraction:
+        dropped = (pixels * trim_fraction).long()
+        rising = difference.flatten(1).gather(1, rising_order(difference))  # that of invalid pixels is 0
+        difference = rising * (torch.arange(rising.shape[1], device=rising.device) < rising.shape[1] - dropped[:, None])
+        pixels = pixels - dropped
+    return difference.flatten(1).sum(1) / pixels.clamp(min=1)
 
 
-def _mean_over_maps(loss: Float[Tensor, "b"], present: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
-    return (loss * present).sum() / present.sum().clamp(min=1)
+def _gradient(
+    prediction: Float[Tensor, "b h w"], label: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"], num_scales: int = 4
+) -> Float[Tensor, "b"]:
+    ((ours, theirs),) = normalized_pairs(clean(prediction, valid), clean(label, valid), valid, LEVELS["global"])
+    residual = ours - theirs
+    total = residual.new_zeros(len(residual))
+    for scale in range(num_scales):
+        step = 2**scale
+        r, m = residual[:, ::step, ::step], valid[:, ::step, ::step]
+        down = (r[:, 1:] - r[:, :-1]).abs() * (m[:, 1:] & m[:, :-1])
+        right = (r[:, :, 1:] - r[:, :, :-1]).abs() * (m[:, :, 1:] & m[:, :, :-1])
+        total = total + (down.sum((1, 2)) + right.sum((1, 2))) / m.sum((1, 2)).clamp(min=1)
+    return total
 
 
-def _clean(maps: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]) -> Float[Tensor, "b n"]:
-    """Flat maps of at least float32 with 0 where invalid, so that no arithmetic meets what is stored there."""
-    wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    return torch.where(valid, wide, 0).flatten(1)
+def _feature(
+    student_tokens: Float[Tensor, "b n d"],
+    frozen_tokens: Float[Tensor, "b n d"],
+    margin: float,
+    valid: Bool[Tensor, "b n"] | None,
+) -> Float[Tensor, "b"]:
+    wide = _wide(student_tokens)
+    cosine = F.cosine_similarity(student_tokens.to(wide), frozen_tokens.detach().to(wide), dim=2)
+    counts = cosine.detach() <= margin
+    if valid is not None:
+        counts = counts & valid
+    return ((1 - cosine) * counts).sum(1) / counts.sum(1).clamp(min=1)
 
 
-def _flat_deviation(values: Float[Tensor, "b n"], pixels: Bool[Tensor, "b n"]) -> Float[Tensor, "b 1"]:
-    """The mean absolute deviation at or below which a context of this map counts as flat; no gradient.
-
-    It follows the map's own range, so that it moves with scale and shift, and is the same share of it for student and
-    teacher: a perfect student is never clamped where its teacher is not. A map that is constant up to rounding gets its
-    own magnitude, 1 or more, which keeps its gradient no larger than that of a plain L1 loss.
-    """
-    values = values.detach()
-    high = values.masked_fill(~pixels, -torch.inf).amax(1, keepdim=True)
-    low = values.masked_fill(~pixels, torch.inf).amin(1, keepdim=True)
-    magnitude = torch.maximum(high.abs(), low.abs())
-    rounding = 4 * torch.finfo(values.dtype).eps * magnitude
-    return torch.where(high - low > rounding, FLAT * (high - low), magnitude.clamp(min=1))
+def _anchor(prediction: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"], scale: OutputScale) -> Float[Tensor, "b"]:
+    level, spread = _level_and_spread(prediction, valid)
+    unit = torch.where(scale.spread > DEAD, scale.spread, scale.level.abs().clamp(min=1))
+    return ((level - scale.level).abs() + (spread - scale.spread).abs()) / unit * _any_valid(valid)
 
 
-def _order(values: Float[Tensor, "b n"]) -> Int[Tensor, "b n"]:
-    return values.detach().argsort(dim=1, stable=True)
+def _level_and_spread(
+    prediction: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]
+) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+    pixels = valid.sum((1, 2)).clamp(min=1)
+    values = clean(prediction, valid)
+    level = values.sum((1, 2)) / pixels
+    return level, ((values - level[:, None, None]).abs() * valid).sum((1, 2)) / pixels
 
 
-def _segment_of_pixel(
-    label: Float[Tensor, "b n"], pixels: Bool[Tensor, "b n"], count: int, segments: Segments
-) -> Int[Tensor, "b n"]:
-    """0 to count - 1 by the teacher's value; unspecified where invalid.
-
-    `range`: equal ranges of [min, max], the last one closed. `quantile`: equal numbers of pixels, equal values together.
-    """
-    if count == 1:
-        return torch.zeros_like(label, dtype=torch.long)
-    shown = label.masked_fill(~pixels, torch.inf)
-    if segments == "quantile":
-        ranks = torch.arange(1, count, device=label.device) * pixels.sum(1, keepdim=True) // count
-        edges = shown.sort(1).values.gather(1, ranks.clamp(max=label.shape[1] - 1))
-        return (shown[:, :, None] >= edges[:, None]).sum(2)
-    low = shown.amin(1, keepdim=True)
-    span = label.masked_fill(~pixels, -torch.inf).amax(1, keepdim=True) - low
-    share = torch.where(pixels & (span > 0), (label - low) / span, 0.0)
-    return (share * count).long().clamp(0, count - 1)
+def _any_valid(valid: Bool[Tensor, "b h w"]) -> Bool[Tensor, "b"]:
+    return valid.flatten(1).any(1)
 
 
-def _normalize(
-    values: Float[Tensor, "b n"],
-    order: Int[Tensor, "b n"],
-    pixels: Bool[Tensor, "b n"],
-    segment: Int[Tensor, "b n"],
-    count: int,
-    floor: Float[Tensor, "b 1"],
-) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
-    """N_u of every pixel within its segment u, and u's mean absolute deviation, at that pixel. `order` sorts `values`.
+def _mean(per_map: Float[Tensor, "b"], count: Tensor) -> Float[Tensor, ""]:
+    """The sum over maps, those that do not count being 0, over the number of those that do: here, or in the whole step."""
+    return per_map.sum() / count.clamp(min=1)
 
-    The median is the mean of the two middle values, as in NumPy. `floor` bounds the divisor from below: a student that is
-    flat where its teacher is not still gets a finite loss and a gradient that pulls its pixels apart.
-    """
-    members = pixels[:, None] & (segment[:, None] == torch.arange(count, device=values.device)[:, None])
-    sizes = members.sum(2)
-    seen = members.gather(2, order[:, None].expand_as(members)).cumsum(2, dtype=torch.int32)
-    middle = torch.stack([(sizes + 1) // 2, sizes // 2 + 1], 2).clamp(min=1).to(torch.int32)
-    rank = torch.searchsorted(seen, middle).clamp(max=values.shape[1] - 1)
-    median = values.gather(1, order.gather(1, rank.flatten(1))).unflatten(1, (count, 2)).mean(2)
-    centred = values - median.gather(1, segment)
-    deviation = ((centred.abs()[:, None] * members).sum(2) / sizes.clamp(min=1)).gather(1, segment)
-    return centred / torch.maximum(deviation, floor), deviation
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

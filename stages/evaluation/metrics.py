@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from numpy.typing import NDArray
 
 from stages.depth_space import DepthSpace
@@ -70,23 +70,62 @@ def depth_metrics(
     *,
     space: DepthSpace,
     min_depth_m: float,
-    max_depth_m: float,
+    max_depth_m: float | None,
+    fit_valid: Bool[np.ndarray, "..."] | None = None,
 ) -> DepthMetrics:
-    """Errors of one prediction against true depth (PAPER: zero-shot evaluation).
+    """Errors of one prediction against true depth (PAPER: zero-shot evaluation); arguments and errors as `aligned_depth`."""
+    aligned = aligned_depth(
+        prediction,
+        depth_m,
+        valid,
+        space=space,
+        min_depth_m=min_depth_m,
+        max_depth_m=max_depth_m,
+        fit_valid=fit_valid,
+    )
+    return depth_errors(aligned, depth_m[valid].astype(np.float64))
+
+
+def aligned_depth(
+    prediction: Float[np.ndarray, "..."],
+    depth_m: Float[np.ndarray, "..."],
+    valid: Bool[np.ndarray, "..."],
+    *,
+    space: DepthSpace,
+    min_depth_m: float,
+    max_depth_m: float | None,
+    fit_valid: Bool[np.ndarray, "..."] | None = None,
+) -> Float64[np.ndarray, "n"]:
+    """What a prediction says of the depth of the n valid pixels, metres, in their order.
 
     prediction: in `space`. depth_m: metres, of the same shape; where `valid`, finite and > 0. An affine-invariant prediction
     is first aligned to the truth by least squares: disparity to 1/d* on the valid pixels where the prediction is > 0, then
     floored at DISPARITY_FLOOR and inverted; depth to d*. Metric predictions are not aligned. Depth is then clipped to
-    [min_depth_m, max_depth_m].
+    [min_depth_m, max_depth_m], where None is no bound. `fit_valid`: the pixels to fit on, where these are not the valid ones.
     Raises ValueError as `align_scale_shift` does, for a disparity that is nowhere > 0, for true depth that is not > 0, and
     for a range that is not 0 < min < max.
     """
-    if not 0 < min_depth_m < max_depth_m:
+    far_m = np.inf if max_depth_m is None else max_depth_m
+    if not 0 < min_depth_m < far_m:
         raise ValueError(f"the depth range is [{min_depth_m}, {max_depth_m}] m, expected 0 < min < max")
-    predicted, truth = _valid_values(prediction, depth_m, valid)
-    if truth.min() <= 0:
-        raise ValueError(f"the true depth of valid pixels goes down to {truth.min()} m, expected > 0; mark such pixels invalid")
-    return _errors(np.clip(_depth(predicted, truth, space), min_depth_m, max_depth_m), truth)
+    scored = _scored_values(prediction, depth_m, valid)
+    fitted = scored if fit_valid is None else _scored_values(prediction, depth_m, fit_valid)
+    return np.clip(_depth(scored[0], fitted, space), min_depth_m, far_m)
+
+
+def depth_errors(depth_m: Float64[np.ndarray, "n"], truth_m: Float64[np.ndarray, "n"]) -> DepthMetrics:
+    """Errors of n depths, already aligned and > 0, against the true ones, > 0; metres."""
+    ratio = np.maximum(depth_m / truth_m, truth_m / depth_m)
+    log_error = np.log(depth_m) - np.log(truth_m)
+    return DepthMetrics(
+        abs_rel=float(np.mean(np.abs(depth_m - truth_m) / truth_m)),
+        delta1=float(np.mean(ratio < 1.25)),
+        delta2=float(np.mean(ratio < 1.25**2)),
+        delta3=float(np.mean(ratio < 1.25**3)),
+        rmse_m=float(np.sqrt(np.mean((depth_m - truth_m) ** 2))),
+        log10=float(np.mean(np.abs(log_error)) / np.log(10)),
+        silog=float(100 * np.std(log_error)),
+    )
 
 
 def mean_metrics(metrics: Sequence[DepthMetrics]) -> DepthMetrics:
@@ -115,7 +154,19 @@ def _valid_values(
     return x, y
 
 
-def _depth(predicted: NDArray[np.float64], truth: NDArray[np.float64], space: DepthSpace) -> NDArray[np.float64]:
+def _scored_values(
+    prediction: Float[np.ndarray, "..."], depth_m: Float[np.ndarray, "..."], valid: Bool[np.ndarray, "..."]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    predicted, truth = _valid_values(prediction, depth_m, valid)
+    if truth.min() <= 0:
+        raise ValueError(f"the true depth of valid pixels goes down to {truth.min()} m, expected > 0; mark such pixels invalid")
+    return predicted, truth
+
+
+def _depth(
+    values: NDArray[np.float64], fitted: tuple[NDArray[np.float64], NDArray[np.float64]], space: DepthSpace
+) -> NDArray[np.float64]:
+    predicted, truth = fitted
     match space:
         case "disparity_affine_invariant":
             positive = predicted > 0
@@ -125,26 +176,12 @@ def _depth(predicted: NDArray[np.float64], truth: NDArray[np.float64], space: De
                     " look at the checkpoint's training log"
                 )
             fit = align_scale_shift(predicted, 1 / truth, positive)
-            return 1 / np.maximum(fit.scale * predicted + fit.shift, DISPARITY_FLOOR)
+            return 1 / np.maximum(fit.scale * values + fit.shift, DISPARITY_FLOOR)
         case "depth_affine_invariant":
             fit = align_scale_shift(predicted, truth, np.ones(truth.shape, np.bool_))
-            return fit.scale * predicted + fit.shift
+            return fit.scale * values + fit.shift
         case "disparity_metric":
-            return 1 / np.maximum(predicted, DISPARITY_FLOOR)
+            return 1 / np.maximum(values, DISPARITY_FLOOR)
         case "depth_metric":
-            return predicted
+            return values
     assert_never(space)
-
-
-def _errors(depth: NDArray[np.float64], truth: NDArray[np.float64]) -> DepthMetrics:
-    ratio = np.maximum(depth / truth, truth / depth)
-    log_error = np.log(depth) - np.log(truth)
-    return DepthMetrics(
-        abs_rel=float(np.mean(np.abs(depth - truth) / truth)),
-        delta1=float(np.mean(ratio < 1.25)),
-        delta2=float(np.mean(ratio < 1.25**2)),
-        delta3=float(np.mean(ratio < 1.25**3)),
-        rmse_m=float(np.sqrt(np.mean((depth - truth) ** 2))),
-        log10=float(np.mean(np.abs(log_error)) / np.log(10)),
-        silog=float(100 * np.std(log_error)),
-    )

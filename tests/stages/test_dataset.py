@@ -1,4 +1,4 @@
-"""Samples: the right pixels under the right labels, in an order that only seed and epoch decide."""
+"""Samples: the right pixels under the right labels, whoever reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 
 from manifests.run import load_run
 from manifests.schema import to_json
-from stages.distillation.dataset import BatchPlan, LabelDataset, SampleRequest, is_flipped, sample_order, teacher_for_step
+from stages.distillation.dataset import LabelDataset, mirrored
+from stages.distillation.fusion import agreement_weighted_average
+from stages.distillation.order import AVERAGE, BatchPlan, SampleRequest
 from tests.training_run import AFFINE, CONTEXT_PX, scene_disparity, write_run
 
 TEACHERS = ("primary", "assistant")
@@ -24,11 +26,6 @@ def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve images in two shapes; 2 is rejected everywhere, 7 by the assistant alone."""
     rejected = {"images": [2], "primary": [2], "assistant": [2, 7]}
     return write_run(tmp_path_factory.mktemp("mixed") / "run", extents=(WIDE, TALL), rejected=rejected)
-
-
-def plan_for(dataset: LabelDataset, **changes: object) -> BatchPlan:
-    given = {"batch_size": 4, "steps": 6, "seed": 3, "primary_ratio": 0.5, "num_teachers": 2, "flip": True, **changes}
-    return BatchPlan(part_sizes=dataset.part_sizes, **given)  # type: ignore[arg-type]
 
 
 def test_only_images_that_every_column_has_labelled_are_samples(mixed_run: Path) -> None:
@@ -104,9 +101,18 @@ def test_samples_of_different_patch_counts_are_padded_with_invalid_patches(mixed
 def test_worker_processes_yield_the_same_batches(mixed_run: Path) -> None:
     dataset = LabelDataset(mixed_run, TEACHERS)
     dataset[SampleRequest(0, 0, False)]  # opened here: open arrays must not travel
-    plan = plan_for(dataset)
+    plan = BatchPlan(
+        part_sizes=dataset.part_sizes,
+        batch_size=4,
+        steps=6,
+        seed=3,
+        primary_ratio=0.5,
+        num_teachers=2,
+        flip=True,
+        color_jitter=0.5,
+    )
     alone = DataLoader(dataset, batch_sampler=plan, collate_fn=dataset.collate)
-    processes = {"num_workers": 2, "multiprocessing_context": "forkserver"}
+    processes = {"num_workers": 2, "multiprocessing_context": "spawn"}
     workers = DataLoader(dataset, batch_sampler=plan, collate_fn=dataset.collate, **processes)
     for ours, theirs in zip(alone, workers, strict=True):
         for name, value in vars(ours).items():
@@ -119,84 +125,44 @@ def test_patches_are_left_out_where_no_loss_needs_them(mixed_run: Path) -> None:
     assert dataset.collate([dataset[SampleRequest(0, 0, False)]]).patch_label.shape[1] == 0
 
 
-# --- order ----------------------------------------------------------------------------------------------------------
+def test_the_colour_asked_for_is_handed_on_and_changes_neither_picture_nor_label(mixed_run: Path) -> None:
+    dataset, color = LabelDataset(mixed_run, TEACHERS), (1.25, 0.5, 1.5, -0.125)
+    plain, colored = (dataset.collate([dataset[SampleRequest(0, 1, True, *c)]]) for c in ((), (color,)))
+    assert plain.color.tolist() == [[1, 1, 1, 0]]
+    assert colored.color.tolist() == [list(color)]
+    for name in ("image", "label", "valid", "patch_label", "patch_valid", "patch_box"):
+        assert getattr(plain, name).equal(getattr(colored, name)), name
 
 
-def test_an_epoch_shows_every_image_once_and_depends_on_seed_and_epoch_alone() -> None:
-    sizes = (5, 3, 5, 5, 5, 2)
-    orders = [sample_order(seed, epoch, sizes).tolist() for seed in (0, 1) for epoch in (0, 1)]
-    assert all(sorted(order) == list(range(25)) for order in orders)
-    assert len({tuple(order) for order in orders}) == 4
-    sample_order.cache_clear()
-    assert sample_order(1, 1, sizes).tolist() == orders[3]
+def test_a_sample_of_all_teachers_is_their_agreement_on_the_context_and_on_each_patch(tmp_path: Path) -> None:
+    names = ("primary", "assistant", "third")
+    run = write_run(tmp_path / "run", images=2, spaces=dict.fromkeys(names, "disparity_affine_invariant"))
+    dataset = LabelDataset(run, names)
+    fused, *own = (dataset[SampleRequest(1, teacher, False)] for teacher in (AVERAGE, 0, 1, 2))
+    assert (fused.teacher, [sample.teacher for sample in own]) == ("average", list(names))
+    wanted = agreement_weighted_average([sample.context for sample in own])
+    assert np.array_equal(fused.context.values, wanted.values)
+    assert np.array_equal(fused.context.valid, own[0].context.valid)
+    assert [patch.box for patch in fused.patches] == [patch.box for patch in own[0].patches]
+    for patch, views in zip(fused.patches, zip(*(sample.patches for sample in own), strict=True), strict=True):
+        assert np.array_equal(patch.values, agreement_weighted_average(views).values)
+    assert np.array_equal(dataset[SampleRequest(1, AVERAGE, True)].context.values, mirrored(fused).context.values)
 
 
-def test_images_are_shuffled_within_a_window_of_parts() -> None:
-    sizes = (10,) * 6
-    order = sample_order(0, 0, sizes, window=2)
-    windows = [{int(image) // 10 for image in order[start : start + 20]} for start in (0, 20, 40)]
-    assert all(len(parts) == 2 for parts in windows)
-    assert windows[0] | windows[1] | windows[2] == set(range(6))
-    assert any(order[i] // 10 != order[i + 1] // 10 for i in range(8))  # parts are mixed, not one after the other
+def test_metric_depth_comes_out_as_disparity_where_that_was_chosen(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", images=2, spaces={"primary": "disparity_metric", "assistant": "depth_metric"})
+    plain, changed = (LabelDataset(run, ("assistant",), conversion=choice) for choice in ("refuse", "metric"))
+    assert (plain.depth_space, changed.depth_space) == ("depth_metric", "disparity_affine_invariant")
+    depth, disparity = (dataset[SampleRequest(1, 0, False)] for dataset in (plain, changed))
+    pairs = [(depth.context, disparity.context), *zip(depth.patches, disparity.patches, strict=True)]
+    for depth_view, view in pairs:
+        assert np.array_equal(view.valid, depth_view.valid)
+        assert np.allclose(view.values[view.valid], 1 / np.maximum(depth_view.values[view.valid], 1e-3))
+    both = LabelDataset(run, TEACHERS, conversion="metric")
+    as_it_was = LabelDataset(run, ("primary",))[SampleRequest(1, 0, False)]
+    assert np.array_equal(both[SampleRequest(1, 0, False)].context.values, as_it_was.context.values)
 
 
-def test_a_plan_that_starts_later_continues_the_same_sequence(mixed_run: Path) -> None:
+def test_the_key_of_a_sample_is_known_without_its_arrays(mixed_run: Path) -> None:
     dataset = LabelDataset(mixed_run, TEACHERS)
-    assert list(plan_for(dataset))[4:] == list(plan_for(dataset, first_step=4))
-    seen = [request.sample for batch in plan_for(dataset, steps=5) for request in batch]
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))  # two epochs, across batch borders
-
-
-def test_the_primary_teacher_speaks_in_seven_of_ten_steps() -> None:
-    primary = [teacher_for_step(0, step, 0.7) == 0 for step in range(4000)]
-    assert 0.68 < np.mean(primary) < 0.72
-    assert {teacher_for_step(0, step, 1.0) for step in range(200)} == {0}
-    assert [teacher_for_step(1, step) for step in range(50)] != [teacher_for_step(0, step) for step in range(50)]
-
-
-def test_half_of_the_images_are_mirrored_and_others_in_the_next_epoch() -> None:
-    flips = np.array([[is_flipped(0, epoch, image) for image in range(1000)] for epoch in (0, 1)])
-    assert 0.45 < flips.mean() < 0.55
-    assert 0.4 < (flips[0] != flips[1]).mean() < 0.6
-
-
-# --- refusals -------------------------------------------------------------------------------------------------------
-
-
-def test_teachers_of_different_depth_spaces_are_refused_naming_both(tmp_path: Path) -> None:
-    spaces = {"primary": "disparity_affine_invariant", "assistant": "depth_affine_invariant"}
-    run = write_run(tmp_path / "run", spaces=spaces)
-    with pytest.raises(ValueError, match=r"depth_space: 'primary' has disparity_affine.*'assistant' has depth_affine"):
-        LabelDataset(run, TEACHERS)
-    assert len(LabelDataset(run, ("assistant",))) == 12
-
-
-def test_an_unknown_column_is_refused_with_the_known_ones(mixed_run: Path) -> None:
-    with pytest.raises(ValueError, match=r"no column 'asistant' \(it has: primary, assistant\)"):
-        LabelDataset(mixed_run, ("primary", "asistant"))
-    with pytest.raises(ValueError, match="teachers: found"):
-        LabelDataset(mixed_run, ("primary", "primary"))
-
-
-def test_columns_with_different_view_plans_are_refused_naming_the_field(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", fingerprints={"assistant": {"plan_context_px": 2 * CONTEXT_PX}})
-    with pytest.raises(ValueError, match=r"view plans of 'assistant' .* differ: plan_context_px: found 96, expected 48"):
-        LabelDataset(run, TEACHERS)
-
-
-def test_a_part_from_another_run_is_refused_naming_the_field(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", fingerprints={"primary": {"weights": "a"}})
-    other = write_run(tmp_path / "other", fingerprints={"primary": {"weights": "b"}})
-    name = Path("columns", "primary", "scenes.00001.json")
-    (run / name).write_bytes((other / name).read_bytes())
-    with pytest.raises(ValueError, match=r'scenes\.00001\.json: not made with .* weights: found "b", expected "a"'):
-        LabelDataset(run, TEACHERS)
-
-
-def test_parts_still_being_labelled_are_left_out_and_none_at_all_is_refused(tmp_path: Path) -> None:
-    partial = write_run(tmp_path / "partial", without=[("assistant", 1)])
-    assert len(LabelDataset(partial, TEACHERS)) == 7
-    assert LabelDataset(partial, TEACHERS).digest() != LabelDataset(partial, ("primary",)).digest()
-    empty = write_run(tmp_path / "empty", without=[("assistant", number) for number in range(3)])
-    with pytest.raises(ValueError, match=r"no image is labelled in all columns.*assistant: 0"):
-        LabelDataset(empty, TEACHERS)
+    assert [dataset.key_of(i) for i in (0, 9)] == [dataset[SampleRequest(i, 0, False)].key for i in (0, 9)]

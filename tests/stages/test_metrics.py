@@ -24,7 +24,7 @@ depth_maps = arrays(np.float64, (8, 8), elements=st.floats(0.5, 60))
 disparity_maps = arrays(np.float32, (8, 8), elements=st.floats(0.0625, 100, width=32))
 
 
-def score(prediction, depth_m, valid=None, space: Any = "disparity_affine_invariant", near=1e-3, far=80.0):
+def score(prediction, depth_m, valid=None, space: Any = "disparity_affine_invariant", near=1e-3, far: float | None = 80.0):
     valid = np.ones(depth_m.shape, np.bool_) if valid is None else valid
     return depth_metrics(prediction, depth_m, valid, space=space, min_depth_m=near, max_depth_m=far)
 
@@ -116,6 +116,20 @@ def test_metric_predictions_are_clipped_to_the_range_and_not_aligned():
     depth_m = np.array([[1.0, 10.0]])
     assert score(np.array([[2.0, 500.0]]), depth_m, space="depth_metric", far=20.0).abs_rel == pytest.approx((1 + 1) / 2)
     assert score(np.array([[0.5, -3.0]]), depth_m, space="disparity_metric", far=20.0).abs_rel == pytest.approx((1 + 1) / 2)
+
+
+def test_the_fit_may_rest_on_other_pixels_than_those_scored():
+    depth_m = np.array([[1.0, 2.0, 4.0, 8.0]])
+    prediction = np.array([[1.0, 2.0, 4.0, 30.0]])
+    first, last = np.array([[True, True, True, False]]), np.array([[False, False, False, True]])
+    metrics = depth_metrics(
+        prediction, depth_m, last, space="depth_affine_invariant", min_depth_m=1e-3, max_depth_m=80.0, fit_valid=first
+    )
+    assert metrics.abs_rel == pytest.approx(22 / 8)
+
+
+def test_no_upper_bound_leaves_far_predictions_as_they_are():
+    assert score(np.array([[900.0]]), np.array([[9.0]]), space="depth_metric", far=None).abs_rel == pytest.approx(99)
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,8 @@ def read_input_rule(processor: dict[str, Any], config: Any, folder: Path) -> Inp
         raise ValueError(f"{where}: resample is {resample}, expected {_BILINEAR} (bilinear) or {_BICUBIC} (bicubic)")
     backbone = getattr(config, "backbone_config", None)
     patch_px = getattr(config, "patch_size", None) or getattr(backbone, "patch_size", None) or 32
+    # Swin merges 2 x 2 between its stages, and pads a picture that this does not tile: the map would cover more than it.
+    patch_px *= 2 ** (len(getattr(backbone, "depths", (1,))) - 1)
     return InputRule(
         mean=tuple(processor["image_mean"]),
         std=tuple(processor["image_std"]),

@@ -1,0 +1,193 @@
+"""`python -m benchmarks.train`: what reading labels costs a training, and what caching them saves, as ratios of one run.
+
+Prints a Markdown table for docs/benchmarks.md. Both sides of a ratio run in turns, several times; medians are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pipeline.label import PRESETS as LABEL_PRESETS
+from pipeline.label import LabelConfig, default_workers, demo_teacher, label
+from pipeline.models import resolve_device
+from pipeline.train_config import PRESETS, TrainConfig
+from pipeline.train_loop import Place, make_batches, make_learner, make_plan, open_dataset
+from stages.demo_models import build_depth_anything, save_depth_anything
+from stages.distillation.dataset import Batch, LabelDataset, Sample
+from stages.distillation.step import Learner, gradient_step
+from stages.labelling.pictures import resize_region
+from stages.labelling.teachers import Teacher, load_teacher
+from stages.labelling.units import label_views
+from stages.scenes import render_scene
+from stages.views import ImageViews, SourceBox, plan_views
+
+_VIT_S = {"hidden": 384, "layers": 12, "heads": 6, "patch_px": 14, "fusion": 64}
+"""Depth Anything v2 Small: 24.8 million parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A student on a labelled run, and how many steps a turn takes."""
+
+    name: str
+    config: TrainConfig
+    steps: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each side of a ratio gets")
+    parser.add_argument("--vit-s-steps", type=int, default=6, help="steps in a turn of the ViT-S student")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--images", type=int, default=24, help="photographs of the run at 560 px")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1 if torch.get_num_threads() < 3 else torch.get_num_threads())
+    device = resolve_device(arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        cases = [_demo_case(place), _vit_s_case(place, arguments.images, arguments.vit_s_steps)]
+        rows = [row for case in cases for row in _cache_rows(case, arguments.rounds, device)]
+        rows += _teacher_rows(cases[0], arguments.rounds, device)
+    print("| what | figure |\n|---|---|")
+    print("\n".join(f"| {what} | {figure} |" for what, figure in rows))
+
+
+def _demo_case(place: Path) -> Case:
+    run = _labelled(place / "small", 48, side_px=352, plan_changes={})
+    config = replace(TrainConfig(run=run, output=place / "demo"), **PRESETS["demo"])
+    config = replace(config, steps=10_000, loader_workers=2)
+    return Case(name="demo student, 192 px, batch 8", config=config, steps=20)
+
+
+def _vit_s_case(place: Path, images: int, steps: int) -> Case:
+    run = _labelled(place / "large", images, side_px=720, plan_changes={"context_px": 560})
+    torch.manual_seed(0)
+    save_depth_anything(build_depth_anything(**_VIT_S, image_px=560), place / "vit-s", torch.float32, 560)
+    config = TrainConfig(run=run, output=place / "vit-s-out", student=str(place / "vit-s"), batch_size=2, loader_workers=2)
+    return Case(name="ViT-S student, 560 px, batch 2", config=config, steps=steps)
+
+
+def _labelled(place: Path, images: int, *, side_px: int, plan_changes: dict[str, int]) -> Path:
+    """A run of rendered scenes, labelled by the demo's teachers."""
+    (place / "photographs").mkdir(parents=True)
+    for seed in range(images):
+        picture = Image.fromarray(render_scene(seed, height_px=352, width_px=352).rgb).resize((side_px, side_px))
+        picture.save(place / "photographs" / f"{seed}.png")
+    preset = LABEL_PRESETS["demo"]
+    config = LabelConfig(
+        run=place / "run",
+        sources=(str(place / "photographs"),),
+        workers=default_workers(),
+        **(preset | {"plan": replace(preset["plan"], **plan_changes)}),
+    )
+    report = label(config)
+    assert report.committed == report.parts_total, report
+    return place / "run"
+
+
+# --- the cache against memory ---------------------------------------------------------------------------------------
+
+
+def _cache_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]:
+    place = Place(device=device)
+    dataset = open_dataset(case.config)
+    learner = make_learner(case.config, dataset, place)
+    plan = make_plan(case.config, dataset, place, 0)
+    in_memory = [_read(dataset, plan.requests(step)).to(device) for step in range(case.steps)]
+    loader = make_batches(case.config, plan, dataset, device)
+    for _ in range(2):
+        _step(learner, next(loader).to(device))  # warm-up: the loader's processes start, buffers grow
+    ratios, from_memory_s = [], []
+    for _ in range(rounds):
+        # Nothing may be read ahead while the other side is timed: both sides would pay for it, and one gain.
+        from_memory_s.append(_seconds(lambda: [_step(learner, batch) for batch in in_memory]) / case.steps)
+        for _ in range(2 * case.config.loader_workers):
+            next(loader)  # what was read ahead during the other side's turn
+        from_cache_s = _seconds(lambda: [_step(learner, next(loader).to(device)) for _ in range(case.steps)]) / case.steps
+        ratios.append(from_cache_s / from_memory_s[-1])
+    reading_s = statistics.median(_seconds(partial(_read, dataset, plan.requests(step))) for step in range(9))
+    step_s = statistics.median(from_memory_s)
+    return [
+        (f"{case.name}: step fed from the cache by 2 loader processes / from memory ({step_s:.2f} s)", _ratio(ratios)),
+        (f"{case.name}: reading a batch on one core / a step", f"{reading_s / step_s:.3f}"),
+    ]
+
+
+def _read(dataset: LabelDataset, requests: list) -> Batch:
+    return dataset.collate([dataset[request] for request in requests])
+
+
+def _step(learner: Learner, batch: Batch) -> None:
+    gradient_step(learner, [batch], max_gradient_norm=1.0, bf16=False)
+    learner.update()
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _ratio(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+
+
+# --- the cache against teachers in the step -------------------------------------------------------------------------
+
+
+def _teacher_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]:
+    place = Place(device=device)
+    dataset = open_dataset(case.config)
+    learner = make_learner(case.config, dataset, place)
+    loader = make_batches(case.config, make_plan(case.config, dataset, place, 0), dataset, device)
+    teachers = [load_teacher(demo_teacher(n, loader=kind), device=device) for n, kind in _DEMO_TEACHERS]
+    online = _online_batches(dataset, teachers, case.config.batch_size)
+    _step(learner, next(loader).to(device))
+    ratios: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        cached_s = _seconds(lambda: [_step(learner, next(loader).to(device)) for _ in range(case.steps)]) / case.steps
+        for number in ratios:
+            online_s = _seconds(partial(_online_step, learner, online, number, device))
+            ratios[number].append(online_s / cached_s)
+    return [
+        (f"{case.name}: images/s from the cache / with both teachers in the step", _ratio(ratios[2])),
+        ("the same, with only the teacher in the step that was drawn", _ratio(ratios[1])),
+    ]
+
+
+def _online_step(learner: Learner, online: Iterator[Batch], number: int, device: str) -> None:
+    *_, batch = (next(online) for _ in range(number))
+    _step(learner, batch.to(device))
+
+
+_DEMO_TEACHERS = (("primary", "transformers"), ("assistant", "genpercept"))
+
+
+def _online_batches(dataset: LabelDataset, teachers: list[Teacher], batch_size: int) -> Iterator[Batch]:
+    """Batches labelled on the spot, by the teachers in turns, with the views of the demo's plan."""
+    plan = LABEL_PRESETS["demo"]["plan"]
+    photographs = [Image.fromarray(render_scene(seed, height_px=352, width_px=352).rgb) for seed in range(batch_size)]
+    views, *_ = plan_views(plan, seed=0, key="now", height_px=352, width_px=352)
+    for teacher in itertools.cycle(teachers):
+        yield dataset.collate([_labelled_now(teacher, photograph, views, plan.patch_px) for photograph in photographs])
+
+
+def _labelled_now(teacher: Teacher, image: Image.Image, views: ImageViews, patch_px: int) -> Sample:
+    context = resize_region(image, SourceBox(0, 0, image.height, image.width), *views.extent)
+    labels = label_views(teacher, image, context, views, patch_px)
+    return Sample(image=context, context=labels.context, patches=labels.patches, key="now", teacher=teacher.spec.name)
+
+
+if __name__ == "__main__":
+    main()

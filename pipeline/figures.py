@@ -1,0 +1,155 @@
+"""`python -m pipeline.figures`: the paper's figures 2 and 5 for one's own models and pictures.
+
+`fig2`: AbsRel on the central half of every picture, once with scale and shift fitted on the whole of it and once on that half
+alone: how much of the error is the fit's. `fig5`: one region of a photograph as labelled in a close-up, beside the same region
+cut out of the whole photograph's label: how much detail a close-up adds.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+import manifests
+from pipeline.config import USAGE_ERROR
+from pipeline.evaluate_config import ScoringConfig
+from pipeline.evaluate_run import score_all
+from pipeline.evaluate_tables import aligned
+from pipeline.models import ModelError, load_model
+from stages.coloring import colorize_disparity, robust_range
+from stages.depth_space import DepthSpace, is_disparity
+from stages.evaluation.metrics import align_scale_shift
+from stages.evaluation.published import FIGURE_2
+from stages.evaluation.scenes import resize_bilinear
+from stages.labelling.pictures import decode_upright, resize_region
+from stages.labelling.teachers import Teacher
+from stages.views import SourceBox
+
+_PAPER_PX = 560
+_SHOWN_PX = 480
+_GAP_PX = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fig2(ScoringConfig):
+    """AbsRel on the central half, with scale and shift from the whole picture and from that half."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fig5:
+    """A region labelled in a close-up, beside the same region of the whole photograph's label."""
+
+    model: str
+    """Folder of a checkpoint, or an id on the hub."""
+    image: Path
+    """The photograph."""
+    output: Path = Path("fig5.png")
+    """PNG file to write."""
+    box: tuple[int, int, int, int] | None = None
+    """Region of the upright photograph: top, left, height and width in pixels. The central half by default."""
+    input_px: int = _PAPER_PX
+    """Long side of what the model sees, of the whole photograph and of the region alike."""
+    depth_space: DepthSpace | None = None
+    """What the numbers of a model mean that does not say it."""
+    seed: int = 0
+    """Seed of the noise that a diffusion model starts from."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = tyro.extras.subcommand_cli_from_dict(
+        {"fig2": Fig2, "fig5": Fig5}, prog="python -m pipeline.figures", description=__doc__ or "", args=argv
+    )
+    return _fig2(config) if isinstance(config, Fig2) else _fig5(config)
+
+
+def _fig2(config: Fig2) -> int:
+    if problems := config.problems():
+        print("\n".join(f"figures: {problem}" for problem in problems), file=sys.stderr)
+        return USAGE_ERROR
+    scored = score_all(config, lambda data: data.central_half)
+    rows = [["model", "benchmark", "images", "fitted on the whole", "fitted on the half"]]
+    for data, outcome in scored.sets:
+        for model, scores in outcome.scores.items():
+            if scores and (config.allow_missing or not outcome.problems):
+                pairs = np.array([[whole.abs_rel, half.abs_rel] for whole, half in scores.values()]).mean(0)
+                rows.append([model, data.name, str(len(scores)), *(f"{value:.4f}" for value in pairs)])
+    rows += [["paper, figure 2", name, "", f"{whole:.3f}", f"{half:.3f}"] for name, whole, half in FIGURE_2]
+    print(aligned(rows))
+    for data, _ in scored.sets:
+        print(f"AbsRel on the central half of rows and columns. {data.describe()}")
+    for failure in scored.failures:
+        print(f"figures: {failure}", file=sys.stderr)
+    return 1 if scored.failures else 0
+
+
+def _fig5(config: Fig5) -> int:
+    try:
+        image = decode_upright(config.image.read_bytes())
+        box = region_box(image, config.box)
+        teacher = load_model(config.model, depth_space=config.depth_space, device=config.device)
+        picture = region_comparison(teacher, image, box, input_px=config.input_px, seed=config.seed)
+    except (ModelError, OSError, ValueError) as error:
+        print(f"figures: {error}", file=sys.stderr)
+        return 1
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "PNG")
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    manifests.write_replacing(config.output, content.getvalue())
+    print(f"{config.output}: the region of the photograph; cut out of the whole photograph's label; labelled as a close-up")
+    return 0
+
+
+def region_box(image: Image.Image, box: tuple[int, int, int, int] | None) -> SourceBox:
+    """A region of at least 8 x 8 pixels: the central half, or what is given. Raises ValueError for one that is not inside."""
+    half = (image.height // 4, image.width // 4, image.height // 2, image.width // 2)
+    top, left, height, width = box or half
+    if min(top, left) < 0 or min(height, width) < 8 or top + height > image.height or left + width > image.width:
+        raise ValueError(
+            f"--box {top} {left} {height} {width}: expected top, left, height and width of at least 8 x 8 pixels inside"
+            f" {image.height} x {image.width}"
+        )
+    return SourceBox(top, left, height, width)
+
+
+def region_comparison(
+    teacher: Teacher, image: Image.Image, box: SourceBox, *, input_px: int, seed: int = 0
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Three pictures side by side: the region, its part of the whole's label, and its own label as a close-up.
+
+    The close-up's label is fitted to the other by scale and shift, and both have the range of colours of the other.
+    """
+    whole = _label(teacher, image, SourceBox(0, 0, image.height, image.width), input_px, seed)
+    factor = _SHOWN_PX / max(box.height, box.width)
+    shape = max(round(box.height * factor), 1), max(round(box.width * factor), 1)
+    scale_y, scale_x = whole.shape[0] / image.height, whole.shape[1] / image.width
+    edges = (box.left * scale_x, box.top * scale_y, (box.left + box.width) * scale_x, (box.top + box.height) * scale_y)
+    cut = np.asarray(Image.fromarray(whole).resize((shape[1], shape[0]), Image.Resampling.BILINEAR, box=edges))
+    close = resize_bilinear(_label(teacher, image, box, input_px, seed), shape)
+    fit = align_scale_shift(close, cut, np.ones(shape, np.bool_))
+    low, high = robust_range(cut)
+    labels = [colorize_disparity(values, low=low, high=high) for values in (cut, fit.scale * close + fit.shift)]
+    gap = np.full((shape[0], _GAP_PX, 3), 255, np.uint8)
+    return np.concatenate([resize_region(image, box, *shape), gap, labels[0], gap, labels[1]], axis=1)
+
+
+def _label(teacher: Teacher, image: Image.Image, box: SourceBox, input_px: int, seed: int) -> Float32[np.ndarray, "h w"]:
+    """A region's label at the size that the model sees it, near = large."""
+    factor = input_px / max(box.height, box.width)
+    picture = resize_region(image, box, max(round(box.height * factor), 1), max(round(box.width * factor), 1))
+    (values,) = teacher.predict(picture[None], [seed])
+    space = teacher.spec.depth_space
+    return values if space is not None and is_disparity(space) else -values
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

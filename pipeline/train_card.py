@@ -1,0 +1,68 @@
+"""What a finished training says of itself: the model card's content, gathered from the run's records and the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import manifests
+from manifests.licences import most_restrictive
+from pipeline.config import resolved
+from pipeline.train_config import FREE, TrainConfig
+from pipeline.training_log import mean_of_last
+from stages.checkpoints import is_hub_id
+from stages.depth_space import DepthSpace
+from stages.distillation.dataset import LabelDataset
+from stages.distillation.model_card import CardContent, CardTeacher, model_card
+from stages.labelling.teachers import KNOWN
+
+_SAID_ELSEWHERE = ("student", "student_revision", "fresh_head", "from_scratch", "teachers")
+_DEMO_LICENCE = "Apache-2.0"
+
+
+def student_space(dataset: LabelDataset) -> DepthSpace:
+    """What the student's numbers mean: normalised losses leave scale and shift free, whatever the labels' were."""
+    return "depth_affine_invariant" if dataset.depth_space.startswith("depth") else "disparity_affine_invariant"
+
+
+def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
+    """The README.md of the student that this training made."""
+    run = manifests.load_run(config.run)
+    summary = manifests.summarize(config.run)
+    columns = [column for column in run.columns if column.name in config.columns]
+    rejected = max(sum(column.rejected.values()) for column in summary.columns)
+    contexts = int(run.plan.get("contexts_per_image", 1))
+    known, demo = KNOWN.get(config.student), config.student == "demo"
+    return model_card(
+        CardContent(
+            name=config.output.resolve().name,
+            student="the demo's student" if demo else _name(config.student),
+            student_revision=config.student_revision or (known.revision if known else None),
+            student_licence=_DEMO_LICENCE if demo else known.licence if known else None,
+            start=config.start,
+            depth_space=student_space(dataset),
+            teachers=[_teacher(column, summary) for column in columns],
+            sources=[source.name for source in run.sources],
+            images=len(dataset) // contexts,
+            rejected=rejected,
+            contexts=len(dataset),
+            training={k: v for k, v in resolved(config).items() if k not in (*FREE, *_SAID_ELSEWHERE)},
+            metrics=mean_of_last(config.output),
+        )
+    )
+
+
+def _teacher(column: manifests.ColumnRecord, summary: manifests.RunSummary) -> CardTeacher:
+    said = column.fingerprint
+    (licences,) = (found.licences for found in summary.columns if found.name == column.name)
+    return CardTeacher(
+        name=column.name,
+        checkpoint=_name(str(said.get("checkpoint", "not recorded"))),
+        revision=str(said["revision"]) if said.get("revision") else None,
+        licence=" and ".join(most_restrictive(licences)) or None,
+        depth_space=column.depth_space or "disparity_affine_invariant",
+    )
+
+
+def _name(checkpoint: str) -> str:
+    """A hub id as it is, and of a folder its last name: a path of the machine that trained it tells nobody anything."""
+    return checkpoint if is_hub_id(checkpoint) else f"a folder named {Path(checkpoint).name}"

@@ -1,0 +1,163 @@
+"""Which committed parts can be trained on together, and what exactly was in them.
+
+Takes the records of a run and gives, for each part that every column has, where its arrays are and which rows every teacher
+has labelled. Refused, naming the field: columns that were made from other views or other files, depth spaces that do not fit,
+and parts of other settings. A part's digest covers what decides its content; not when, where and by which attempt it came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests import (
+    ColumnRecord,
+    PartManifest,
+    RunRecord,
+    column_dir,
+    committed_parts,
+    fingerprint_differences,
+    load_part,
+    parts,
+)
+from stages.depth_space import DEPTH_CONVERSIONS, DepthConversion, DepthSpace, can_convert, is_disparity
+
+IMAGES = "images"
+_SHOWN = 3  # parts named in a message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainPart:
+    """A part that is committed in every column, and which of its rows in the store can be trained on.
+
+    Small, because all parts of a run are held at once, and again in each process that reads: the keys are one string.
+    """
+
+    name: str
+    pictures: Path
+    labels: tuple[Path, ...]
+    rows: tuple[int, ...]
+    joined_keys: str
+    digests: tuple[str, ...]
+    """One for each column, `images` first."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The image's key of each row, followed by #context where images have several."""
+        return self.joined_keys.split("\0")
+
+
+def matching_columns(
+    run: RunRecord, run_dir: Path, teachers: tuple[str, ...], conversion: DepthConversion
+) -> tuple[ColumnRecord, ...]:
+    """`images` and the teachers' columns, once all that must agree agrees. Raises ValueError."""
+    known = {column.name: column for column in run.columns}
+    if not 1 <= len(set(teachers)) == len(teachers) or IMAGES in teachers:
+        raise ValueError(f"teachers: found {teachers!r}, expected the names of one or more different teachers' columns")
+    if unknown := [name for name in teachers if name not in known]:
+        choices = ", ".join(name for name in known if name != IMAGES)
+        raise ValueError(f"{run_dir}: teachers: the run has no column {unknown[0]!r} (it has: {choices})")
+    columns = tuple(known[name] for name in (IMAGES, *teachers))
+    _refuse_mixed_spaces(run_dir, columns[1:], conversion)
+    plans = [{key: value for key, value in c.fingerprint.items() if key == "seed" or key.startswith("plan")} for c in columns]
+    for column, plan in zip(columns, plans, strict=True):
+        if differences := fingerprint_differences(plan, plans[0]):
+            raise ValueError(f"{run_dir}: the view plans of {column.name!r} and {IMAGES!r} differ: " + "; ".join(differences))
+    return columns
+
+
+def depth_spaces(columns: Sequence[ColumnRecord]) -> list[DepthSpace]:
+    """The spaces of the teachers' columns, in their order."""
+    return [column.depth_space for column in columns if column.depth_space is not None]
+
+
+def common_space(spaces: Sequence[DepthSpace], conversion: DepthConversion) -> DepthSpace:
+    """The space of all labels once they are converted."""
+    if len(set(spaces)) == 1 and (conversion == "refuse" or is_disparity(spaces[0])):
+        return spaces[0]
+    return "disparity_affine_invariant"
+
+
+def trainable_parts(run: RunRecord, run_dir: Path, columns: Sequence[ColumnRecord]) -> tuple[TrainPart, ...]:
+    """The parts that all columns have committed, in the order of the run. Raises ValueError for one that does not belong."""
+    committed = set.intersection(*(committed_parts(run_dir, column.name) for column in columns))
+    contexts = int(run.plan.get("contexts_per_image", 1))
+    return tuple(_trainable_part(run_dir, part.name, columns, contexts) for part in parts(run) if part.name in committed)
+
+
+def lock_differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+    """What became of the parts that the lock `expected` names: a line each for changed, missing and new ones, a few of them by
+    name. Empty when the locks are the same."""
+    kinds = {
+        "changed": [name for name in expected if name in found and found[name] != expected[name]],
+        "missing": [name for name in expected if name not in found],
+        "new": [name for name in found if name not in expected],
+    }
+    return [
+        f"{kind}: {', '.join(names[:_SHOWN])}" + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        for kind, names in kinds.items()
+        if names
+    ]
+
+
+def _trainable_part(run_dir: Path, name: str, columns: Sequence[ColumnRecord], contexts: int) -> TrainPart:
+    records = [load_part(run_dir, column.name, name) for column in columns]
+    for column, record in zip(columns, records, strict=True):
+        _refuse_foreign(run_dir, column, record)
+    status = zip(*(record.images for record in records), strict=True)
+    labelled = [i for i, outcomes in enumerate(status) if all(o.status == "labelled" for o in outcomes)]
+    for image in labelled:
+        _refuse_other_input(run_dir, columns, records, image)
+    rows = {image * contexts + c: f"#{c}" if contexts > 1 else "" for image in labelled for c in range(contexts)}
+    keys = (records[0].images[row // contexts].key.replace("\0", "") + context for row, context in rows.items())
+    pictures, *labels = (column_dir(run_dir, c.name) / r.zarr for c, r in zip(columns, records, strict=True))
+    return TrainPart(
+        name=name,
+        pictures=pictures,
+        labels=tuple(labels),
+        rows=tuple(rows),
+        joined_keys="\0".join(keys),
+        digests=tuple(_digest(record) for record in records),
+    )
+
+
+def _digest(record: PartManifest) -> str:
+    files = [(file.path.removeprefix(record.zarr), file.sha256) for file in record.files]
+    images = [(image.key, image.status, image.content_sha256) for image in record.images]
+    content = [sorted(record.fingerprint.items()), record.depth_space, images, files]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _refuse_mixed_spaces(run_dir: Path, columns: Sequence[ColumnRecord], conversion: DepthConversion) -> None:
+    spaces = depth_spaces(columns)
+    same = conversion == "refuse" and len(set(spaces)) == 1
+    if not same and not all(can_convert(space, conversion) for space in spaces):
+        found = ", ".join(f"{column.name!r} has {column.depth_space}" for column in columns)
+        able = [c for c in DEPTH_CONVERSIONS[1:] if all(can_convert(space, c) for space in spaces)]
+        unable = "" if conversion == "refuse" else f", and --convert-depth {conversion} does not make all of them disparities"
+        raise ValueError(
+            f"{run_dir}: depth_space: {found}; a student learns one space{unable}. Label with teachers of the same space, or "
+            f"train on one of them, or choose --convert-depth {' or '.join(able)}."
+        )
+
+
+def _refuse_other_input(run_dir: Path, columns: Sequence[ColumnRecord], records: Sequence[PartManifest], image: int) -> None:
+    digests = [record.images[image].content_sha256 for record in records]
+    if len(set(digests)) > 1:
+        found = ", ".join(f"{column.name} {digest}" for column, digest in zip(columns, digests, strict=True))
+        raise ValueError(
+            f"{run_dir}: part {records[0].part}, image {records[0].images[image].key!r}: its columns were made from different "
+            f"files (sha256: {found}); run `python -m manifests repair {run_dir}`, then label again"
+        )
+
+
+def _refuse_foreign(run_dir: Path, column: ColumnRecord, record: PartManifest) -> None:
+    differences = fingerprint_differences(record.fingerprint, column.fingerprint)
+    if record.depth_space != column.depth_space:
+        differences.append(f"depth_space: found {record.depth_space}, expected {column.depth_space}")
+    if differences:
+        where = f"{column_dir(run_dir, column.name) / record.part}.json"
+        raise ValueError(f"{where}: not made with this run's settings: " + "; ".join(differences))

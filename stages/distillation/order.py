@@ -1,0 +1,150 @@
+"""Which samples a step sees, whose labels, mirrored and coloured how: a pure function of (seed, step).
+
+Neither the number of processes nor what ran before has a say: a step's batch is drawn as a whole, and each process takes its
+share. The step's number is the whole state, so a training goes on exactly, on another number of devices too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+Strategy = Literal["select", "average", "primary", "assistant"]
+Color = tuple[float, float, float, float]
+"""Factors of brightness, contrast and saturation, and a shift of the hue in turns."""
+
+AVERAGE = -1
+UNCHANGED: Color = (1.0, 1.0, 1.0, 0.0)
+PARTS_IN_WINDOW = 4
+_ORDER, _FLIP, _TEACHER, _COLOR = 1, 2, 3, 4  # one random stream for each decision
+
+
+class SampleRequest(NamedTuple):
+    """The sample's index in the dataset, whose labels (index into its teachers, AVERAGE for all of them fused), whether it is
+    mirrored, and how the student's input is coloured."""
+
+    sample: int
+    teacher: int
+    flip: bool
+    color: Color = UNCHANGED
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Which samples each step sees; batches run on across epochs, so that all have `batch_size` samples.
+
+    A step's batch is cut as evenly as can be into `accumulation * world_size` consecutive chunks; chunk micro * world_size +
+    rank is this process's share of the micro-batch `micro`. Iterating yields the shares of the steps from `first_step` to
+    `steps`, `accumulation` of them for each. `num_teachers` counts the dataset's teachers (see `teachers_of`).
+    Raises ValueError where a chunk would be empty, and for a rank or a strength of colour out of range.
+    """
+
+    part_sizes: tuple[int, ...]
+    batch_size: int
+    steps: int
+    seed: int
+    strategy: Strategy = "select"
+    primary_ratio: float
+    num_teachers: int
+    flip: bool
+    color_jitter: float = 0.0
+    first_step: int = 0
+    rank: int = 0
+    world_size: int = 1
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < self.world_size * self.accumulation:
+            raise ValueError(
+                f"batch_size: found {self.batch_size}, expected at least one sample for each of {self.world_size} processes "
+                f"x {self.accumulation} accumulated micro-batches"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank: found {self.rank}, expected 0 to {self.world_size - 1}")
+        if not 0 <= self.color_jitter <= 1:
+            raise ValueError(f"color_jitter: found {self.color_jitter}, expected a strength between 0 and 1")
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[SampleRequest]]:
+        steps = range(self.first_step, self.steps)
+        return (self.chunk(step, micro) for step in steps for micro in range(self.accumulation))
+
+    def teacher(self, step: int) -> int:
+        """Index of the teacher of a step's batch, the same on every rank; AVERAGE for all of them."""
+        if self.strategy == "average":
+            return AVERAGE
+        ratios = {"select": self.primary_ratio, "primary": 1.0, "assistant": 1 / self.num_teachers}
+        return teacher_for_step(self.seed, step, ratios[self.strategy], self.num_teachers)
+
+    def requests(self, step: int) -> list[SampleRequest]:
+        """All samples of one step, of every process."""
+        return self._drawn(step, 0, self.batch_size)
+
+    def chunk(self, step: int, micro: int) -> list[SampleRequest]:
+        """This process's share of one of a step's micro-batches."""
+        number, chunks = micro * self.world_size + self.rank, self.world_size * self.accumulation
+        return self._drawn(step, *(self.batch_size * n // chunks for n in (number, number + 1)))
+
+    def _drawn(self, step: int, start: int, end: int) -> list[SampleRequest]:
+        teacher, samples, first = self.teacher(step), sum(self.part_sizes), step * self.batch_size
+        places = [divmod(drawn, samples) for drawn in range(first + start, first + end)]
+        orders = {epoch: sample_order(self.seed, epoch, self.part_sizes) for epoch in {epoch for epoch, _ in places}}
+        requests = []
+        for epoch, place in places:
+            sample = int(orders[epoch][place])
+            flip = self.flip and is_flipped(self.seed, epoch, sample)
+            requests.append(SampleRequest(sample, teacher, flip, color_of(self.seed, epoch, sample, self.color_jitter)))
+        return requests
+
+
+def teachers_of(strategy: Strategy, teachers: tuple[str, ...]) -> tuple[str, ...]:
+    """The teachers whose labels a strategy uses, of all that are named, the primary first.
+
+    Raises ValueError for a strategy that needs an assistant where there is none.
+    """
+    if strategy in ("average", "assistant") and len(teachers) < 2:
+        raise ValueError(f"strategy: {strategy!r} needs a primary teacher and at least one assistant, found {teachers!r}")
+    return {"primary": teachers[:1], "assistant": teachers[1:]}.get(strategy, teachers)
+
+
+def teacher_for_step(seed: int, step: int, primary_ratio: float = 0.7, num_teachers: int = 2) -> int:
+    """0 for the primary teacher, 1 and up for the assistants, evenly: the paper's "Select", one draw for each iteration."""
+    drawn = float(np.random.default_rng([seed, _TEACHER, step]).random())
+    if num_teachers == 1 or drawn < primary_ratio:
+        return 0
+    assistants = num_teachers - 1
+    return 1 + min(int((drawn - primary_ratio) / (1 - primary_ratio) * assistants), assistants - 1)
+
+
+def is_flipped(seed: int, epoch: int, sample: int) -> bool:
+    """Whether a sample is mirrored in an epoch; half of all are."""
+    return bool(np.random.default_rng([seed, _FLIP, epoch, sample]).random() < 0.5)
+
+
+def color_of(seed: int, epoch: int, sample: int, strength: float) -> Color:
+    """How a sample is coloured in an epoch: factors evenly from 1 - strength to 1 + strength, the hue's shift from
+    -strength / 2 to strength / 2 turns. 0.5 is Depth Anything's ColorJitter(0.5, 0.5, 0.5, 0.25); with 0 nothing changes."""
+    if strength == 0:
+        return UNCHANGED
+    brightness, contrast, saturation, hue = np.random.default_rng([seed, _COLOR, epoch, sample]).uniform(-strength, strength, 4)
+    return float(1 + brightness), float(1 + contrast), float(1 + saturation), float(hue / 2)
+
+
+@lru_cache(maxsize=2)
+def sample_order(seed: int, epoch: int, part_sizes: tuple[int, ...], window: int = PARTS_IN_WINDOW) -> Int[np.ndarray, "n"]:
+    """Each sample's index once: parts shuffled, then samples shuffled within every `window` parts.
+
+    A window keeps the number of arrays in use small however large the run is. Not to be written to.
+    """
+    rng = np.random.default_rng([seed, _ORDER, epoch])
+    samples_of_part = np.split(np.arange(sum(part_sizes)), np.cumsum(part_sizes)[:-1])
+    shuffled = [samples_of_part[part] for part in rng.permutation(len(part_sizes))]
+    windows = (np.concatenate(shuffled[i : i + window]) for i in range(0, len(shuffled), window))
+    return np.concatenate([rng.permutation(samples) for samples in windows])

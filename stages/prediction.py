@@ -1,0 +1,198 @@
+"""Whole photographs as depth maps: detail from tiles, 16-bit PNG files that say what their numbers mean, colour pictures.
+
+A map has its photograph's size. Tiles of an affine-invariant model are each aligned in scale and shift, by least squares, to
+the whole picture's map of the same area; those of a metric model are taken as they are. Where tiles overlap they are blended
+with weights that fall smoothly to zero at their edges, so that no edge shows.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, assert_never
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from stages.coloring import colorize_disparity
+from stages.depth_space import DEPTH_SPACES, DepthSpace
+from stages.evaluation.metrics import align_scale_shift
+from stages.labelling.flow import Predictor, View
+from stages.labelling.teachers import Teacher
+from stages.views import Box
+
+_LARGEST_CODE = 65535
+_JPEG_SIDE_PX = 65500
+"""Pictures with longer sides have no JPEG file."""
+_NEAREST_M = 1e-3
+
+
+class MapRejectedError(ValueError):
+    """A map that is none: `kind` for machines, the message for people."""
+
+    def __init__(self, kind: Literal["non_finite_map", "constant_map"], message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class PicturePredictor:
+    """Maps of pictures of any size, shown whole or, where they are larger than `tile_px`, also tile by tile.
+
+    A batch that does not fit into memory is halved, for this and all further pictures of its shape. Noise has seed 0.
+    """
+
+    def __init__(self, teacher: Teacher, *, batch_size: int, tile_px: int | None = None, tile_overlap: float = 0.25) -> None:
+        if teacher.spec.depth_space is None:
+            raise ValueError(f"{teacher.spec.name}: depth_space is None; expected a resolved spec")
+        self.depth_space: DepthSpace = teacher.spec.depth_space
+        self._teacher, self._batch_size = teacher, batch_size
+        self._tile_px, self._tile_overlap = tile_px, tile_overlap
+        self._by_shape: dict[tuple[int, ...], Predictor] = {}
+
+    def predict(self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Float32[np.ndarray, "h w"]]:
+        """The map of each picture, all of one size, in the teacher's space.
+
+        Raises torch.OutOfMemoryError when even one picture or tile is too much, and what `Teacher.predict` and, for tiles
+        that are not finite, `align_scale_shift` raise.
+        """
+        height, width = pictures[0].shape[:2]
+        if self._tile_px is None or max(height, width) <= self._tile_px:
+            return self._maps(pictures)
+        boxes = tile_boxes(height, width, tile_px=self._tile_px, overlap=self._tile_overlap)
+        affine = self.depth_space.endswith("affine_invariant")
+        wholes = self._maps(pictures) if affine else [None] * len(pictures)
+        return [self._tiled(picture, boxes, whole) for picture, whole in zip(pictures, wholes, strict=True)]
+
+    def _tiled(
+        self, picture: UInt8[np.ndarray, "h w 3"], boxes: Sequence[Box], whole: Float32[np.ndarray, "h w"] | None
+    ) -> Float32[np.ndarray, "h w"]:
+        tiles = self._maps([picture[_window(box)] for box in boxes])
+        return blend_tiles(tiles, boxes, height_px=picture.shape[0], width_px=picture.shape[1], whole=whole)
+
+    def _maps(self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Float32[np.ndarray, "h w"]]:
+        predictor = self._by_shape.setdefault(pictures[0].shape, Predictor(self._teacher, self._batch_size))
+        views = [View(image=index, number=0, picture=picture, seed=0) for index, picture in enumerate(pictures)]
+        return list(predictor.predict(views))
+
+
+def tile_boxes(height_px: int, width_px: int, *, tile_px: int, overlap: float) -> tuple[Box, ...]:
+    """The fewest tiles of one size that cover a picture in an even grid; neighbours share `overlap` of a side or more.
+
+    Squares of `tile_px`, or less along a side of the picture that is shorter. overlap: 0 or more, below 1.
+    """
+    height, width = min(tile_px, height_px), min(tile_px, width_px)
+    tops, lefts = _starts(height_px, height, overlap), _starts(width_px, width, overlap)
+    return tuple(Box(top, left, height, width) for top in tops for left in lefts)
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    steps = math.ceil((length - side) / max(int(side * (1 - overlap)), 1))
+    return [round(i * (length - side) / max(steps, 1)) for i in range(steps + 1)]
+
+
+def blend_tiles(
+    tiles: Sequence[Float32[np.ndarray, "_ _"]],
+    boxes: Sequence[Box],
+    *,
+    height_px: int,
+    width_px: int,
+    whole: Float32[np.ndarray, "h w"] | None = None,
+) -> Float32[np.ndarray, "h w"]:
+    """Tiles that cover a picture as one map of it.
+
+    whole: a map of the whole picture, to which each tile is aligned in scale and shift; None blends tiles as they are. A tile
+    that agrees with it only upside down, such as a piece of sky, says nothing: the whole map stands there.
+    Raises ValueError, with a whole map, for values that are not finite.
+    """
+    total, weights = np.zeros((height_px, width_px), np.float32), np.zeros((height_px, width_px), np.float32)
+    for tile, box in zip(tiles, boxes, strict=True):
+        weight = np.outer(_bump(box.height), _bump(box.width))
+        total[_window(box)] += weight * (tile if whole is None else _aligned(tile, whole[_window(box)]))
+        weights[_window(box)] += weight
+    return total / weights
+
+
+def _aligned(tile: Float32[np.ndarray, "h w"], whole: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    fit = align_scale_shift(tile, whole, np.ones(tile.shape, np.bool_))
+    return np.float32(fit.scale) * tile + np.float32(fit.shift) if fit.scale > 0 else whole
+
+
+def _bump(length: int) -> Float32[np.ndarray, "length"]:
+    """Almost 0 at both ends, 1 in the middle, without a corner."""
+    return (np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2).astype(np.float32)
+
+
+def _window(box: Box) -> tuple[slice, slice]:
+    return np.s_[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def encode_depth_png(values: Float32[np.ndarray, "h w"], space: DepthSpace, about: Mapping[str, str]) -> bytes:
+    """A 16-bit grey PNG file; value = offset + scale * code, to half a code (1/131070 of the map's range).
+
+    Its tEXt chunks are `scale`, `offset`, `depth_space`, and those of `about`. Raises MapRejectedError for a map with values
+    that are not finite, or with a single one: that is a dead network, or a picture of one pixel.
+    """
+    if wrong := int(np.count_nonzero(~np.isfinite(values))):
+        raise MapRejectedError("non_finite_map", f"{wrong} of {values.size} values are not finite")
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        raise MapRejectedError("constant_map", f"the prediction is {low:g} everywhere")
+    scale = (high - low) / _LARGEST_CODE
+    codes = np.rint((values - low) / np.float64(scale)).clip(0, _LARGEST_CODE).astype(np.uint16)
+    text = PngImagePlugin.PngInfo()
+    for key, value in {"depth_space": space, "scale": repr(scale), "offset": repr(low), **about}.items():
+        text.add_text(key, value)
+    file = io.BytesIO()
+    Image.fromarray(codes).save(file, "PNG", pnginfo=text, compress_level=3)  # 6 is 4 times slower and 1 % smaller
+    return file.getvalue()
+
+
+def read_depth_png(path: Path) -> tuple[Float32[np.ndarray, "h w"], DepthSpace]:
+    """A map and what its numbers mean, from a file of `encode_depth_png`.
+
+    Raises ValueError for a picture that is none, OSError for what is missing, damaged or no picture.
+    """
+    with Image.open(path) as image:
+        found = {key: image.info.get(key) for key in ("scale", "offset", "depth_space")}
+        if image.mode != "I;16" or found["depth_space"] not in DEPTH_SPACES or not (found["scale"] and found["offset"]):
+            raise ValueError(
+                f"{path}: found {image.format} of mode {image.mode} with {found}; expected a 16-bit grey PNG with these three"
+            )
+        codes = np.asarray(image)
+    values = float(found["offset"]) + float(found["scale"]) * codes.astype(np.float64)
+    return values.astype(np.float32), found["depth_space"]
+
+
+def png_text(path: Path) -> dict[str, str]:
+    """The text in front of a PNG's pixels, which are not read; empty for what is no picture. Raises OSError as `open` does."""
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+    except (UnidentifiedImageError, SyntaxError, ValueError):
+        return {}
+
+
+def encode_color_jpeg(values: Float32[np.ndarray, "h w"], space: DepthSpace) -> bytes:
+    """The map as colours, near is red, in the map's own robust range; shrunk where a side is too long for a JPEG."""
+    image = Image.fromarray(colorize_disparity(_nearness(values, space)))
+    image.thumbnail((_JPEG_SIDE_PX, _JPEG_SIDE_PX))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=92)
+    return file.getvalue()
+
+
+def _nearness(values: Float32[np.ndarray, "h w"], space: DepthSpace) -> Float32[np.ndarray, "h w"]:
+    match space:
+        case "disparity_affine_invariant" | "disparity_metric":
+            return values
+        case "depth_affine_invariant":
+            return -values
+        case "depth_metric":
+            return 1 / np.maximum(values, np.float32(_NEAREST_M))
+    assert_never(space)

@@ -1,0 +1,170 @@
+"""The order: every draw is a pure function of its arguments; each sample is seen once an epoch, however the work is shared."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from stages.distillation.order import (
+    AVERAGE,
+    UNCHANGED,
+    BatchPlan,
+    Strategy,
+    color_of,
+    is_flipped,
+    sample_order,
+    teacher_for_step,
+    teachers_of,
+)
+
+SIZES = (5, 3, 5, 5, 5, 2)
+
+
+def plan(**changes: object) -> BatchPlan:
+    given = {"batch_size": 4, "steps": 12, "seed": 3, "primary_ratio": 0.5, "num_teachers": 2, "flip": True, **changes}
+    return BatchPlan(part_sizes=SIZES, **given)  # type: ignore[arg-type]
+
+
+# --- samples --------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_shows_every_image_once_and_depends_on_seed_and_epoch_alone() -> None:
+    orders = [sample_order(seed, epoch, SIZES).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(25)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    sample_order.cache_clear()
+    assert sample_order(1, 1, SIZES).tolist() == orders[3]
+
+
+def test_images_are_shuffled_within_a_window_of_parts() -> None:
+    sizes = (10,) * 6
+    order = sample_order(0, 0, sizes, window=2)
+    windows = [{int(image) // 10 for image in order[start : start + 20]} for start in (0, 20, 40)]
+    assert all(len(parts) == 2 for parts in windows)
+    assert windows[0] | windows[1] | windows[2] == set(range(6))
+    assert any(order[i] // 10 != order[i + 1] // 10 for i in range(8))  # parts are mixed, not one after the other
+
+
+def test_a_plan_that_starts_later_continues_the_same_sequence() -> None:
+    assert list(plan())[4:] == list(plan(first_step=4))
+    seen = [request.sample for batch in plan(batch_size=10, steps=5) for request in batch]
+    assert sorted(seen[:25]) == sorted(seen[25:]) == list(range(25))  # two epochs, across a batch
+
+
+def test_a_step_is_the_same_whatever_was_asked_before() -> None:
+    forwards = [plan(color_jitter=0.5).requests(step) for step in range(12)]
+    sample_order.cache_clear()
+    assert [plan(color_jitter=0.5).requests(step) for step in reversed(range(12))] == forwards[::-1]
+
+
+def test_a_batch_larger_than_the_dataset_spans_epochs() -> None:
+    samples = [request.sample for request in plan(batch_size=80, steps=1).requests(0)]
+    assert [sorted(samples[start : start + 25]) for start in (0, 25, 50)] == [list(range(25))] * 3
+
+
+@pytest.mark.parametrize("batch_size", [7, 8, 12])
+def test_any_number_of_processes_and_micro_batches_shares_each_steps_batch_exactly(batch_size: int) -> None:
+    whole = [plan(batch_size=batch_size).requests(step) for step in range(12)]
+    for world_size in range(1, batch_size + 1):
+        for accumulation in range(1, batch_size // world_size + 1):
+            shared = {"batch_size": batch_size, "world_size": world_size, "accumulation": accumulation}
+            ranks = [plan(rank=rank, **shared) for rank in range(world_size)]
+            assert {len(rank) for rank in ranks} == {12 * accumulation}
+            shares = list(zip(*ranks, strict=True))  # a tuple of all ranks' shares for each micro-batch
+            lengths = {len(share) for shares_of_ranks in shares for share in shares_of_ranks}
+            assert max(lengths) - min(lengths) <= 1
+            assert min(lengths) >= 1
+            for step, batch in enumerate(whole):
+                micro = shares[step * accumulation : (step + 1) * accumulation]
+                assert [request for shares_of_ranks in micro for share in shares_of_ranks for request in share] == batch
+
+
+def test_a_batch_too_small_to_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size: found 4, expected at least one sample for each of 3 processes x 2"):
+        plan(world_size=3, accumulation=2)
+    with pytest.raises(ValueError, match="rank: found 2, expected 0 to 1"):
+        plan(rank=2, world_size=2)
+    with pytest.raises(ValueError, match=r"color_jitter: found 1\.5"):
+        plan(color_jitter=1.5)
+
+
+# --- teachers -------------------------------------------------------------------------------------------------------
+
+
+def test_the_primary_teacher_speaks_in_seven_of_ten_steps() -> None:
+    primary = [teacher_for_step(0, step, 0.7) == 0 for step in range(4000)]
+    assert 0.68 < np.mean(primary) < 0.72
+    assert {teacher_for_step(0, step, 1.0) for step in range(200)} == {0}
+    assert [teacher_for_step(1, step) for step in range(50)] != [teacher_for_step(0, step) for step in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "num_teachers", "shares"),
+    [
+        ("select", 1, {0: 1.0}),
+        ("select", 2, {0: 0.7, 1: 0.3}),
+        ("select", 3, {0: 0.7, 1: 0.15, 2: 0.15}),
+        ("primary", 1, {0: 1.0}),
+        ("assistant", 1, {0: 1.0}),
+        ("assistant", 2, {0: 0.5, 1: 0.5}),
+        ("assistant", 3, {0: 1 / 3, 1: 1 / 3, 2: 1 / 3}),
+        ("average", 3, {AVERAGE: 1.0}),
+    ],
+)
+def test_a_strategy_gives_each_teacher_its_share_of_the_steps(
+    strategy: Strategy, num_teachers: int, shares: dict[int, float]
+) -> None:
+    steps = plan(strategy=strategy, num_teachers=num_teachers, primary_ratio=0.7)
+    found, counts = np.unique([steps.teacher(step) for step in range(4000)], return_counts=True)
+    assert dict(zip(found.tolist(), (counts / 4000).tolist(), strict=True)) == pytest.approx(shares, abs=0.025)
+
+
+def test_one_teacher_speaks_in_all_of_a_steps_batch_on_every_rank() -> None:
+    ranks = [plan(rank=rank, world_size=2, num_teachers=3, steps=40) for rank in (0, 1)]
+    teachers = [{request.teacher for share in shares for request in share} for shares in zip(*ranks, strict=True)]
+    assert {len(teacher) for teacher in teachers} == {1}
+    assert set.union(*teachers) == {0, 1, 2}
+
+
+def test_the_number_of_assistants_does_not_change_when_the_primary_speaks() -> None:
+    two, four = ([teacher_for_step(5, step, 0.7, count) == 0 for step in range(300)] for count in (2, 4))
+    assert two == four
+
+
+def test_each_strategy_names_the_teachers_it_needs() -> None:
+    all_three = ("a", "b", "c")
+    needed = {strategy: teachers_of(strategy, all_three) for strategy in get_args(Strategy)}
+    assert needed == {"select": all_three, "average": all_three, "primary": ("a",), "assistant": ("b", "c")}
+    assert teachers_of("select", ("a",)) == ("a",)
+    for strategy in ("assistant", "average"):
+        with pytest.raises(ValueError, match=rf"strategy: '{strategy}' needs a primary teacher and at least one assistant"):
+            teachers_of(strategy, ("a",))
+
+
+# --- augmentation ---------------------------------------------------------------------------------------------------
+
+
+def test_half_of_the_images_are_mirrored_and_others_in_the_next_epoch() -> None:
+    flips = np.array([[is_flipped(0, epoch, image) for image in range(1000)] for epoch in (0, 1)])
+    assert 0.45 < flips.mean() < 0.55
+    assert 0.4 < (flips[0] != flips[1]).mean() < 0.6
+    assert not any(request.flip for batch in plan(flip=False) for request in batch)
+
+
+def test_colours_fill_their_ranges_and_others_come_in_the_next_epoch() -> None:
+    colors = np.array([[color_of(0, epoch, image, 0.5) for image in range(1000)] for epoch in (0, 1)])
+    for channel, (low, high) in enumerate([(0.5, 1.5)] * 3 + [(-0.25, 0.25)]):
+        drawn, tenth = colors[..., channel], (high - low) / 10
+        assert low <= drawn.min() < low + tenth
+        assert high - tenth < drawn.max() <= high
+    assert np.abs(np.corrcoef(np.concatenate(colors).T) - np.eye(4)).max() < 0.1
+    assert not (colors[0] == colors[1]).any()
+    assert color_of(0, 0, 7, 0.0) == UNCHANGED
+
+
+def test_colour_changes_nothing_else_of_the_order() -> None:
+    plain, colored = list(plan()), list(plan(color_jitter=0.5))
+    assert {request.color for batch in plain for request in batch} == {UNCHANGED}
+    assert [[request._replace(color=UNCHANGED) for request in batch] for batch in colored] == plain
