@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import manifests
@@ -12,6 +13,7 @@ from pipeline.training_log import mean_of_last
 from stages.checkpoints import is_hub_id
 from stages.depth_space import DepthSpace
 from stages.distillation.dataset import LabelDataset
+from stages.distillation.losses import LossTerms
 from stages.distillation.model_card import CardContent, CardTeacher, model_card
 from stages.labelling.teachers import KNOWN
 
@@ -40,24 +42,25 @@ def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
             student_licence=_DEMO_LICENCE if demo else known.licence if known else None,
             start=config.start,
             depth_space=student_space(dataset),
-            teachers=[_teacher(column, summary) for column in columns],
+            teachers=[_teacher(run, column, summary) for column in columns],
             sources=[source.name for source in run.sources],
             images=len(dataset) // contexts,
             rejected=rejected,
             contexts=len(dataset),
             training={k: v for k, v in resolved(config).items() if k not in (*FREE, *_SAID_ELSEWHERE)},
-            metrics=mean_of_last(config.output),
+            metrics=mean_of_last(config.output, [field.name for field in fields(LossTerms)]),
         )
     )
 
 
-def _teacher(column: manifests.ColumnRecord, summary: manifests.RunSummary) -> CardTeacher:
-    said = column.fingerprint
+def _teacher(run: manifests.RunRecord, column: manifests.ColumnRecord, summary: manifests.RunSummary) -> CardTeacher:
+    specs = (value for value in run.configuration.values() if isinstance(value, dict))
+    spec = next((spec for spec in specs if spec.get("name") == column.name), {})
     (licences,) = (found.licences for found in summary.columns if found.name == column.name)
     return CardTeacher(
         name=column.name,
-        checkpoint=_name(str(said.get("checkpoint", "not recorded"))),
-        revision=str(said["revision"]) if said.get("revision") else None,
+        checkpoint=_name(spec["checkpoint"]) if "checkpoint" in spec else "not recorded",
+        revision=spec.get("revision"),
         licence=" and ".join(most_restrictive(licences)) or None,
         depth_space=column.depth_space or "disparity_affine_invariant",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -135,8 +135,7 @@ class Follower:
         return complete.rpartition(b"\n")[2]
 
 
-def mean_of_last(output: Path, steps: int = 100) -> dict[str, float]:
-    """Means of the numbers of the last steps, by name; what a model card states of the training."""
+def mean_of_last(output: Path, names: Sequence[str], steps: int = 100) -> dict[str, float]:
+    """Means of the named numbers over the last steps; what a model card states of the training."""
     lines = [json.loads(line) for line in (output / METRICS).read_text(encoding="utf-8").splitlines()[-steps:]]
-    names = [name for name, value in lines[-1].items() if isinstance(value, float)] if lines else []
     return {name: math.fsum(line[name] for line in lines) / len(lines) for name in names}

@@ -83,7 +83,7 @@ class CardContent:
     training: Mapping[str, object]
     """The configuration, by setting."""
     metrics: Mapping[str, object] = field(default_factory=dict)
-    """Last values of the training's own record, such as the loss terms."""
+    """Of the training's own record, such as the loss terms: means over its last steps."""
     licence_link: str | None = None
     """Where a licence that the hub does not know can be read."""
 
@@ -97,7 +97,7 @@ def model_card(content: CardContent) -> str:
         "## What it was made from\n\n" + _origin(content),
         "## Licences\n\n" + _licences(content),
         "## Training\n\n" + _table(("setting", "value"), content.training.items()),
-        "### At its end\n\n" + _table(("measure", "last value"), content.metrics.items()) if content.metrics else "",
+        "### At its end\n\n" + _table(("measure", "mean of the last steps"), content.metrics.items()) if content.metrics else "",
         f"## Evaluation\n\n{RESULTS_START}\nNot evaluated yet.\n{RESULTS_END}",
     ]
     return f"---\n{_metadata(content).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"

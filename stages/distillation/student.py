@@ -237,7 +237,9 @@ def save_student(
     (aside / TRAINING).write_text(json.dumps(training, sort_keys=True, indent=2) + "\n", "utf-8")
     if card is not None:
         (aside / CARD).write_text(card, "utf-8")
+    mode = (aside / TRAINING).stat().st_mode
     for path in sorted(aside.iterdir(), key=lambda path: path.name == WEIGHTS):
+        path.chmod(mode)  # safetensors makes files that only their owner can read
         with path.open("rb") as file:
             os.fsync(file.fileno())
         path.replace(folder / path.name)
