@@ -7,7 +7,7 @@ docs/format.md is the contract. Importing this package imports neither torch, ra
 from manifests.commit import fsync_tree, hash_tree, sha256_file, write_exclusively, write_replacing
 from manifests.compare import Difference, compare
 from manifests.litter import clean
-from manifests.lock import RunInUseError, hold_run
+from manifests.lock import RunInUseError, hold_file, hold_run
 from manifests.repair import DroppedPart, RepairReport, drop_parts, repair
 from manifests.run import (
     NotARunError,
@@ -93,6 +93,7 @@ __all__ = [
     "fingerprint_differences",
     "fsync_tree",
     "hash_tree",
+    "hold_file",
     "hold_run",
     "load_catalogue",
     "load_failure",

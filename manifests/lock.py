@@ -18,7 +18,7 @@ _NO_LOCKS_HERE = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
 
 
 class RunInUseError(RuntimeError):
-    """Another process holds the run in a way that does not go with ours."""
+    """Another process holds the folder in a way that does not go with ours."""
 
 
 @contextmanager
@@ -27,14 +27,20 @@ def hold_run(run_dir: Path, *, exclusive: bool) -> Iterator[None]:
 
     Leaves an empty file RUN/.driver.lock; the folder must be there. Raises RunInUseError, or OSError where it cannot write.
     """
-    path = Path(run_dir, LOCK_NAME)
+    other = "a labelling, `repair` or `clean`" if exclusive else "`python -m manifests repair` or `clean`"
+    with hold_file(Path(run_dir, LOCK_NAME), exclusive=exclusive, in_use=f"{run_dir}: in use by {other}"):
+        yield
+
+
+@contextmanager
+def hold_file(path: Path, *, exclusive: bool, in_use: str) -> Iterator[None]:
+    """As `hold_run`, on a lock file of any folder; `in_use` begins the message of RunInUseError."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            other = "a labelling, `repair` or `clean`" if exclusive else "`python -m manifests repair` or `clean`"
-            raise RunInUseError(f"{run_dir}: in use by {other}; found {path} locked, try again when that has ended") from error
+            raise RunInUseError(f"{in_use}; found {path} locked, try again when that has ended") from error
         except OSError as error:
             if error.errno not in _NO_LOCKS_HERE:
                 raise

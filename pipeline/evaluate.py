@@ -22,7 +22,7 @@ from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluate_data import RenderedScenes
 from pipeline.evaluate_data import scenes_protocol as protocol
 from pipeline.evaluate_run import EvaluatedModel, evaluate_set, score_all
-from pipeline.evaluate_tables import SetResult, as_json, format_table, markdown, per_image_file, result_table
+from pipeline.evaluate_tables import SetResult, as_json, format_table, markdown, notes, per_image_file, result_table
 from pipeline.models import ModelError, find_model
 from stages.depth_space import DepthSpace
 from stages.distillation.model_card import replace_results
@@ -53,11 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; where predictions are kept, the same command goes on from here.", file=sys.stderr)
         return 130
-    failures = [*done.failures, *_write(config, done)]
+    except OSError as error:  # of the predictions that are kept: a full disk, say
+        print(f"evaluate: {error}\nWhen the cause is gone, the same command goes on from here.", file=sys.stderr)
+        return 1
     if done.results:
         print(result_table(list(done.models), done.results))
-    for result in done.results:
-        print(result.about())
+    for note in notes(done.results):
+        print(note)
+    failures = [*done.failures, *_write(config, done)]
     for failure in failures:
         print(f"evaluate: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -117,18 +120,21 @@ def evaluate_models(
 def _write(config: EvaluateConfig, done: Evaluation) -> list[str]:
     """Every file that was asked for, each whole or not at all; what could not be written, in words."""
     names = list(done.models)
+    problems: list[str | None] = []
     if config.json_file:
         models = {
             name: {"checkpoint": model.found.spec.checkpoint, "depth_space": model.space, **model.settings()}
             for name, model in done.models.items()
         }
         content = as_json(resolved(config), models, done.results) | {"failures": list(done.failures)}
-        _replace(config.json_file, (json.dumps(content, indent=2) + "\n").encode())
+        problems.append(_replace(config.json_file, (json.dumps(content, indent=2) + "\n").encode()))
     if config.markdown:
-        _replace(config.markdown, _markdown(done, names).encode())
+        problems.append(_replace(config.markdown, _markdown(done, names).encode()))
     if config.per_image:
-        _replace(config.per_image, per_image_file(done.results, config.per_image.suffix))
-    return [problem for name in names if config.write_card and (problem := _write_card(done, name))]
+        problems.append(_replace(config.per_image, per_image_file(done.results, config.per_image.suffix)))
+    if config.write_card:
+        problems += [_write_card(done, name) for name in names]
+    return [problem for problem in problems if problem]
 
 
 def _write_card(done: Evaluation, name: str) -> str | None:
@@ -142,17 +148,20 @@ def _write_card(done: Evaluation, name: str) -> str | None:
         text = replace_results(card.read_text(encoding="utf-8"), _markdown(done, [name]))
     except ValueError as error:
         return f"{card}: {error}"
-    _replace(card, text.encode())
-    return None
+    return _replace(card, text.encode())
 
 
 def _markdown(done: Evaluation, names: Sequence[str]) -> str:
     return markdown({name: done.models[name].describe() for name in names}, done.results)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifests.write_replacing(path, content)
+def _replace(path: Path, content: bytes) -> str | None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        manifests.write_replacing(path, content)
+    except OSError as error:
+        return f"{path}: cannot be written: {error.strerror}; what was predicted is kept where --output says"
+    return None
 
 
 if __name__ == "__main__":

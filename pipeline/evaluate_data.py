@@ -26,7 +26,7 @@ from stages.evaluation.scenes import (
     render_batches,
     resize_bilinear,
 )
-from stages.evaluation.scoring import ImageScore, score
+from stages.evaluation.scoring import ImageScore, score, thinned
 
 _ALIGNMENT = {
     "disparity_affine_invariant": f"scale and shift fitted to 1/depth per scene, disparity floored at {DISPARITY_FLOOR:g}",
@@ -75,10 +75,10 @@ class EvaluationSet(Protocol):
 
     def central_half(
         self, prediction: Float32[np.ndarray, "h w"], sample: BenchmarkSample
-    ) -> tuple[DepthMetrics, DepthMetrics]:
+    ) -> tuple[DepthMetrics, DepthMetrics] | None:
         """Metrics on the central half of rows and columns, fitted on all valid pixels, and fitted on that half's alone.
 
-        Raises ValueError, naming the image, also where nothing is valid there.
+        None where no pixel of that half is valid. Raises ValueError, naming the image.
         """
         ...
 
@@ -109,9 +109,9 @@ class PublicBenchmark:
 
     def central_half(
         self, prediction: Float32[np.ndarray, "h w"], sample: BenchmarkSample
-    ) -> tuple[DepthMetrics, DepthMetrics]:
+    ) -> tuple[DepthMetrics, DepthMetrics] | None:
         rules = self._benchmark.rules
-        return _central_half(prediction, sample, self._space, rules.clip_min_m, rules.clip_max_m)
+        return _central_half(prediction, sample, self._space, rules.clip_min_m, rules.clip_max_m, rules.fit_long_side_px)
 
 
 class RenderedScenes:
@@ -150,7 +150,7 @@ class RenderedScenes:
 
     def central_half(
         self, prediction: Float32[np.ndarray, "h w"], sample: BenchmarkSample
-    ) -> tuple[DepthMetrics, DepthMetrics]:
+    ) -> tuple[DepthMetrics, DepthMetrics] | None:
         return _central_half(prediction, sample, self._space, MIN_DEPTH_M, MAX_DEPTH_M)
 
 
@@ -200,11 +200,15 @@ def _central_half(
     space: DepthSpace,
     min_depth_m: float,
     max_depth_m: float | None,
-) -> tuple[DepthMetrics, DepthMetrics]:
+    fit_long_side_px: int | None = None,
+) -> tuple[DepthMetrics, DepthMetrics] | None:
     height, width = sample.valid.shape
     central: Bool[np.ndarray, "h w"] = np.zeros_like(sample.valid)
     central[height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2] = True
     central &= sample.valid
+    fits = [pixels if fit_long_side_px is None else thinned(pixels, fit_long_side_px) for pixels in (sample.valid, central)]
+    if not fits[1].any():
+        return None
     resized = resize_bilinear(prediction, sample.valid.shape)
     affine: DepthSpace = "disparity_affine_invariant" if is_disparity(space) else "depth_affine_invariant"
 
@@ -222,7 +226,7 @@ def _central_half(
         except ValueError as error:
             raise ValueError(f"{sample.name}: central half: {error}") from error
 
-    return fitted_on(sample.valid), fitted_on(central)
+    return fitted_on(fits[0]), fitted_on(fits[1])
 
 
 def _no_picture(shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"]:

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -57,7 +58,8 @@ class EvaluatedModel:
         own = {name: getattr(spec, name) for name in ("loader", "dtype", "input_px")}
         if spec.loader == "marigold":
             own |= {"steps": spec.steps, "ensemble": spec.ensemble, "seed": self._seed}
-        return {"checkpoint_sha256": self.checkpoint_sha256, **own}
+        libraries = ("torch", "transformers" if spec.loader == "transformers" else "diffusers")
+        return {"checkpoint_sha256": self.checkpoint_sha256, **own, **{name: version(name) for name in libraries}}
 
     def describe(self) -> str:
         """One line that identifies it, without the paths of this machine."""
@@ -169,7 +171,7 @@ def evaluate_set(
     with tqdm(total=len(data.names), desc=data.name, unit="img", disable=not progress) as bar:
         answers = _answers(_readable(questions, outcome.problems, bar), models, outcome.failures, batch, bar)
         mark = partial(_mark, score, store, keys)
-        for answer, result in ahead(mark, answers, threads=workers, depth=workers + batch):
+        for answer, result in ahead(mark, answers, threads=workers, depth=workers):
             if isinstance(result, ValueError):
                 outcome.failures.setdefault(answer.model, f"{answer.model}: {result}")
             else:

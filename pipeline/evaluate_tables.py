@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from stages.evaluation.boundaries import BoundaryScore
 from stages.evaluation.metrics import DepthMetrics
-from stages.evaluation.published import PublishedRow, published_rows
+from stages.evaluation.published import CAVEAT, PublishedRow, published_rows
 from stages.evaluation.scoring import ImageScore, MeanScore, mean_scores
 
 _REFUSED = "refused"
@@ -83,8 +83,13 @@ def markdown(models: Mapping[str, str], results: Sequence[SetResult]) -> str:
     ]
     if details:
         lines += [*_markdown_table([["model", "benchmark", *_FLAT_NAMES, "images with edges"], *details]), ""]
-    notes = [result.about() for result in results] + [f"{name}: {about}" for name, about in models.items()]
-    return "\n".join([*lines, *(f"- {note}" for note in notes), ""])
+    about = [*notes(results), *(f"{name}: {about}" for name, about in models.items())]
+    return "\n".join([*lines, *(f"- {note}" for note in about), ""])
+
+
+def notes(results: Sequence[SetResult]) -> list[str]:
+    """What the table's numbers depend on: ours, and the published ones where there are any."""
+    return [*(result.about() for result in results), *([CAVEAT] if _published(results) else [])]
 
 
 def as_json(
@@ -111,6 +116,7 @@ def as_json(
             for result in results
         ],
         "published": [dataclasses.asdict(row) for row in _published(results)],
+        "published_caveat": CAVEAT,
     }
 
 

@@ -48,7 +48,7 @@ class Fig5:
     """A region labelled in a close-up, beside the same region of the whole photograph's label."""
 
     model: str
-    """Folder of a checkpoint, or an id on the hub."""
+    """A student or a teacher: a folder or a hub id."""
     image: Path
     """The photograph."""
     output: Path = Path("fig5.png")
@@ -69,7 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = tyro.extras.subcommand_cli_from_dict(
         {"fig2": Fig2, "fig5": Fig5}, prog="python -m pipeline.figures", description=__doc__ or "", args=argv
     )
-    return _fig2(config) if isinstance(config, Fig2) else _fig5(config)
+    try:
+        return _fig2(config) if isinstance(config, Fig2) else _fig5(config)
+    except KeyboardInterrupt:
+        print("\nInterrupted; where predictions are kept, the same command goes on from here.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"figures: {error}", file=sys.stderr)
+        return 1
 
 
 def _fig2(config: Fig2) -> int:
@@ -80,13 +87,16 @@ def _fig2(config: Fig2) -> int:
     rows = [["model", "benchmark", "images", "fitted on the whole", "fitted on the half"]]
     for data, outcome in scored.sets:
         for model, scores in outcome.scores.items():
-            if scores and (config.allow_missing or not outcome.problems):
-                pairs = np.array([[whole.abs_rel, half.abs_rel] for whole, half in scores.values()]).mean(0)
-                rows.append([model, data.name, str(len(scores)), *(f"{value:.4f}" for value in pairs)])
+            pairs = [(pair[0].abs_rel, pair[1].abs_rel) for pair in scores.values() if pair]
+            if pairs and (config.allow_missing or not outcome.problems):
+                count = str(len(pairs)) if len(pairs) == len(data.names) else f"{len(pairs)} of {len(data.names)}"
+                rows.append([model, data.name, count, *(f"{value:.4f}" for value in np.mean(pairs, 0))])
     rows += [["paper, figure 2", name, "", f"{whole:.3f}", f"{half:.3f}"] for name, whole, half in FIGURE_2]
     print(aligned(rows))
     for data, _ in scored.sets:
-        print(f"AbsRel on the central half of rows and columns. {data.describe()}")
+        print(
+            f"AbsRel on the central half of rows and columns, of images with depth there; but for the fits: {data.describe()}"
+        )
     for failure in scored.failures:
         print(f"figures: {failure}", file=sys.stderr)
     return 1 if scored.failures else 0
@@ -98,8 +108,8 @@ def _fig5(config: Fig5) -> int:
         box = region_box(image, config.box)
         teacher = load_model(config.model, depth_space=config.depth_space, device=config.device)
         picture = region_comparison(teacher, image, box, input_px=config.input_px, seed=config.seed)
-    except (ModelError, OSError, ValueError) as error:
-        print(f"figures: {error}", file=sys.stderr)
+    except (ModelError, RuntimeError, ValueError) as error:  # RuntimeError: torch's, for an input it cannot take
+        print(f"figures: {config.image}: {error}", file=sys.stderr)
         return 1
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "PNG")

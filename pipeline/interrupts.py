@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ def stop_requested(message: str) -> Iterator[Callable[[], bool]]:
         if requested:
             raise KeyboardInterrupt
         requested = True
-        print(f"\n{message}", file=sys.stderr, flush=True)
+        os.write(sys.stderr.fileno(), f"\n{message}\n".encode())  # not print: stderr may be in the midst of a line
 
     if current_thread() is not main_thread():
         yield lambda: False
@@ -34,3 +35,26 @@ def stop_requested(message: str) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def born_deaf() -> Iterator[None]:
+    """Processes that are started within do not hear Ctrl-C and SIGTERM, which a terminal or a scheduler sends to a whole group.
+
+    Their parent decides when they end. Python processes started by spawn need `deaf` as well, once they are up.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def deaf(_: int = 0) -> None:
+    """For `DataLoader(worker_init_fn=...)`: torch has set a handler of its own in the meantime."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from stages.checkpoints import checkpoint_folder
+from stages.checkpoints import checkpoint_folder, is_hub_id
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.labelling.teachers import KNOWN, Teacher, TeacherSpec, load_teacher, resolve
 from stages.labelling.teachers.known import LoaderName
@@ -51,7 +51,8 @@ def find_model(
 ) -> FoundModel:
     """A student or a teacher, of any of the three loaders; a hub id is fetched.
 
-    depth_space: of a checkpoint that does not say it. Raises ModelError.
+    depth_space: of a checkpoint that does not say it. revision: of a hub id; the spec has the commit that was fetched.
+    Raises ModelError.
     """
     name, known = name or checkpoint, KNOWN.get(checkpoint)
     try:
@@ -60,7 +61,7 @@ def find_model(
             name=name,
             loader=known.loader if known else _loader(folder),
             checkpoint=checkpoint,
-            revision=revision,
+            revision=folder.name if is_hub_id(checkpoint) else revision,  # a snapshot's folder is named by its commit
             depth_space=None if known else _depth_space(folder, depth_space),
             input_px=input_px,
         )
@@ -84,7 +85,9 @@ def load_model(
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is a GPU where there is one."""
+    """`auto` is a GPU where there is one. Raises ValueError for a GPU where there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device}, but torch sees no CUDA device here; use cpu or auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 

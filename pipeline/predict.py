@@ -71,7 +71,7 @@ class PredictConfig:
     depth_space: DepthSpace | None = None
     """What the model's numbers mean, where the checkpoint does not say it."""
     revision: str | None = None
-    """Full commit of a hub id."""
+    """Commit, tag or branch of a hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of weights and activations; maps are float32 all the same."""
     device: str = "auto"
@@ -97,8 +97,9 @@ class PredictConfig:
         ]
         if not self.inputs:
             found.append("IN: none given; expected photographs or folders of them")
-        if not 0 <= self.tile_overlap <= 0.9:
-            found.append(f"--tile-overlap is {self.tile_overlap}, expected a share of a tile's side from 0 to 0.9")
+        if not 0.05 <= self.tile_overlap <= 0.9:
+            what = "a share of a tile's side from 0.05, below which seams show, to 0.9"
+            found.append(f"--tile-overlap is {self.tile_overlap}, expected {what}")
         if self.output.exists() and not self.output.is_dir():
             found.append(f"--output {self.output}: a file; expected a folder, or a new name for one")
         return found
@@ -236,17 +237,24 @@ def _predict(
 
     for group in in_batches(views(), batch_size, 2 * batch_size):
         items = [waiting.pop(view.image) for view in group]
-        try:
-            maps = predictor.predict([item.picture for item in items])
-        except torch.AcceleratorError:  # the device will not recover
-            raise
-        except (RuntimeError, ValueError) as error:  # torch's, for an input the network cannot take
-            kind = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "cannot_predict"
-            for item in items:
-                progress.fail(manifests.Problem(kind=kind, where=item.photograph.name, message=str(error)))
-            continue
-        for item, values in zip(items, maps, strict=True):
-            yield _Predicted(photograph=item.photograph, values=values, space=space, sha256=item.sha256)
+        for item, values in zip(items, _maps(predictor, items), strict=True):
+            if isinstance(values, manifests.Problem):
+                progress.fail(values)
+            else:
+                yield _Predicted(photograph=item.photograph, values=values, space=space, sha256=item.sha256)
+
+
+def _maps(predictor: PicturePredictor, items: Sequence[_Decoded]) -> list[Float32[np.ndarray, "h w"] | manifests.Problem]:
+    """Each photograph's map, or why it has none; where they fail together, each is tried alone."""
+    try:
+        return [*predictor.predict([item.picture for item in items])]
+    except torch.AcceleratorError:  # the device will not recover
+        raise
+    except (RuntimeError, ValueError) as error:  # torch's, for an input the network cannot take
+        kind = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "cannot_predict"
+        problem = manifests.Problem(kind=kind, where=items[0].photograph.name, message=str(error))
+    # Outside of the handler: the error would keep the failed batch's tensors alive.
+    return [problem] if len(items) == 1 else [result for item in items for result in _maps(predictor, [item])]
 
 
 def _write(item: _Predicted, *, recipe: Mapping[str, str], wanted: Sequence[str]) -> manifests.Problem | None:

@@ -13,19 +13,12 @@ from typing import Any
 from pipeline.config import USAGE_ERROR, parse_command
 from pipeline.interrupts import stop_requested
 from pipeline.models import resolve_device
+from pipeline.ranks import Place
 from pipeline.train_config import PRESETS, TrainConfig
-from pipeline.train_loop import (
-    STOPPING,
-    Place,
-    TrainingInterruptedError,
-    TrainingStoppedError,
-    TrainResult,
-    base_settings,
-    run_training,
-)
-from pipeline.training_state import OutputMismatchError, finished_training
+from pipeline.train_loop import STOPPING, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
+from pipeline.train_setup import is_finished
 
-__all__ = ["PRESETS", "TrainConfig", "TrainResult", "TrainingInterruptedError", "TrainingStoppedError", "main", "train"]
+__all__ = ["TrainConfig", "TrainResult", "TrainingInterruptedError", "TrainingStoppedError", "main", "train"]
 
 
 def train(config: TrainConfig, on_step: Callable[[Mapping[str, Any]], None] | None = None) -> TrainResult:
@@ -34,7 +27,7 @@ def train(config: TrainConfig, on_step: Callable[[Mapping[str, Any]], None] | No
     Raises ValueError or OSError for a run, student or output that does not fit, TrainingStoppedError before an update that
     would do harm, TrainingInterruptedError after Ctrl-C or SIGTERM, once the state is saved.
     """
-    if finished_training(config.output, base_settings(config)):
+    if is_finished(config):
         return TrainResult(checkpoint=config.output, steps=config.steps, resumed_from=config.steps, images=None)
     if config.num_workers == 1 and config.address is None:
         with stop_requested(STOPPING) as stop:
@@ -45,14 +38,14 @@ def train(config: TrainConfig, on_step: Callable[[Mapping[str, Any]], None] | No
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 finished, 1 stopped, 2 refused before anything was done, 130 interrupted."""
+    """The command. Exit status: 0 finished, 1 stopped on the way, 2 refused as it stands, 130 interrupted."""
     config = parse_command(TrainConfig, PRESETS, program="python -m pipeline.train", description=__doc__ or "", argv=argv)
     try:
         result = train(config)
-    except OutputMismatchError as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"pipeline.train: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except (TrainingStoppedError, ValueError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         print(f"pipeline.train: {error}", file=sys.stderr)
         return 1
     except TrainingInterruptedError as error:

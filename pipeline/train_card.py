@@ -17,7 +17,10 @@ from stages.distillation.losses import LossTerms
 from stages.distillation.model_card import CardContent, CardTeacher, model_card
 from stages.labelling.teachers import KNOWN
 
-_SAID_ELSEWHERE = ("student", "student_revision", "fresh_head", "from_scratch", "teachers")
+_SAID_ELSEWHERE = (
+    *("student", "student_revision", "fresh_head", "from_scratch", "teachers"),
+    *("feature_encoder", "feature_revision"),
+)
 _DEMO_LICENCE = "Apache-2.0"
 
 
@@ -31,9 +34,11 @@ def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
     run = manifests.load_run(config.run)
     summary = manifests.summarize(config.run)
     columns = [column for column in run.columns if column.name in config.columns]
-    rejected = max(sum(column.rejected.values()) for column in summary.columns)
     contexts = int(run.plan.get("contexts_per_image", 1))
+    images = len(dataset) // contexts
     known, demo = KNOWN.get(config.student), config.student == "demo"
+    encoder = config.feature_encoder if config.feature_weight else None
+    known_encoder = KNOWN.get(encoder or "")
     return model_card(
         CardContent(
             name=config.output.resolve().name,
@@ -42,10 +47,13 @@ def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
             student_licence=_DEMO_LICENCE if demo else known.licence if known else None,
             start=config.start,
             depth_space=student_space(dataset),
+            feature_encoder=_name(encoder) if encoder else None,
+            feature_revision=config.feature_revision or (known_encoder.revision if known_encoder else None),
+            feature_licence=known_encoder.licence if known_encoder else None,
             teachers=[_teacher(run, column, summary) for column in columns],
             sources=[source.name for source in run.sources],
-            images=len(dataset) // contexts,
-            rejected=rejected,
+            images=images,
+            unused=sum(source.images for source in run.sources) - images,
             contexts=len(dataset),
             training={k: v for k, v in resolved(config).items() if k not in (*FREE, *_SAID_ELSEWHERE)},
             metrics=mean_of_last(config.output, [field.name for field in fields(LossTerms)]),

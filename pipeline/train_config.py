@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,8 @@ FREE = (
     *("preset", "config", "run", "output", "resume", "device", "num_workers", "address", "max_restarts", "loader_workers"),
     *("accumulation", "activation_checkpointing", "checkpoint_every", "keep_checkpoints", "picture_every"),
 )
-"""What may change when a training goes on: it changes where and how fast, and the result by rounding at most."""
+"""What may change when a training goes on: it changes where and how fast, and the result by rounding at most (and by which
+paths are dropped, in students that drop any at random)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +197,11 @@ class TrainConfig:
             teachers_of(self.strategy, self.teachers)
         except ValueError as error:
             found.append(f"strategy: {error}")
-        if self.device.startswith("cuda") and self.address is None and not torch.cuda.is_available():
+        if not -1 <= self.feature_margin <= 1:
+            found.append(f"feature_margin: found {self.feature_margin}, expected a cosine, between -1 and 1")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            found.append(f"device: found {self.device!r}, expected auto, cpu, cuda or cuda:N")
+        elif self.device.startswith("cuda") and self.address is None and not torch.cuda.is_available():
             found.append(f"device: found {self.device}, but torch sees no CUDA device here; use cpu or auto")
         return found
 

@@ -20,16 +20,15 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.interrupts import stop_requested
+from pipeline.ranks import Place, RefusedError
 from pipeline.train_config import TrainConfig
-from pipeline.train_loop import STOPPING, Place, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
+from pipeline.train_loop import STOPPING, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
+from pipeline.train_setup import is_finished
 from pipeline.training_log import Follower
-from pipeline.training_state import OutputMismatchError
 
 STOP = "stop-requested"
-_RAY = ".ray"  # what Ray Train keeps while it runs
-_FAILURES: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (TrainingStoppedError, OutputMismatchError, FileNotFoundError, ValueError)
-}
+_RAY = f".ray-{os.getpid()}"  # what Ray Train keeps while it runs
+_FAILURES: dict[str, type[Exception]] = {kind.__name__: kind for kind in (TrainingStoppedError, RefusedError)}
 
 
 class WorkersFailedError(RuntimeError):
@@ -50,9 +49,10 @@ def train_on_ray(config: TrainConfig) -> TrainResult:
     ray.init(address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     progress = Follower(config)
     try:
+        use_gpu = _uses_gpu(config)
         # In a thread of its own: Ray Train answers Ctrl-C by tearing the workers down, and ours are to save their state first.
         ended: Future[dict[str, Any]] = Future()
-        Thread(target=_fit, args=(config, ended), daemon=True).start()
+        Thread(target=_fit, args=(config, use_gpu, ended), daemon=True).start()
         with stop_requested(STOPPING) as asked:  # not before Ray has started: it sets a handler of its own for SIGTERM
             while not wait([ended], timeout=0.2).done:
                 progress.tick()
@@ -66,32 +66,43 @@ def train_on_ray(config: TrainConfig) -> TrainResult:
         shutil.rmtree(config.output / _RAY, ignore_errors=True)
 
 
-def _fit(config: TrainConfig, ended: Future[dict[str, Any]]) -> None:
+def _fit(config: TrainConfig, use_gpu: bool, ended: Future[dict[str, Any]]) -> None:
     """Run Ray Train to its end; what comes of it goes to `ended`."""
-    use_gpu = config.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-    trainer = TorchTrainer(
-        _train_in_worker,
-        train_loop_config={"config": config},
-        scaling_config=ray.train.ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        run_config=ray.train.RunConfig(
-            name=_RAY,
-            storage_path=str(config.output),
-            failure_config=ray.train.FailureConfig(max_failures=config.max_restarts),
-        ),
-    )
     try:
+        trainer = TorchTrainer(
+            _train_in_worker,
+            train_loop_config={"config": config},
+            scaling_config=ray.train.ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu),
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            run_config=ray.train.RunConfig(
+                name=_RAY,
+                storage_path=str(config.output),
+                failure_config=ray.train.FailureConfig(max_failures=config.max_restarts),
+            ),
+        )
         ended.set_result(trainer.fit().return_value or {})
     except ray.train.TrainingFailedError as error:
-        ended.set_exception(WorkersFailedError(str(error)))
+        ended.set_exception(WorkersFailedError(f"the workers failed {config.max_restarts + 1} times; the last time: {error}"))
     except BaseException as error:
         ended.set_exception(error)
 
 
+def _uses_gpu(config: TrainConfig) -> bool:
+    """Whether the workers get a GPU each. Raises RefusedError where the cluster has no room: Ray would wait without a word."""
+    found = ray.cluster_resources()
+    use_gpu = config.device.startswith("cuda") or (config.device == "auto" and found.get("GPU", 0) > 0)
+    kind = "GPU" if use_gpu else "CPU"
+    if (room := int(found.get(kind, 0))) < config.num_workers:
+        raise RefusedError(f"num_workers: found {config.num_workers}, but Ray sees {room} {kind}s; ask for {room} at most")
+    return use_gpu
+
+
 def _train_in_worker(arguments: dict[str, Any]) -> dict[str, Any]:
-    """One rank. A refusal of ours is returned, not raised: starting the workers again would not change it."""
+    """One rank. What all ranks refuse alike is returned, not raised: starting the workers again would not change it."""
     config: TrainConfig = arguments["config"]
     context = ray.train.get_context()
+    if is_finished(config):  # one of us died when all was done
+        return {"resumed_from": config.steps, "images": None}
     place = Place(device=str(get_device()), rank=context.get_world_rank(), world_size=context.get_world_size())
     try:
         result = run_training(config, place, lambda: place.rank == 0 and Path(config.output, STOP).exists())

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +22,16 @@ from typing import Any
 import torch
 
 import manifests
+from pipeline.ranks import RefusedError
 from stages.distillation.columns import lock_differences
 from stages.distillation.student import TRAINING, WEIGHTS
 
 STATES, LOCK = "states", "dataset.lock.json"
 _LIBRARIES = ("torch", "transformers", "zarr", "numpy")
+_STEP = re.compile(r'\{"step": (\d+),')
 
 
-class OutputMismatchError(ValueError):
+class OutputMismatchError(RefusedError):
     """The output folder belongs to a training with other settings."""
 
 
@@ -37,7 +41,10 @@ def library_versions() -> dict[str, str]:
 
 
 def finished_training(output: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the output holds the finished checkpoint of these settings; raises OutputMismatchError if of others."""
+    """Whether the output holds the finished checkpoint of these settings; raises OutputMismatchError if of others.
+
+    What a crash between the last two steps of a training has left behind is removed.
+    """
     if not (output / WEIGHTS).exists():
         return False
     try:
@@ -48,53 +55,91 @@ def finished_training(output: Path, settings: Mapping[str, Any]) -> bool:
         )
         raise OutputMismatchError(message) from error
     _refuse_differences(output, {name: record.get(name) for name in settings}, settings)
+    remove_states(output)
     return True
 
 
+# --- labels ---------------------------------------------------------------------------------------------------------
+
+
+def locked_parts(output: Path) -> frozenset[str] | None:
+    """The parts that a training in this output began with; None where none has begun."""
+    lock = _read_lock(output)
+    return None if lock is None else frozenset(name.rpartition("/")[2] for name in lock)
+
+
+def refuse_other_labels(output: Path, lock: Mapping[str, str]) -> None:
+    """Raises OutputMismatchError, naming the parts, where a training in this output began with other labels."""
+    if differences := lock_differences(lock, _read_lock(output) or lock):
+        listed = "".join(f"\n  - {line}" for line in differences)
+        raise OutputMismatchError(
+            f"{output}: the labels are not those this training began with ({LOCK}):{listed}\n"
+            "Bring them back, or choose another output"
+        )
+
+
 def lock_dataset(output: Path, lock: Mapping[str, str]) -> None:
-    """Keep which labels a training reads. Raises OutputMismatchError, naming the parts, where it began with others."""
+    """Keep which labels a training reads, once it is sure to begin."""
+    if _read_lock(output) is None:
+        manifests.write_replacing(output / LOCK, (json.dumps(lock, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _read_lock(output: Path) -> dict[str, str] | None:
     path = output / LOCK
-    if path.exists():
-        if differences := lock_differences(lock, json.loads(path.read_text(encoding="utf-8"))):
-            listed = "".join(f"\n  - {line}" for line in differences)
-            raise OutputMismatchError(f"{output}: the labels are not those this training began with ({LOCK}):{listed}")
-        return
-    manifests.write_replacing(path, (json.dumps(lock, indent=1, sort_keys=True) + "\n").encode())
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+# --- states ---------------------------------------------------------------------------------------------------------
 
 
 def save_state(output: Path, settings: Mapping[str, Any], state: Mapping[str, Any], step: int, keep: int) -> None:
-    """Keep a learner's state before a step, and of the older ones the latest `keep` - 1."""
+    """Keep a learner's state before a step, and of the older ones the latest `keep` - 1. Raises OSError on a full disk."""
     folder = output / STATES
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
     aside = path.with_suffix(".part")
-    with aside.open("wb") as file:
-        torch.save({"settings": json.dumps(settings), "step": step, "learner": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    for old in _states(output)[:-keep]:
+    try:
+        with aside.open("wb") as file:
+            torch.save({"settings": json.dumps(settings), "step": step, "learner": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for a disk that is full
+        aside.unlink(missing_ok=True)
+        raise OSError(
+            f"{path}: the state cannot be written: {error}; make room, and the same command goes on from the state before"
+        ) from error
+    older = [found for found in _states(output) if found < path]
+    newer = [found for found in _states(output) if found > path]  # damaged ones, which were passed over
+    for old in [*older[: len(older) - (keep - 1)], *newer]:
         old.unlink()
 
 
-def load_state(output: Path, settings: Mapping[str, Any], device: str) -> tuple[int, Mapping[str, Any] | None]:
-    """The latest state's step and content; 0 and None where there is none. Raises OutputMismatchError.
+def load_state(output: Path, settings: Mapping[str, Any]) -> tuple[int, Mapping[str, Any] | None]:
+    """The latest state's step and content, on the CPU; 0 and None where there is none. Raises OutputMismatchError.
 
-    A state that cannot be read (a damaged disk) is passed over for the one before it, and said so.
+    A state that is damaged is passed over for the one before it, and said so.
     """
-    unreadable = []
+    damaged = []
     for path in reversed(_states(output)):
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            unreadable.append(path)
-            print(f"{path}: cannot be read, trying the state before it: {error}", file=sys.stderr)
+            state = _read_state(path)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            damaged.append(path)
+            print(f"{path}: cannot be read ({type(error).__name__}), trying the state before it", file=sys.stderr)
             continue
         _refuse_differences(output, json.loads(state["settings"]), settings)
         return state["step"], state["learner"]
-    if unreadable:
-        raise OutputMismatchError(f"{output}: none of its {len(unreadable)} states can be read; remove {STATES}/ to begin anew")
+    if damaged:
+        raise OutputMismatchError(f"{output}: none of its {len(damaged)} states can be read; remove {STATES}/ to begin anew")
     return 0, None
+
+
+def _read_state(path: Path) -> Mapping[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not look at them
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(damaged)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def remove_states(output: Path) -> None:
@@ -103,10 +148,11 @@ def remove_states(output: Path) -> None:
 
 
 def truncate_metrics(path: Path, steps: int) -> None:
-    """Drop the lines of steps that will be taken again, and a line cut short by a crash."""
+    """Keep the lines of the steps before; those of steps that will be taken again go, and any that a crash cut short."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps]
-        manifests.write_replacing(path, "".join(lines).encode())
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if (found := _STEP.match(line)) and int(found[1]) < steps and line.endswith("}\n")]
+        manifests.write_replacing(path, "".join(kept).encode())
 
 
 def _states(output: Path) -> list[Path]:

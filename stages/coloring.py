@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 
 COLOR_MAP = "Spectral_r"
 _INVALID_GREY = 128
+_ENOUGH_VALUES = 1 << 18
 
 
 def robust_range(values: Float[np.ndarray, "..."], valid: Bool[np.ndarray, "..."] | None = None) -> tuple[float, float]:
-    """The 2 % and 98 % quantiles of the finite valid values; (0, 1) where there are none."""
+    """The 2 % and 98 % quantiles of the finite valid values; (0, 1) where there are none.
+
+    Of very many values every n-th counts, 262,144 at least: sorting 24 megapixels takes longer than predicting them.
+    """
     usable = values[np.isfinite(values) & (True if valid is None else valid)]
     if usable.size == 0:
         return 0.0, 1.0
-    low, high = np.quantile(usable, (0.02, 0.98))
+    low, high = np.quantile(usable[:: max(usable.size // _ENOUGH_VALUES, 1)], (0.02, 0.98))
     return float(low), float(high)
 
 
@@ -30,8 +36,19 @@ def colorize_disparity(
     A bound that is not given is the map's own robust one. Pixels that are invalid or not finite are grey.
     """
     shown = np.isfinite(disparity) if valid is None else valid & np.isfinite(disparity)
-    own_low, own_high = robust_range(disparity, shown)
-    low, high = own_low if low is None else low, own_high if high is None else high
+    if low is None or high is None:
+        own_low, own_high = robust_range(disparity, shown)
+        low, high = own_low if low is None else low, own_high if high is None else high
+    colors = _colors()
+    steps = len(colors) - 1
     position = (np.where(shown, disparity, low) - low) / max(high - low, np.finfo(np.float32).tiny)
-    rgb = colormaps[COLOR_MAP](np.clip(position, 0, 1), bytes=True)[..., :3]
-    return np.where(shown[..., None], rgb, np.uint8(_INVALID_GREY)).astype(np.uint8)
+    # as in Matplotlib, steps of equal width, and 1 belongs to the last
+    index = np.where(shown, np.minimum(position.clip(0, 1) * steps, steps - 1), steps).astype(np.uint16)
+    return colors.take(index, axis=0)
+
+
+@cache
+def _colors() -> UInt8[np.ndarray, "n 3"]:
+    """The colour map's own steps, from far to near, and last the grey of what is not shown."""
+    table = colormaps[COLOR_MAP](np.arange(colormaps[COLOR_MAP].N), bytes=True)[:, :3]
+    return np.concatenate([table, np.full((1, 3), _INVALID_GREY)]).astype(np.uint8)

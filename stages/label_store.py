@@ -363,7 +363,13 @@ class LabelReader(_PartReader):
         return [PatchLabel(values=view.values, valid=view.valid, box=boxes[patch]) for patch, view in views.items()]
 
     def _view(self, name: str, row: int, height: int, width: int) -> Label:
-        codes = np.asarray(self._codes[name][row])[:height, :width]
+        try:
+            codes = np.asarray(self._codes[name][row])[:height, :width]
+        except (ValueError, RuntimeError) as error:  # a checksum, or what the decoder makes of other bytes
+            raise ValueError(
+                f"{self.folder}/{name}: row {row} is damaged ({error}); run `python -m manifests repair` on the run, then "
+                "label again"
+            ) from error
         scale, offset = self._small[f"{name}_scale"][row], self._small[f"{name}_offset"][row]
         if not codes.any() and (scale or offset):  # a view that was written without any value has both 0
             raise ValueError(f"{self.folder}/{name}: row {row} has lost its chunk; run `python -m manifests verify` on the run")

@@ -149,7 +149,7 @@ def encode_depth_png(values: Float32[np.ndarray, "h w"], space: DepthSpace, abou
     for key, value in {"depth_space": space, "scale": repr(scale), "offset": repr(low), **about}.items():
         text.add_text(key, value)
     file = io.BytesIO()
-    Image.fromarray(codes).save(file, "PNG", pnginfo=text, compress_level=3)  # 6 is 4 times slower and 1 % smaller
+    Image.fromarray(codes).save(file, "PNG", pnginfo=text, compress_level=1)  # 3 takes half as long again, for 8 % less
     return file.getvalue()
 
 
@@ -174,7 +174,7 @@ def png_text(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file, Image.open(file) as image:
             return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
-    except (UnidentifiedImageError, SyntaxError, ValueError):
+    except (UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
         return {}
 
 

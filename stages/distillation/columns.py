@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +81,15 @@ def common_space(spaces: Sequence[DepthSpace], conversion: DepthConversion) -> D
     return "disparity_affine_invariant"
 
 
-def trainable_parts(run: RunRecord, run_dir: Path, columns: Sequence[ColumnRecord]) -> tuple[TrainPart, ...]:
-    """The parts that all columns have committed, in the order of the run. Raises ValueError for one that does not belong."""
+def trainable_parts(
+    run: RunRecord, run_dir: Path, columns: Sequence[ColumnRecord], only: Collection[str] | None = None
+) -> tuple[TrainPart, ...]:
+    """The parts that all columns have committed, in the order of the run, or `only` those of these names.
+
+    Raises ValueError for one that does not belong.
+    """
     committed = set.intersection(*(committed_parts(run_dir, column.name) for column in columns))
+    committed = committed if only is None else committed & set(only)
     contexts = int(run.plan.get("contexts_per_image", 1))
     return tuple(_trainable_part(run_dir, part.name, columns, contexts) for part in parts(run) if part.name in committed)
 

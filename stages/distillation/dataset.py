@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -88,10 +88,17 @@ class LabelDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, run_dir: Path, teachers: tuple[str, ...], *, read_patches: bool = True, conversion: DepthConversion = "refuse"
+        self,
+        run_dir: Path,
+        teachers: tuple[str, ...],
+        *,
+        read_patches: bool = True,
+        conversion: DepthConversion = "refuse",
+        only_parts: Collection[str] | None = None,
     ) -> None:
         """`teachers`: columns, the primary first. `read_patches` off leaves the patches out of the samples: a training without
-        L_lg need not decode them. `conversion`: what becomes of teachers' labels that are not disparities."""
+        L_lg need not decode them. `conversion`: what becomes of teachers' labels that are not disparities. `only_parts`: names;
+        None takes all that are committed."""
         run = load_run(run_dir)
         columns = matching_columns(run, run_dir, teachers, conversion)
         self.teachers, self.read_patches = teachers, read_patches
@@ -102,7 +109,7 @@ class LabelDataset(Dataset[Sample]):
         self._spaces = depth_spaces(columns)
         self.depth_space: DepthSpace = common_space(self._spaces, conversion)
         """Of the labels as they come out; fused ones are affine-invariant even where this is metric."""
-        self.parts = trainable_parts(run, run_dir, columns)
+        self.parts = trainable_parts(run, run_dir, columns, only_parts)
         self.part_sizes = tuple(len(part.rows) for part in self.parts)
         self._columns = tuple(column.name for column in columns)
         self._start = np.concatenate([[0], np.cumsum(self.part_sizes, dtype=np.int64)])

@@ -72,12 +72,16 @@ class CardContent:
     """`checkpoint`, `fresh-head` or `scratch`."""
     depth_space: DepthSpace = "disparity_affine_invariant"
     """What the student's numbers mean."""
+    feature_encoder: str | None = None
+    """Checkpoint of the frozen encoder that L_feat held the student to; None where it was the student's own, or none."""
+    feature_revision: str | None = None
+    feature_licence: str | None = None
     teachers: Sequence[CardTeacher]
     sources: Sequence[str]
     """Names of the sources of photographs."""
     images: int
-    rejected: int
-    """Photographs of these sources that were not used."""
+    unused: int
+    """Photographs of these sources that were rejected, or not labelled by all teachers."""
     contexts: int
     """Views of the photographs that the student was shown."""
     training: Mapping[str, object]
@@ -97,7 +101,7 @@ def model_card(content: CardContent) -> str:
         "## What it was made from\n\n" + _origin(content),
         "## Licences\n\n" + _licences(content),
         "## Training\n\n" + _table(("setting", "value"), content.training.items()),
-        "### At its end\n\n" + _table(("measure", "mean of the last steps"), content.metrics.items()) if content.metrics else "",
+        "### At its end\n\n" + _table(("mean of the last steps", ""), content.metrics.items()) if content.metrics else "",
         f"## Evaluation\n\n{RESULTS_START}\nNot evaluated yet.\n{RESULTS_END}",
     ]
     return f"---\n{_metadata(content).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
@@ -153,10 +157,10 @@ def _origin(content: CardContent) -> str:
         ("teacher", "checkpoint", "revision", "licence of its weights", "its labels"),
         [(t.name, t.checkpoint, t.revision or "", t.licence or UNKNOWN, t.depth_space) for t in content.teachers],
     )
+    sources = ", ".join(_plain(source) for source in content.sources)
     data = (
-        f"Photographs: {content.images:,} used, {content.rejected:,} rejected, shown in {content.contexts:,} contexts. "
-        f"Sources: {', '.join(_plain(source) for source in content.sources)}. Photographs have licences of their own, which "
-        "are not recorded here. No ground truth was used."
+        f"Photographs: {content.images:,} used in {content.contexts:,} contexts, {content.unused:,} rejected or not labelled. "
+        f"Sources: {sources}. Photographs have licences of their own, which are not recorded here. No ground truth was used."
     )
     return f"{start}\n\n{teachers}\n\n{data}"
 
@@ -179,6 +183,9 @@ def _origins(content: CardContent) -> dict[str, list[str]]:
     for teacher in content.teachers:
         what = f"labels made by {_checkpoint(teacher.checkpoint, teacher.revision)}"
         found.setdefault(teacher.licence or UNKNOWN, []).append(what)
+    if content.feature_encoder is not None:
+        what = f"features of {_checkpoint(content.feature_encoder, content.feature_revision)}"
+        found.setdefault(content.feature_licence or UNKNOWN, []).append(what)
     if content.start != "scratch":
         what = f"weights of {_checkpoint(content.student, content.student_revision)}"
         found.setdefault(content.student_licence or UNKNOWN, []).append(what)

@@ -23,6 +23,8 @@ from stages.distillation.features import FeatureTarget, token_mask
 from stages.distillation.losses import LossConfig, LossTerms, OutputScale, count_maps, cross_context_loss, output_scale
 from stages.distillation.student import Student
 
+_SPARSE = 4
+
 
 @dataclass(kw_only=True)
 class Learner:
@@ -167,11 +169,16 @@ def _forward(
 
 
 def _output_statistics(disparity: Float[Tensor, "b c c"], batch: Batch) -> list[Tensor]:
-    """Median, mean absolute deviation from it, and share of exact zeros, over the valid pixels of the batch."""
-    shown = torch.where(batch.valid, disparity, torch.nan)
-    median = shown.nanmedian()
-    statistics = (median, (shown - median).abs().nanmean(), (shown == 0).sum() / batch.valid.sum())
-    return [value.nan_to_num() for value in statistics]  # NaN where no pixel of the batch is valid
+    """Median, mean absolute deviation from it, and share of exact zeros, over the valid pixels of the batch; 0 without any.
+
+    The median is that of every fourth row and column; torch's own median would wait for the device.
+    """
+    valid, pixels = batch.valid, batch.valid.sum().clamp(min=1)
+    sparse = valid[:, ::_SPARSE, ::_SPARSE].flatten()
+    rising = torch.where(sparse, disparity[:, ::_SPARSE, ::_SPARSE].flatten(), torch.inf).sort().values
+    median = rising.gather(0, ((sparse.sum() - 1) // 2).clamp(min=0)[None])[0]
+    median = torch.where(sparse.any(), median, 0)
+    return [median, ((disparity - median).abs() * valid).sum() / pixels, ((disparity == 0) & valid).sum() / pixels]
 
 
 def _one_by_one(batch: Batch) -> list[Batch]:

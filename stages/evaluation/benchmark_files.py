@@ -7,8 +7,10 @@ that is missing, cut or in another encoding than expected raises BenchmarkError,
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,17 @@ class BenchmarkFiles:
         found = (path for depth in range(4) for path in self.location.glob("*/" * depth + name))
         return [path.relative_to(self.location).as_posix() for path in found]
 
+    def beside(self, names: Collection[str]) -> list[str]:
+        """Every other file in the folders of these, but for hidden ones, sorted."""
+        folders = {posixpath.dirname(posixpath.normpath(name)) for name in names}
+        if self.members is not None:
+            found = {member for member in self.members if posixpath.dirname(member) in folders}
+        else:
+            present = (folder for folder in folders if (self.location / folder).is_dir())
+            found = {posixpath.join(each, file.name) for each in present for file in _files_in(self.location / each)}
+        shown = {name for name in found if not posixpath.basename(name).startswith(".")}
+        return sorted(shown - {posixpath.normpath(name) for name in names})
+
     def read(self, name: str) -> bytes:
         """All bytes of a file. Raises BenchmarkError for one that is not there or cannot be read in full."""
         if not self.has(name):
@@ -68,6 +81,11 @@ class BenchmarkFiles:
     def because(self) -> str:
         """Why files may be missing, to end a sentence with."""
         return f" ({self.location.name} is damaged: {self.damage})" if self.damage else ""
+
+
+def _files_in(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if entry.is_file()]
 
 
 def open_files(location: Path) -> BenchmarkFiles:

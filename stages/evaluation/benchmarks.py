@@ -7,6 +7,7 @@ BenchmarkError: no image is left out without a word, except KITTI's lines withou
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,9 +158,13 @@ def open_benchmark(name: BenchmarkName, data: Path, *, protocol: ProtocolName, l
     own = rules(name, protocol)
     notes = []
     if without := len(lines) - len(kept):
-        notes.append(f"{without} lines of {list_name} have no ground truth and are left out")
+        notes.append(f"{without} lines of the list have no ground truth and are left out")
     if len(kept) != own.expected_images:
         notes.append(f"{len(kept)} images, where published figures are of {own.expected_images}")
+    read = [each for line in kept for each in line[: _READ_COLUMNS[name]]]
+    listed = {posixpath.normpath(each) for line in lines for each in line}
+    if others := [each for each in files.beside(read) if each not in listed and posixpath.basename(each) != LIST_NAMES[name]]:
+        notes.append(f"{len(others)} files beside the listed ones are not in the list: {_first(others)}")
     return Benchmark(
         rules=own,
         lines=kept,

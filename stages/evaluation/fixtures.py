@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,14 @@ def write_benchmark(
 def benchmark_scene(seed: int, height_px: int, width_px: int) -> Scene:
     """The scene that `write_benchmark` stores for a seed: at most 160 px are rendered, and repeated up to the size."""
     factor = max(1, -(-max(height_px, width_px) // _RENDERED_PX))
-    scene = render_scene(seed, height_px=-(-height_px // factor), width_px=-(-width_px // factor))
+    scene = _rendered(seed, -(-height_px // factor), -(-width_px // factor))
     rgb, depth_m = (array.repeat(factor, 0).repeat(factor, 1)[:height_px, :width_px] for array in (scene.rgb, scene.depth_m))
     return Scene(rgb=rgb, depth_m=depth_m)
+
+
+@lru_cache(16)  # several benchmarks have the same scenes at the same size
+def _rendered(seed: int, height_px: int, width_px: int) -> Scene:
+    return render_scene(seed, height_px=height_px, width_px=width_px)
 
 
 def _files(name: BenchmarkName, number: int, scene: Scene) -> list[tuple[str, bytes | None]]:

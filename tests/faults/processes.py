@@ -177,8 +177,8 @@ def _clean(run: Path) -> None:
     raise AssertionError(f"{run} is still held")
 
 
-def workers_of(driver: int) -> list[int]:
-    """The processes of the Ray actors below a driver."""
+def workers_of(driver: int, actor: str = "LabelWorker") -> list[int]:
+    """The processes of the Ray actors of a class below a driver."""
     parents, titles = {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -190,7 +190,7 @@ def workers_of(driver: int) -> list[int]:
     def is_below(pid: int) -> bool:
         return pid == driver or (pid in parents and is_below(parents[pid]))
 
-    return [pid for pid, title in titles.items() if title.startswith("ray::LabelWorker") and is_below(pid)]
+    return [pid for pid, title in titles.items() if title.startswith(f"ray::{actor}") and is_below(pid)]
 
 
 def committed(run: Path) -> list[Path]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,9 +26,11 @@ from stages.evaluation.fixtures import write_benchmark
 from stages.evaluation.metrics import mean_metrics
 from stages.evaluation.protocols import BENCHMARKS, rules
 from stages.evaluation.scenes import HELD_OUT_SEED
+from tests.pipeline.forked import ended_by
 from tests.stages.tiny_teachers import save_genpercept, save_marigold
 
 _SCENES = ("--scenes", "2", "--input-px", "48")
+_MANY_SCENES = ("--scenes", "8", "--input-px", "48", "--batch-size", "1", "--workers", "1")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +45,12 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in BENCHMARKS:
         write_benchmark(name, root, scenes=[1, 2], tar=name == "nyuv2")
     return root
+
+
+@pytest.fixture(scope="module")
+def straight(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `_MANY_SCENES` come to without an interruption."""
+    return _evaluate(tmp_path_factory.mktemp("straight"), "--model", checkpoint, *_MANY_SCENES)
 
 
 def _student(folder: Path, seed: int = 0) -> Path:
@@ -147,6 +151,21 @@ def test_what_the_command_cannot_accept_is_said_at_once(tmp_path: Path, capsys: 
         assert problem in message
 
 
+def test_a_file_that_cannot_be_written_costs_neither_the_table_nor_the_other_files(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "folder.json").mkdir()
+    files = ["--json", tmp_path / "folder.json", "--markdown", tmp_path / "a.md"]
+    assert main(["--model", str(checkpoint), *_SCENES, *map(str, files)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1].startswith("tiny ")
+    assert "folder.json: cannot be written: Is a directory" in captured.err
+    assert "| tiny |" in (tmp_path / "a.md").read_text()
+    (tmp_path / "file").touch()
+    assert main(["--model", str(checkpoint), *_SCENES, "--output", str(tmp_path / "file")]) == 1
+    assert re.search(r"evaluate: .*Not a directory.*\n.*same command goes on", capsys.readouterr().err)
+
+
 def test_the_protocol_calls_only_held_out_seeds_held_out():
     assert "held-out" not in protocol(range(5), "depth_metric")
     assert "no alignment" in protocol(range(5), "depth_metric")
@@ -165,8 +184,10 @@ def test_all_benchmarks_are_scored_from_one_folder_beside_published_figures(
         assert cell == f"{mean['abs_rel']:.4f}/{mean['delta1']:.4f}"
         assert rules(result["benchmark"], "marigold-disparity").describe() in result["rules"]
         assert "networks see 48 px" in result["rules"]
+        assert str(benchmarks) not in result["about"]  # it goes into model cards
     assert len({result["list_sha256"] for result in written["results"]}) == 5
     assert any(line.startswith("Distill Any Depth (DAv2-L) (published, table 5)") and "0.043/0.981" in line for line in lines)
+    assert lines[-1].startswith("published: as printed, under lists, crops and alignments of their own")
 
 
 def test_a_finished_evaluation_predicts_nothing_again_under_any_protocol_that_shows_the_same_pictures(
@@ -197,22 +218,19 @@ def test_other_weights_other_settings_and_other_pixels_have_their_own_prediction
     assert len(_kept(tmp_path / "kept")) == 5
 
 
-def test_a_killed_evaluation_goes_on_with_what_it_has(checkpoint: Path, tmp_path: Path):
-    scenes = ("--scenes", "12", "--input-px", "48", "--batch-size", "1")
-    command = [sys.executable, "-m", "pipeline.evaluate", "--model", checkpoint, *scenes, "--output", tmp_path / "kept"]
-    quick = ["--network-px", "48", "--device", "cpu"]
-    with subprocess.Popen([*map(str, command), *quick], env=os.environ | {"PYTHONPATH": "."}) as process:
-        while process.poll() is None and len(list((tmp_path / "kept").rglob("*.pco"))) < 3:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_killed_or_interrupted_evaluation_goes_on_with_what_it_has(
+    checkpoint: Path, straight: dict[str, Any], tmp_path: Path, number: signal.Signals, status: int
+):
+    command = ["--model", checkpoint, *_MANY_SCENES, "--network-px", "48", "--device", "cpu", "--output", tmp_path / "kept"]
+    printed = tmp_path / "printed"
+    assert ended_by(number, (PredictionStore, "save"), main, [str(each) for each in command], printed) == status
+    assert ("the same command goes on" in printed.read_text()) == (number == signal.SIGINT)
     before = _kept(tmp_path / "kept")
-    assert 3 <= len(before) < 12
-    resumed = _evaluate(tmp_path, "--model", checkpoint, *scenes)
+    assert 3 <= len(before) < 8
+    resumed = _evaluate(tmp_path, "--model", checkpoint, *_MANY_SCENES)
     assert {path: kept for path, kept in _kept(tmp_path / "kept").items() if path in before} == before
-    straight = tmp_path / "straight"
-    straight.mkdir()
-    assert _evaluate(straight, "--model", checkpoint, *scenes)["results"] == resumed["results"]
+    assert resumed["results"] == straight["results"]
 
 
 def test_a_damaged_prediction_or_one_of_another_size_is_made_again(checkpoint: Path, tmp_path: Path):

@@ -37,7 +37,9 @@ def test_a_prediction_that_is_right_in_the_centre_and_wrong_around_it_is_perfect
     prediction = 3 / depth_m + 1
     prediction[:10] += 1
     sample = BenchmarkSample(name="a", rgb=np.zeros((40, 60, 3), np.uint8), depth_m=depth_m, valid=np.ones((40, 60), np.bool_))
-    whole, half = RenderedScenes([0], "disparity_affine_invariant").central_half(prediction.astype(np.float32), sample)
+    scores = RenderedScenes([0], "disparity_affine_invariant").central_half(prediction.astype(np.float32), sample)
+    assert scores is not None
+    whole, half = scores
     assert half.abs_rel < 1e-5 < 0.01 < whole.abs_rel
 
 
@@ -55,6 +57,20 @@ def test_what_happens_outside_of_the_central_half_does_not_touch_the_fit_on_it()
         scores.append(RenderedScenes([0], "disparity_affine_invariant").central_half(values, sample))
     assert scores[0][1] == scores[1][1]
     assert scores[0][0] != scores[1][0]
+
+
+def test_an_image_without_depth_in_its_centre_is_left_out_of_figure_2_and_counted(
+    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = write_benchmark("diode", tmp_path, scenes=[1, 2])
+    mask = sorted(data.rglob("*_mask.npy"))[0]
+    known = np.load(mask)
+    known[24:72, 32:96] = 0
+    np.save(mask, known)
+    arguments = ["fig2", "--model", checkpoints / "primary", "--benchmark", "diode", "--data", data]
+    settings = ["--network-px", "48", "--device", "cpu", "--output", tmp_path / "kept"]
+    assert main([str(argument) for argument in (*arguments, *settings)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["primary", "diode", "1", "of", "2"]
 
 
 def test_figure_2_prints_both_fits_per_benchmark(checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -107,3 +123,6 @@ def test_figure_5_writes_a_picture_and_names_a_box_that_is_not_inside(
     assert Image.open(tmp_path / "new" / "fig5.png").size == (3 * 480 + 16, 360)
     assert main([*arguments, "--box", "0", "0", "97", "20"]) == 1
     assert "--box 0 0 97 20: expected" in capsys.readouterr().err
+    photo.write_bytes(b"")
+    assert main(arguments) == 1
+    assert f"figures: {photo}: the file has no bytes" in capsys.readouterr().err

@@ -40,6 +40,17 @@ def test_what_a_checkpoint_does_not_say_must_be_given_and_what_it_says_cannot_be
         find_model(str(folder), depth_space="depth_affine_invariant")
 
 
+def test_a_hub_id_is_the_commit_that_its_branch_stands_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    commit, cached = "0123456789abcdef0123456789abcdef01234567", tmp_path / "models--owner--name"
+    save_depth_anything(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = find_model("owner/name")
+    assert (found.spec.revision, found.folder.name) == (commit, commit)
+    assert found.load("cpu").spec.checkpoint == "owner/name"
+
+
 def test_a_checkpoint_that_is_not_there_or_broken_is_named(tmp_path: Path):
     with pytest.raises(ModelError, match=r"^x: .*missing cannot be loaded: FileNotFoundError"):
         find_model(str(tmp_path / "missing"), name="x")

@@ -10,6 +10,8 @@ import signal
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,12 @@ from safetensors.torch import load_file, save_file
 from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 from transformers import AutoModelForDepthEstimation, pipeline
 
+import manifests
 from pipeline.train import TrainingInterruptedError, TrainingStoppedError, train
 from pipeline.train_config import PRESETS, TrainConfig
 from pipeline.train_loop import learning_rate_pace
 from pipeline.training_state import LOCK, OutputMismatchError
+from stages.demo_models import build_depth_anything, save_depth_anything
 from stages.distillation.student import load_student
 from tests.training_run import CONTEXT_PX, scene_disparity, write_run, write_student
 
@@ -34,7 +38,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("train") / "run")
+    """Eleven contexts, which batches of four do not divide: a training goes on in the midst of an epoch. No photograph and no
+    teacher is there."""
+    return write_run(tmp_path_factory.mktemp("train") / "run", images=11)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ def trained(small: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The output of `small`, never interrupted."""
     output = tmp_path_factory.mktemp("trained") / "student"
     result = train(replace(small, output=output))
-    assert (result.resumed_from, result.images) == (0, 12)
+    assert (result.resumed_from, result.images) == (0, 11)
     return output
 
 
@@ -99,7 +105,7 @@ def test_training_lowers_the_loss_and_brings_the_student_to_the_scene(small: Tra
 def test_the_checkpoint_is_loaded_by_the_transformers_pipeline(trained: Path, student: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
         *("config.json", "model.safetensors", "preprocessor_config.json", "training.json", "README.md"),
-        *("metrics.jsonl", "tensorboard", LOCK),
+        *("metrics.jsonl", "tensorboard", LOCK, ".training.lock"),
     }
     levels = (scene_disparity(0, 60, 72) * 255).astype(np.uint8)
     picture = Image.fromarray(np.stack([levels, 255 - levels, levels // 2], 2))
@@ -255,8 +261,19 @@ def test_sigterm_saves_the_step_and_the_same_command_goes_on(small: TrainConfig,
     assert (config.output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
 
 
+def cut_short(content: bytes) -> bytes:
+    return content[:1000]
+
+
+def one_bit_flipped(content: bytes) -> bytes:
+    """In the midst of the file, which is the midst of a tensor."""
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut_short, one_bit_flipped])
 def test_the_latest_states_are_kept_and_a_damaged_one_is_passed_over(
-    small: TrainConfig, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: TrainConfig, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[bytes], bytes]
 ) -> None:
     config = replace(small, output=tmp_path / "out", checkpoint_every=2, keep_checkpoints=3)
 
@@ -266,11 +283,19 @@ def test_the_latest_states_are_kept_and_a_damaged_one_is_passed_over(
 
     with pytest.raises(InterruptedError):
         train(config, stop_at_nine)
+
+    def stop_at_seven(line: Any) -> None:
+        if line["step"] == 7:
+            raise InterruptedError
+
     states = sorted(path.name for path in (config.output / "states").iterdir())
     assert states == ["step-000000004.pt", "step-000000006.pt", "step-000000008.pt"]
     newest = config.output / "states" / states[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    assert train(config).resumed_from == 6
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.raises(InterruptedError):
+        train(replace(config, keep_checkpoints=1, checkpoint_every=1), stop_at_seven)
+    assert not newest.exists()  # it would be taken for the latest
+    assert train(config).resumed_from == 7
     assert "step-000000008.pt: cannot be read" in capsys.readouterr().err
     assert (config.output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
 
@@ -294,12 +319,28 @@ def test_micro_batches_add_up_to_the_batch(small: TrainConfig, tmp_path: Path) -
     train(cut)
     for one, other in zip(metrics(whole.output), metrics(cut.output), strict=True):
         for term in ("total", "shared_context", "local_global", "feature", "gradient", "gradient_norm"):
-            assert other[term] == pytest.approx(one[term], rel=2e-3, abs=1e-5)
+            assert other[term] == pytest.approx(one[term], rel=5e-2 if one["step"] else 1e-4, abs=1e-5)
 
 
 def test_every_option_of_the_training_resumes_to_the_bit(small: TrainConfig, tmp_path: Path) -> None:
-    options = {"anchor_weight": 0.1, "ema_decay": 0.9, "color_jitter": 0.4, "trim_fraction": 0.1, "strategy": "average"}
-    config = replace(small, **options, steps=8)
+    torch.manual_seed(1)
+    wider = build_depth_anything(hidden=48, layers=4, heads=2, patch_px=12, fusion=16, image_px=CONTEXT_PX)
+    save_depth_anything(wider, tmp_path / "wider", torch.float32, CONTEXT_PX)
+    options = {
+        "anchor_weight": 0.1,
+        "ema_decay": 0.9,
+        "color_jitter": 0.4,
+        "trim_fraction": 0.1,
+        "strategy": "average",
+        "feature_encoder": str(tmp_path / "wider"),
+        "feature_margin": 1.0,
+        "bf16": True,
+        "accumulation": 2,
+        "activation_checkpointing": True,
+        "fresh_head": True,
+        "steps": 8,
+    }
+    config = replace(small, **options)
     train(replace(config, output=tmp_path / "whole"))
 
     def stop_at_five(line: Any) -> None:
@@ -312,10 +353,93 @@ def test_every_option_of_the_training_resumes_to_the_bit(small: TrainConfig, tmp
     whole, torn = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "torn"))
     assert all(torch.equal(whole[name], torn[name]) for name in whole)
     assert {line["teacher"] for line in metrics(tmp_path / "whole")} == {"average"}
-    assert all(line["anchor"] >= 0 for line in metrics(tmp_path / "whole"))
+    assert all(line["anchor"] >= 0 < line["feature"] for line in metrics(tmp_path / "whole"))
     train(replace(config, ema_decay=0.0, output=tmp_path / "last"))
     last = load_file(tmp_path / "last" / "model.safetensors")
     assert any(not torch.equal(whole[name], last[name]) for name in whole)  # what is exported is the average
+
+
+def test_a_finished_output_is_not_taken_for_that_of_other_labels_or_weights(
+    small: TrainConfig, trained: Path, student: Path, tmp_path: Path
+) -> None:
+    finished = replace(small, output=trained)
+    other = write_run(tmp_path / "other", images=12)
+    with pytest.raises(OutputMismatchError, match="dataset_sha256"):
+        train(replace(finished, run=other))
+    assert train(replace(finished, run=tmp_path / "gone")).images is None
+    before = (student / "model.safetensors").read_bytes()
+    (student / "model.safetensors").write_bytes(one_bit_flipped(before))
+    with pytest.raises(OutputMismatchError, match="student_sha256"):
+        train(finished)
+    (student / "model.safetensors").write_bytes(before)
+
+
+def test_a_training_goes_on_with_the_labels_it_began_with_though_there_are_more(small: TrainConfig, tmp_path: Path) -> None:
+    whole = write_run(tmp_path / "whole", images=11)
+    partial = write_run(tmp_path / "partial", images=11, without=[("assistant", 1)])
+    config = replace(small, run=partial, output=tmp_path / "out")
+
+    def stop_at_four(line: Any) -> None:
+        if line["step"] == 4:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(config, stop_at_four)
+    result = train(replace(config, run=whole))
+    assert (result.resumed_from, result.images) == (3, 6)
+
+
+def test_another_major_version_of_a_library_does_not_go_on(
+    small: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(small, output=tmp_path / "out")
+
+    def stop_at_four(line: Any) -> None:
+        if line["step"] == 4:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(config, stop_at_four)
+    monkeypatch.setattr("pipeline.training_state.version", lambda name: "99.1")
+    with pytest.raises(OutputMismatchError, match=r"torch_major: begun with '2', now '99'"):
+        train(config)
+
+
+def test_two_trainings_never_share_an_output(small: TrainConfig, tmp_path: Path) -> None:
+    config = replace(small, output=tmp_path / "out")
+
+    def begin_another(line: Any) -> None:
+        if line["step"] == 1:
+            with pytest.raises(manifests.RunInUseError, match="in use by another training"):
+                train(config)
+
+    train(config, begin_another)
+    assert len(metrics(config.output)) == 12
+
+
+def test_a_signal_to_the_whole_group_saves_the_step_too(small: TrainConfig, tmp_path: Path) -> None:
+    config = replace(small, output=tmp_path / "out", loader_workers=1, steps=4000, checkpoint_every=5000)
+    process = subprocess.Popen(arguments(config), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (config.output / "metrics.jsonl").exists() or len(metrics(config.output)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 130, messages
+    (state,) = (config.output / "states").iterdir()
+    assert state.name == f"step-{len(metrics(config.output)):09d}.pt"
+
+
+def test_encoder_and_decoder_learn_at_their_own_rates(small: TrainConfig, student: Path, tmp_path: Path) -> None:
+    config = replace(small, output=tmp_path / "out", steps=1, warmup_steps=0, lr_encoder=1e-5, lr_decoder=1e-2, weight_decay=0)
+    train(config)
+    begun, ended = (
+        AutoModelForDepthEstimation.from_pretrained(f, dtype=torch.float32).state_dict() for f in (student, config.output)
+    )
+    moved = {name: (ended[name] - begun[name]).abs().max().item() for name in ended}
+    assert max(moved[name] for name in moved if name.startswith("backbone.")) == pytest.approx(1e-5, rel=0.05)
+    assert max(moved[name] for name in moved if not name.startswith("backbone.")) == pytest.approx(1e-2, rel=0.05)
 
 
 def test_a_fresh_head_and_a_start_from_scratch_learn(small: TrainConfig, tmp_path: Path) -> None:

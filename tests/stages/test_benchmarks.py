@@ -142,6 +142,17 @@ def test_kittis_lines_without_truth_are_left_out_and_counted(data):
     assert "2 images, where published figures are of 652" in notes
 
 
+@pytest.mark.parametrize("tar", [False, True])
+def test_files_beside_the_listed_ones_that_the_list_does_not_name_are_counted_and_named(tmp_path, tar):
+    location = write_benchmark("nyuv2", tmp_path, scenes=SEEDS[:1] * 3, tar=tar)
+    lines = opened("nyuv2", location).lines
+    assert not any("beside the listed ones" in note for note in opened("nyuv2", location).notes)
+    (short := tmp_path / "short.txt").write_text("\n".join(" ".join(line) for line in lines[:2]))
+    [note] = [note for note in opened("nyuv2", location, list_file=short).notes if "beside" in note]
+    depth, filled, rgb = sorted(lines[2], key=lambda name: name.rpartition("/")[2])
+    assert note == f"3 files beside the listed ones are not in the list: {depth}, {filled}, {rgb}"
+
+
 def test_a_list_of_ones_own_beside_the_data_or_given_is_used(tmp_path, data):
     location = write_benchmark("scannet", tmp_path, scenes=SEEDS)
     own = tmp_path / "short.txt"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -36,6 +36,7 @@ def by_definition(predicted_m, depth_m, valid):
     return np.average(rows, axis=0, weights=thresholds)
 
 
+@settings(deadline=None)
 @given(depth_maps, depth_maps, arrays(np.bool_, (6, 7)))
 def test_the_score_is_depth_pros_definition(predicted_m, depth_m, valid):
     depth_m[0, :2], valid[0, :2] = (0.5, 1.5), True  # at least one true edge
@@ -44,6 +45,20 @@ def test_the_score_is_depth_pros_definition(predicted_m, depth_m, valid):
     assert (found.precision, found.recall, found.f1) == pytest.approx(by_definition(predicted_m, depth_m, valid))
 
 
+@pytest.mark.parametrize("height", [64, 65, 130])
+def test_the_score_of_a_map_higher_than_a_band_is_the_definitions_too(height: int):
+    rng = np.random.default_rng(height)
+    predicted_m, depth_m, valid = (
+        rng.uniform(0.5, 1.5, (height, 3)),
+        rng.uniform(0.5, 1.5, (height, 3)),
+        rng.random((height, 3)) < 0.9,
+    )
+    found = boundary_score(predicted_m, depth_m, valid)
+    assert found is not None
+    assert (found.precision, found.recall, found.f1) == pytest.approx(by_definition(predicted_m, depth_m, valid))
+
+
+@settings(deadline=None)
 @given(depth_maps, st.floats(0.01, 100))
 def test_the_score_ignores_scale_but_not_shift(depth_m, scale):
     depth_m[0, :2] = 0.5, 1.5

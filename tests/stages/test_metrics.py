@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -32,6 +32,7 @@ def score(prediction, depth_m, valid=None, space: Any = "disparity_affine_invari
 # --- alignment --------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(disparity_maps, depth_maps, arrays(np.bool_, (8, 8)))
 def test_alignment_is_numpys_least_squares(prediction, target, valid):
     valid[0, :2] = True
@@ -43,6 +44,7 @@ def test_alignment_is_numpys_least_squares(prediction, target, valid):
     assert fit.shift == pytest.approx(shift, rel=1e-7, abs=1e-7)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), arrays(np.float64, (7, 9), elements=st.floats(0.5, 60)))
 def test_a_constant_prediction_is_aligned_to_the_targets_mean(value, target):
     fit = align_scale_shift(np.full((7, 9), value), target, np.ones((7, 9), np.bool_))
@@ -59,6 +61,7 @@ def test_pixels_outside_the_mask_do_not_count_in_the_fit():
 # --- depth errors -----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(depth_maps, st.floats(0.01, 100), st.floats(0, 10))
 def test_an_affine_copy_of_the_true_disparity_has_no_error(depth_m, scale, shift):
     metrics = score(scale / depth_m + shift, depth_m)
@@ -67,6 +70,7 @@ def test_an_affine_copy_of_the_true_disparity_has_no_error(depth_m, scale, shift
     assert metrics.rmse_m == pytest.approx(0, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(disparity_maps, depth_maps, st.floats(0.1, 10), st.floats(0, 5))
 def test_errors_do_not_change_with_the_predictions_scale_and_shift(disparity, depth_m, scale, shift):
     disparity[0, :2] = 1.0, 90.0  # without contrast the fit would rest on rounding alone
@@ -76,6 +80,7 @@ def test_errors_do_not_change_with_the_predictions_scale_and_shift(disparity, de
         assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-5, abs=1e-5)
 
 
+@settings(deadline=None)
 @given(disparity_maps, depth_maps, st.sampled_from(["disparity_affine_invariant", "depth_affine_invariant", "depth_metric"]))
 def test_errors_are_finite_and_the_deltas_ordered_shares(prediction, depth_m, space):
     metrics = score(prediction, depth_m, space=space)

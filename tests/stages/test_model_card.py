@@ -30,7 +30,7 @@ CONTENT = CardContent(
     teachers=(LARGE, ASSISTANT),
     sources=("sa1b", "extra"),
     images=200_000,
-    rejected=123,
+    unused=123,
     contexts=400_000,
     training={"steps": 20_000, "lr_encoder": 5e-6},
     metrics={"shared_context": 0.123456, "total": 1.5},
@@ -46,8 +46,17 @@ def test_the_hub_finds_its_metadata() -> None:
         "pipeline_tag": "depth-estimation",
         "tags": ["depth-estimation", "monocular-depth", "distillation"],
     }
-    for said in ("200,000 used, 123 rejected", "400,000 contexts", "sa1b, extra", "| lr\\_encoder | 5e-06 |", "0.1235"):
+    data = "200,000 used in 400,000 contexts, 123 rejected or not labelled. Sources: sa1b, extra."
+    for said in (data, "| lr\\_encoder | 5e-06 |", "0.1235"):
         assert said in card.text
+
+
+def test_the_frozen_encoder_binds_too() -> None:
+    free = replace(CONTENT, teachers=(ASSISTANT,), feature_encoder="some/encoder", feature_licence="CC-BY-NC-4.0")
+    card = ModelCard(model_card(free))
+    assert card.data.to_dict()["license"] == "cc-by-nc-4.0"
+    assert "CC-BY-NC-4.0 (non-commercial): features of some/encoder" in card.text
+    assert "unknown: features of" in model_card(replace(free, feature_licence=None)).replace("(unknown)", "").replace(" :", ":")
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,8 @@ def test_what_is_no_map_is_refused_in_writing_and_in_reading(tmp_path: Path):
     with pytest.raises(ValueError, match="expected a 16-bit grey PNG with these three"):
         read_depth_png(tmp_path / "grey.png")
     (tmp_path / "text.png").write_text("no picture")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    assert png_text(tmp_path / "bomb.png") == {}
     assert png_text(tmp_path / "text.png") == {}
 
 

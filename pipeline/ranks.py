@@ -1,0 +1,59 @@
+"""Processes that train together: who is who, and how they stay together.
+
+A collective waits for all. So whatever may fail on one rank alone (reading, loading) is done through `agreed`, which fails on
+all of them or on none, and with the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+ValueT = TypeVar("ValueT")
+WordT = TypeVar("WordT")
+
+
+class RefusedError(ValueError):
+    """What was asked for cannot be done as it stands; raised on all ranks alike, before anything is spoilt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one process trains: its device, and its rank among those that train together."""
+
+    device: str
+    rank: int = 0
+    world_size: int = 1
+
+
+def agreed(make: Callable[[], tuple[ValueT, WordT]]) -> tuple[ValueT, list[WordT]]:
+    """The value that `make` gives here, and the words that it gives on each rank, once it has succeeded on every one.
+
+    Raises what `make` raises where there is one process, and RefusedError with the first rank's message where there are more.
+    """
+    if not dist.is_initialized():
+        value, word = make()
+        return value, [word]
+    made, problem = None, None
+    try:
+        made = make()
+    except (ValueError, OSError, RuntimeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    found = gathered([(problem, made and made[1])])
+    for rank, (text, _) in enumerate(found):
+        if text is not None:
+            raise RefusedError(f"rank {rank}: {text}")
+    assert made is not None
+    return made[0], [word for _, word in found]
+
+
+def gathered(items: list[Any]) -> list[Any]:
+    """The items of all ranks, in the order of ranks."""
+    if not dist.is_initialized():
+        return items
+    lists: list[list[Any]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(lists, items)
+    return [item for one in lists for item in one]
