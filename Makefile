@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/python -m pipeline.demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
@@ -24,7 +23,7 @@ def stop_requested(message: str) -> Iterator[Callable[[], bool]]:
         if requested:
             raise KeyboardInterrupt
         requested = True
-        os.write(sys.stderr.fileno(), f"\n{message}\n".encode())  # not print: stderr may be in the midst of a line
+        os.write(2, f"\n{message}\n".encode())  # not print: stderr may be in the midst of a line
 
     if current_thread() is not main_thread():
         yield lambda: False

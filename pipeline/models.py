@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.utils.logging import disable_progress_bar
 
 from stages.checkpoints import checkpoint_folder, is_hub_id
 from stages.depth_space import DEPTH_SPACES, DepthSpace
@@ -36,6 +37,7 @@ class FoundModel:
     def load(self, device: str = "auto") -> Teacher:
         """The model as a predictor. Raises ModelError."""
         try:
+            disable_progress_bar()  # transformers' own, one for each checkpoint
             return load_teacher(self.spec, device=resolve_device(device))
         except _BROKEN as error:
             raise _cannot(self.spec.name, self.spec.checkpoint, error) from error

@@ -111,10 +111,11 @@ def _prepared_alike(config: TrainConfig, place: Place, held: ExitStack) -> Prepa
     ready, words = agreed(make)
     for rank, word in enumerate(words):
         if word != words[0]:
-            names = [name for name in words[0][1] if word[1].get(name) != words[0][1][name]]
+            names = ["step"] * (word[0] != words[0][0])
+            names += [name for name in words[0][1] if word[1].get(name) != words[0][1][name]]
             raise RefusedError(
                 f"{config.output}: rank {rank} would go on from step {word[0]}, rank 0 from step {words[0][0]}; they differ in "
-                f"{', '.join(['state', *names])}. The run, the output and the checkpoints must be the same for all workers"
+                f"{', '.join(names)}. The run, the output and the checkpoints must be the same for all workers"
             )
     return ready
 

@@ -68,7 +68,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
 
 def test_ranks_that_would_go_on_from_different_steps_are_refused(messages: list[list[str]]) -> None:
     for said in messages:
-        assert "rank 1 would go on from step 0, rank 0 from step 3; they differ in state" in said[0]
+        assert "rank 1 would go on from step 0, rank 0 from step 3; they differ in step" in said[0]
 
 
 def test_a_label_that_one_rank_cannot_read_ends_all(messages: list[list[str]]) -> None:

@@ -161,7 +161,7 @@ def test_the_gradient_of_the_total_equals_finite_differences() -> None:
     assert torch.autograd.gradcheck(total, (every["prediction"], every["student_tokens"]), fast_mode=True)
 
 
-def test_the_step_never_waits_for_the_device() -> None:
+def test_the_losses_never_wait_for_the_device() -> None:
     with FakeTensorMode() as mode:  # its tensors have no values: reading one on the host is an error
         with pytest.raises(DataDependentOutputException):
             torch.ones(1).item()
