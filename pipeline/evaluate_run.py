@@ -222,7 +222,8 @@ def _answers(
             try:
                 yield from _predict(model, asked)
             except (ModelError, ValueError, RuntimeError) as error:  # RuntimeError: torch's, for an input it cannot take
-                about = "" if isinstance(error, ModelError) else f"{model.name}: {asked[0].sample.name}: "
+                names = ", ".join(question.sample.name for question in asked)  # that were shown to it together
+                about = "" if isinstance(error, ModelError) else f"{model.name}: {names}: "
                 failures[model.name] = f"{about}{error}"
         bar.update(len(asked))
 
