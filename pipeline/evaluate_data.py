@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float32, UInt8
 from pipeline.evaluate_config import ScoringConfig, SetName
 from stages.depth_space import DepthSpace, is_disparity
 from stages.evaluation.benchmarks import Benchmark, BenchmarkSample, input_picture, open_benchmark
-from stages.evaluation.boundaries import boundary_score
-from stages.evaluation.metrics import DISPARITY_FLOOR, DepthMetrics, aligned_depth, depth_errors, depth_metrics
+from stages.evaluation.metrics import DISPARITY_FLOOR, DepthMetrics, depth_metrics
 from stages.evaluation.protocols import ProtocolName, refuse_space
 from stages.evaluation.scenes import (
     CONTEXT_PX,
@@ -23,10 +22,11 @@ from stages.evaluation.scenes import (
     MAX_DEPTH_M,
     MIN_DEPTH_M,
     SCENE_SIDE_PX,
-    render_batches,
+    evaluation_scene,
     resize_bilinear,
+    scored_pixels,
 )
-from stages.evaluation.scoring import ImageScore, score, thinned
+from stages.evaluation.scoring import ImageScore, score, score_within, thinned
 
 _ALIGNMENT = {
     "disparity_affine_invariant": f"scale and shift fitted to 1/depth per scene, disparity floored at {DISPARITY_FLOOR:g}",
@@ -131,22 +131,13 @@ class RenderedScenes:
         return scenes_protocol(self._seeds, self._space, self._input_px)
 
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], BenchmarkSample]:
-        ((scene,),) = render_batches([self._seeds[index]], input_px=self._input_px)
-        valid = (scene.depth_m > MIN_DEPTH_M) & (scene.depth_m < MAX_DEPTH_M)
+        scene = evaluation_scene(self._seeds[index], input_px=self._input_px)
+        valid = scored_pixels(scene.depth_m)
         rgb = _no_picture(valid.shape)
         return scene.context, BenchmarkSample(name=self.names[index], rgb=rgb, depth_m=scene.depth_m, valid=valid)
 
     def score(self, prediction: Float32[np.ndarray, "h w"], sample: BenchmarkSample) -> ImageScore:
-        valid, depth_m = sample.valid, np.ones(sample.depth_m.shape)
-        resized = resize_bilinear(prediction, valid.shape)
-        try:
-            depth_m[valid] = aligned_depth(
-                resized, sample.depth_m, valid, space=self._space, min_depth_m=MIN_DEPTH_M, max_depth_m=MAX_DEPTH_M
-            )
-        except ValueError as error:
-            raise ValueError(f"{sample.name}: {error}") from error
-        metrics = depth_errors(depth_m[valid], sample.depth_m[valid].astype(np.float64))
-        return ImageScore(metrics=metrics, boundary=boundary_score(depth_m, sample.depth_m, valid))
+        return score_within((MIN_DEPTH_M, MAX_DEPTH_M), prediction, sample, self._space)
 
     def central_half(
         self, prediction: Float32[np.ndarray, "h w"], sample: BenchmarkSample

@@ -5,17 +5,30 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
+
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+
+
+@contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go to a handler while the block runs. Does nothing outside of the main thread, which alone gets them."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, before in former.items():
+            signal.signal(number, before)
 
 
 @contextmanager
 def stop_requested(message: str) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came, which is answered with the message. A second one raises KeyboardInterrupt at once.
-
-    Outside of the main thread, which alone gets signals, the answer is always no.
-    """
+    """Whether Ctrl-C or SIGTERM came, which is answered with the message. A second one raises KeyboardInterrupt at once."""
     requested = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -25,32 +38,16 @@ def stop_requested(message: str) -> Iterator[Callable[[], bool]]:
         requested = True
         os.write(2, f"\n{message}\n".encode())  # not print: stderr may be in the midst of a line
 
-    if current_thread() is not main_thread():
-        yield lambda: False
-        return
-    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled_by(interrupt):
         yield lambda: requested
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
-@contextmanager
-def born_deaf() -> Iterator[None]:
+def born_deaf() -> AbstractContextManager[None]:
     """Processes that are started within do not hear Ctrl-C and SIGTERM, which a terminal or a scheduler sends to a whole group.
 
     Their parent decides when they end. Python processes started by spawn need `deaf` as well, once they are up.
     """
-    if current_thread() is not main_thread():
-        yield
-        return
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    return handled_by(signal.SIG_IGN)
 
 
 def deaf(_: int = 0) -> None:

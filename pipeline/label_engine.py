@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import manifests
+from pipeline.interrupts import handled_by
 from pipeline.label_pool import Resources, WorkerPool
 from pipeline.label_queue import Ending, LabelQueue, Outcome
 from pipeline.label_run import OpenRun
@@ -176,9 +177,5 @@ def _stop_on_interrupt(queue: LabelQueue) -> Iterator[None]:
         queue.stopping = True
         print("\nFinishing the parts at work; press Ctrl-C again to abandon them.", file=sys.stderr, flush=True)
 
-    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled_by(interrupt):
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

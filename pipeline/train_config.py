@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,16 +222,5 @@ class TrainConfig:
 
     @property
     def loss(self) -> LossConfig:
-        """The part of the settings that is the loss."""
-        return LossConfig(
-            normalization_shared=self.normalization_shared,
-            normalization_local=self.normalization_local,
-            segments=self.segments,
-            shared_weight=self.shared_weight,
-            local_global_weight=self.local_global_weight,
-            feature_weight=self.feature_weight,
-            gradient_weight=self.gradient_weight,
-            anchor_weight=self.anchor_weight,
-            trim_fraction=self.trim_fraction,
-            feature_margin=self.feature_margin,
-        )
+        """The part of the settings that is the loss; its fields have the same names."""
+        return LossConfig(**{field.name: getattr(self, field.name) for field in fields(LossConfig)})

@@ -20,7 +20,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.interrupts import stop_requested
-from pipeline.ranks import Place, RefusedError
+from pipeline.ranks import Place, RefusedError, agreed
 from pipeline.train_config import TrainConfig
 from pipeline.train_loop import STOPPING, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
 from pipeline.train_setup import is_finished
@@ -101,10 +101,11 @@ def _train_in_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """One rank. What all ranks refuse alike is returned, not raised: starting the workers again would not change it."""
     config: TrainConfig = arguments["config"]
     context = ray.train.get_context()
-    if is_finished(config):  # one of us died when all was done
-        return {"resumed_from": config.steps, "images": None}
     place = Place(device=str(get_device()), rank=context.get_world_rank(), world_size=context.get_world_size())
     try:
+        _, finished = agreed(lambda: (None, is_finished(config)))
+        if any(finished):  # one of us died when all was done, and not every node may see that yet
+            return {"resumed_from": config.steps, "images": None}
         result = run_training(config, place, lambda: place.rank == 0 and Path(config.output, STOP).exists())
         return {"resumed_from": result.resumed_from, "images": result.images}
     except TrainingInterruptedError as error:

@@ -8,7 +8,6 @@ with weights that fall smoothly to zero at their edges, so that no edge shows.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, assert_never
@@ -22,7 +21,7 @@ from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.evaluation.metrics import align_scale_shift
 from stages.labelling.flow import Predictor, View
 from stages.labelling.teachers import Teacher
-from stages.views import Box
+from stages.views import Box, even_starts
 
 _LARGEST_CODE = 65535
 _JPEG_SIDE_PX = 65500
@@ -84,13 +83,11 @@ def tile_boxes(height_px: int, width_px: int, *, tile_px: int, overlap: float) -
     Squares of `tile_px`, or less along a side of the picture that is shorter. overlap: 0 or more, below 1.
     """
     height, width = min(tile_px, height_px), min(tile_px, width_px)
-    tops, lefts = _starts(height_px, height, overlap), _starts(width_px, width, overlap)
+    tops, lefts = (
+        even_starts(length, side, least=1, shared=side - max(int(side * (1 - overlap)), 1))
+        for length, side in ((height_px, height), (width_px, width))
+    )
     return tuple(Box(top, left, height, width) for top in tops for left in lefts)
-
-
-def _starts(length: int, side: int, overlap: float) -> list[int]:
-    steps = math.ceil((length - side) / max(int(side * (1 - overlap)), 1))
-    return [round(i * (length - side) / max(steps, 1)) for i in range(steps + 1)]
 
 
 def blend_tiles(

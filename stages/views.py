@@ -148,7 +148,7 @@ def _views(plan: ViewPlan, source: SourceBox) -> ImageViews:
         count, shared = 2, 1
     else:
         count, shared = plan.patches_per_side, max(int(plan.patch_overlap * side), 1)
-    tops, lefts = (_starts(length, side, count, shared) for length in extent)
+    tops, lefts = (even_starts(length, side, least=count, shared=shared) for length in extent)
     return ImageViews(source=source, extent=extent, patches=tuple(Box(top, left, side, side) for top in tops for left in lefts))
 
 
@@ -164,14 +164,14 @@ def _patch_side(plan: ViewPlan, source: SourceBox, short: int, shrink: float) ->
     return min(max(side, 2), short - 1)
 
 
-def _starts(length: int, side: int, least: int, shared: int) -> list[int]:
-    """Evenly spaced starts of the fewest patches, `least` or more, that cover `length` and share `shared` pixels.
+def even_starts(length: int, side: int, *, least: int, shared: int) -> list[int]:
+    """Evenly spaced starts of the fewest pieces of `side`, `least` or more, that cover `length` and share `shared` pixels.
 
     Fewer than `least` only where `length` has not as many places.
     """
     covering = math.ceil((length - shared) / (side - shared))
     count = min(max(least, covering), length - side + 1)
-    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+    return [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
 
 
 # --- from a patch's pixels to the context grid ----------------------------------------------------------------------

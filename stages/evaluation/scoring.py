@@ -48,17 +48,26 @@ def score(
     Raises ValueError, naming the image, as `aligned_depth` and `refuse_space` do.
     """
     refuse_space(rules, space)
+    fit_valid = None if rules.fit_long_side_px is None else thinned(sample.valid, rules.fit_long_side_px)
+    affine, bounds_m = _AFFINE.get(space, space), (rules.clip_min_m, rules.clip_max_m)
+    return score_within(bounds_m, prediction, sample, affine, fit_valid=fit_valid)
+
+
+def score_within(
+    bounds_m: tuple[float, float | None],
+    prediction: Float32[np.ndarray, "h w"],
+    sample: BenchmarkSample,
+    space: DepthSpace,
+    *,
+    fit_valid: Bool[np.ndarray, "h2 w2"] | None = None,
+) -> ImageScore:
+    """As `score`, with the bounds that the aligned prediction is clipped to and the pixels to fit on given outright."""
     shape, valid = sample.depth_m.shape, sample.valid
     resized = prediction if prediction.shape == shape else resize_bilinear(prediction, shape)
+    near_m, far_m = bounds_m
     try:
         aligned = aligned_depth(
-            resized,
-            sample.depth_m,
-            valid,
-            space=_AFFINE.get(space, space),
-            min_depth_m=rules.clip_min_m,
-            max_depth_m=rules.clip_max_m,
-            fit_valid=None if rules.fit_long_side_px is None else thinned(valid, rules.fit_long_side_px),
+            resized, sample.depth_m, valid, space=space, min_depth_m=near_m, max_depth_m=far_m, fit_valid=fit_valid
         )
     except ValueError as error:
         raise ValueError(f"{sample.name}: {error}") from error

@@ -74,7 +74,8 @@ class Predictor:
         self.teacher, self.batch_size = teacher, batch_size
 
     def predict(self, views: list[View]) -> Float32[np.ndarray, "b h w"]:
-        """Depth of views of equal shape. Raises torch.OutOfMemoryError when even one view is too much."""
+        """Depth of views of equal shape. Raises torch.OutOfMemoryError when even one view is too much, and
+        ValueError for a prediction of another size."""
         depths: list[Float32[np.ndarray, "_ h w"]] = []
         start = 0
         while start < len(views):
@@ -87,11 +88,16 @@ class Predictor:
 
     def _try(self, views: list[View]) -> Float32[np.ndarray, "b h w"] | None:
         """None where memory ran out; the batch size is halved then."""
+        pictures = np.stack([view.picture for view in views])
         try:
-            return self.teacher.predict(np.stack([view.picture for view in views]), [view.seed for view in views])
+            depth = self.teacher.predict(pictures, [view.seed for view in views])
         except torch.OutOfMemoryError:
             if len(views) == 1:
                 raise
+        else:
+            if depth.shape != pictures.shape[:3]:
+                raise ValueError(f"the prediction has shape {depth.shape}, expected {pictures.shape[:3]}: that of the pictures")
+            return depth
         # Outside of the handler: the error would keep the failed batch's tensors alive.
         self.batch_size = max(len(views) // 2, 1)
         if torch.cuda.is_available():

@@ -116,3 +116,12 @@ def test_what_goes_wrong_behind_is_raised_in_front():
 
     with pytest.raises(ValueError, match="item 0"):
         submit_all()
+
+
+def test_a_prediction_of_another_size_than_its_pictures_is_refused(checkpoints: Path):
+    class _HalfAsLarge(_SmallMemory):
+        def predict(self, images: np.ndarray, seeds: Sequence[int] | None = None) -> np.ndarray:
+            return super().predict(images, seeds)[:, ::2, ::2]
+
+    with pytest.raises(ValueError, match=r"has shape \(2, 4, 4\), expected \(2, 8, 8\)"):
+        Predictor(_HalfAsLarge(checkpoints), 2).predict([_view(0), _view(1)])

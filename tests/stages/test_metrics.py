@@ -9,15 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from stages.evaluation.benchmarks import BenchmarkSample
 from stages.evaluation.metrics import DISPARITY_FLOOR, align_scale_shift, depth_metrics, mean_metrics
 from stages.evaluation.scenes import (
     HELD_OUT_SEED,
-    EvaluationScene,
-    evaluate_on_scenes,
-    render_batches,
+    MAX_DEPTH_M,
+    MIN_DEPTH_M,
+    evaluation_scene,
     resize_bilinear,
-    score_scenes,
+    scored_pixels,
 )
+from stages.evaluation.scoring import score_within
 from stages.scenes import render_scene
 
 depth_maps = arrays(np.float64, (8, 8), elements=st.floats(0.5, 60))
@@ -169,35 +171,31 @@ def test_the_mean_is_taken_over_images_and_not_over_pixels():
 # --- rendered scenes --------------------------------------------------------------------------------------------------
 
 
-def test_the_true_disparity_seen_at_the_contexts_size_scores_nearly_perfectly_and_each_scene_once():
-    seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + 3)
-    truth = {seed: 1 / render_scene(seed, height_px=64, width_px=64).depth_m for seed in seeds}
-    order = iter(seeds)
+def scored(prediction, depth_m, name="scene"):
+    valid = scored_pixels(depth_m)
+    sample = BenchmarkSample(name=name, rgb=np.zeros((*valid.shape, 3), np.uint8), depth_m=depth_m, valid=valid)
+    return score_within((MIN_DEPTH_M, MAX_DEPTH_M), prediction.astype(np.float32), sample, "disparity_affine_invariant").metrics
 
-    def predict(images):
-        assert images.dtype == np.uint8
-        assert images.shape[1:] == (64, 64, 3)
-        return np.stack([5 * truth[next(order)] + 1 for _ in images])
 
-    results = list(evaluate_on_scenes(predict, seeds, "disparity_affine_invariant", side_px=64, input_px=64, batch=2))
-    assert [result.seed for result in results] == list(seeds)
-    assert all(result.metrics.abs_rel < 1e-3 for result in results)
+def test_the_true_disparity_seen_at_the_contexts_size_scores_nearly_perfectly():
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 3):
+        scene = evaluation_scene(seed, side_px=64, input_px=64)
+        assert scene.context.dtype == np.uint8
+        assert scene.context.shape == (64, 64, 3)
+        truth = 1 / render_scene(seed, height_px=64, width_px=64).depth_m
+        assert scored(5 * truth + 1, scene.depth_m).abs_rel < 1e-3
 
 
 def test_the_sky_and_what_lies_beyond_the_range_are_not_scored():
     depth_m = np.array([[1.0, 2.0, 4.0], [np.inf, 90.0, 79.0]], np.float32)
-    scene = EvaluationScene(seed=1, context=np.zeros((2, 3, 3), np.uint8), depth_m=depth_m)
     prediction = np.where(depth_m < 80, 1 / depth_m, np.float32(50.0))  # nonsense, but only where nobody looks
-    [result] = score_scenes(lambda images: prediction[None], [scene], "disparity_affine_invariant")
-    assert result.metrics.abs_rel < 1e-5
+    assert scored(prediction, depth_m).abs_rel < 1e-5
 
 
 def test_a_prediction_that_cannot_be_scored_names_its_scene():
-    [[scene]] = render_batches([HELD_OUT_SEED], side_px=32, input_px=32)
+    scene = evaluation_scene(HELD_OUT_SEED, side_px=32, input_px=32)
     with pytest.raises(ValueError, match=rf"scene {HELD_OUT_SEED}: .*dead"):
-        score_scenes(lambda images: np.zeros(images.shape[:3], np.float32), [scene], "disparity_affine_invariant")
-    with pytest.raises(ValueError, match="shape"):
-        score_scenes(lambda images: np.zeros((1, 5, 5), np.float32), [scene], "disparity_affine_invariant")
+        scored(np.zeros((32, 32)), scene.depth_m, name=f"scene {HELD_OUT_SEED}")
 
 
 def test_a_prediction_is_enlarged_about_pixel_centres():
