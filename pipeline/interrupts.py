@@ -14,7 +14,7 @@ Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 @contextmanager
 def handled_by(handler: Handler) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to a handler while the block runs. Does nothing outside of the main thread, which alone gets them."""
+    """Ctrl-C and SIGTERM go to a handler while the block runs. Nothing outside of the main thread, which alone gets them."""
     if current_thread() is not main_thread():
         yield
         return

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.pipeline.test_train import ROOT
+from tests.pipeline.trainings import ROOT
 from tests.training_run import write_run, write_student
 
 _RANK = """

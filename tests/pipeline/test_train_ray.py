@@ -16,31 +16,18 @@ from pipeline.train import TrainingStoppedError, train
 from pipeline.train_config import TrainConfig
 from pipeline.train_ray import train_on_ray
 from tests.faults.processes import workers_of
-from tests.pipeline.test_train import ROOT, arguments, metrics, with_weights
-from tests.training_run import write_run, write_student
+from tests.pipeline.trainings import ROOT, arguments, metrics, with_weights
 
 TERMS = ("total", "shared_context", "local_global", "gradient")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+def config(small: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Eight steps of five contexts on two processes, from a student that has found a shape: before it has, its output is
     constant up to rounding, and so is all that follows."""
     folder = tmp_path_factory.mktemp("ray")
-    begun = TrainConfig(
-        run=write_run(folder / "run"),
-        output=folder / "shaped",
-        student=str(write_student(folder / "student")),
-        steps=25,
-        batch_size=5,
-        lr_encoder=2e-3,
-        lr_decoder=2e-3,
-        warmup_steps=2,
-        loader_workers=0,
-        device="cpu",
-        checkpoint_every=3,
-        max_restarts=1,
-    )
+    rates = {"lr_encoder": 2e-3, "lr_decoder": 2e-3}
+    begun = replace(small, output=folder / "shaped", steps=25, batch_size=5, max_restarts=1, **rates)
     train(begun)
     return replace(
         begun, student=str(begun.output), steps=8, lr_encoder=1e-4, lr_decoder=1e-4, num_workers=2, output=folder / "out"
