@@ -83,7 +83,7 @@ def _fit(config: TrainConfig, use_gpu: bool, ended: Future[dict[str, Any]]) -> N
         ended.set_result(trainer.fit().return_value or {})
     except ray.train.TrainingFailedError as error:
         ended.set_exception(WorkersFailedError(f"the workers failed {config.max_restarts + 1} times; the last time: {error}"))
-    except BaseException as error:
+    except BaseException as error:  # raised again by who waits for `ended`
         ended.set_exception(error)
 
 

@@ -172,6 +172,14 @@ def read_events(path: Path) -> tuple[dict[tuple[str, int], float], dict[tuple[st
     return values, pictures
 
 
+@pytest.mark.parametrize(("primary_ratio", "teacher"), [(0.0, "assistant"), (1.0, "primary")])
+def test_the_share_of_the_primary_teacher_is_the_one_asked_for(
+    small: TrainConfig, tmp_path: Path, primary_ratio: float, teacher: str
+) -> None:
+    train(replace(small, primary_ratio=primary_ratio, steps=4, output=tmp_path / "out"))
+    assert {line["teacher"] for line in metrics(tmp_path / "out")} == {teacher}
+
+
 def test_one_teacher_alone_can_train_and_the_baseline_reads_no_patches(small: TrainConfig, tmp_path: Path) -> None:
     baseline = replace(small, **PRESETS["baseline"], teachers=("assistant",), steps=3, output=tmp_path / "out")
     train(baseline)
