@@ -1,28 +1,32 @@
 """The demo's report: one HTML file with everything in it.
 
 No script, no address of another file: it can be mailed, and opened in ten years. Light and dark, desk and phone. Text from
-outside (keys, names, configuration) is escaped.
+outside (keys, names, configuration) is escaped. What the page looks like is in `report.html.j2` and `report.css`; this module
+prepares what it shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
+from jaxtyping import Float, UInt8
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.report_figures import curve_svg, picture_uri, scatter_svg, share_svg
-from stages.coloring import COLOR_MAP, colorize_disparity, robust_range
-from stages.evaluation.metrics import align_scale_shift, depth_metrics
-from stages.evaluation.scenes import MAX_DEPTH_M, MIN_DEPTH_M, resize_bilinear
+from pipeline.report_figures import curve_svg, depth_colors, example_tiles, scatter_svg, share_svg
 
-PHOTOGRAPH, TRUTH = "Photograph", "True disparity"
+# Everything is escaped; a name that the template asks for and was not given is an error.
+_TEMPLATES = Environment(
+    loader=PackageLoader("pipeline", ""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,202 +87,87 @@ class ReportContent:
     provenance: Mapping[str, Mapping[str, object]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """A number of the table. bar: how long the bar below it is. best: whether no model has a better one."""
+
+    text: str
+    bar: str
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measure:
+    """A column of the table, with a cell for each model, and what became of the student's number."""
+
+    name: str
+    arrow: str
+    direction: Literal["lower", "higher"]
+    cells: Sequence[_Cell]
+    before: str
+    after: str
+    change: str
+    verdict: Literal["better", "worse", ""]
+
+
 def write_report(path: Path, content: ReportContent) -> None:
     """Write the report as one HTML file. Raises ValueError where `before` or `after` names no row of the table."""
-    css = files("pipeline").joinpath("report.css").read_text(encoding="utf-8")
-    colors = ", ".join(to_hex(colormaps[COLOR_MAP](position)) for position in np.linspace(0, 1, 11))
-    sections = (_header, _scores, _examples, _losses, _per_scene, _timings, _provenance)
-    body = "\n".join(section(content) for section in sections)
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(content.title)}</title>
-<style>
-:root {{ --depth-colors: linear-gradient(90deg, {colors}); }}
-{css}</style>
-</head>
-<body>
-<div class="stripe"></div>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+    page = _TEMPLATES.get_template("report.html.j2").render(content=content, **_prepared(content))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
 
-def _row(content: ReportContent, name: str) -> ModelScore:
-    for score in content.scores:
-        if score.name == name:
-            return score
-    raise ValueError(f"no row {name!r} in the report's table (rows: {', '.join(score.name for score in content.scores)})")
-
-
-def _header(content: ReportContent) -> str:
-    before, after = _row(content, content.before), _row(content, content.after)
-    tiles = [
-        f'<div class="fact card"><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>' for name, value in content.facts.items()
-    ]
-    first, *rest = content.summary
-    paragraphs = f'<p class="lead">{escape(first)}</p>' + "".join(f"<p>{escape(text)}</p>" for text in rest)
-    return (
-        f'<header>\n<p class="eyebrow">Depth distillation report</p>\n<h1>{escape(content.title)}</h1>\n{paragraphs}\n'
-        f'<dl class="facts main">{_main_fact("AbsRel of the student, lower is better", before.abs_rel, after.abs_rel, True)}'
-        f"{_main_fact('δ1 of the student, higher is better', before.delta1, after.delta1, False)}</dl>"
-        f'<dl class="facts">{"".join(tiles)}</dl>\n</header>'
+def _prepared(content: ReportContent) -> dict[str, object]:
+    """What the template shows beside the content itself, by the names that it has there."""
+    measures = (
+        _measure(content, "AbsRel", "lower", [score.abs_rel for score in content.scores]),
+        _measure(content, "δ1", "higher", [score.delta1 for score in content.scores]),
     )
+    longest = max(content.timings_s.values(), default=0) or 1.0
+    return {
+        "depth_colors": depth_colors(),
+        "measures": measures,
+        "rows": list(zip(content.scores, zip(*(measure.cells for measure in measures), strict=True), strict=True)),
+        "examples": [(e.key, example_tiles(e.rgb, e.depth_m, e.maps)) for e in content.examples],
+        "losses": [(curve.name, curve_svg(curve.name, curve.steps, curve.values)) for curve in content.losses],
+        **_scene_by_scene(content.abs_rel_before, content.abs_rel_after),
+        "timings": [(name, f"{s / longest:.1%}", _duration(s)) for name, s in content.timings_s.items()],
+        "total": _duration(sum(content.timings_s.values())),
+    }
 
 
-def _main_fact(name: str, before: float, after: float, lower_is_better: bool) -> str:
-    return (
-        f'<div class="fact card"><dt>{escape(name)}</dt><dd><span class="was">{before:.3f} →</span> {after:.3f}'
-        f" {_change(before, after, lower_is_better)}</dd></div>"
-    )
-
-
-def _change(before: float, after: float, lower_is_better: bool) -> str:
-    """The change and its share of the value before, green where it is for the better."""
-    kind = "" if after == before else " better" if (after < before) == lower_is_better else " worse"
+def _measure(content: ReportContent, name: str, direction: Literal["lower", "higher"], values: Sequence[float]) -> _Measure:
+    lower_is_better = direction == "lower"
+    before, after = values[_row(content, content.before)], values[_row(content, content.after)]
+    best, full = (min(values), max(values) or 1.0) if lower_is_better else (max(values), 1.0)
     share = f" ({(after - before) / before:+.1%})" if before else ""
-    text = f"{after - before:+.3f}{share}".replace("-", "−")
-    return f'<span class="change{kind}">{text}</span>'
-
-
-def _scores(content: ReportContent) -> str:
-    before, after = _row(content, content.before), _row(content, content.after)
-    least, most = min(s.abs_rel for s in content.scores), max(s.delta1 for s in content.scores)
-    widest = max(s.abs_rel for s in content.scores) or 1.0
-    rows = []
-    for score in content.scores:
-        kind = {content.before: "before", content.after: "after"}.get(score.name, "")
-        note = f"<small>{escape(score.note)}</small>" if score.note else ""
-        rows.append(
-            f'<tr class="{kind}"><th scope="row">{escape(score.name)}{note}</th>'
-            f"<td>{_number(score.abs_rel, score.abs_rel == least)}{_bar(score.abs_rel / widest)}</td>"
-            f"<td>{_number(score.delta1, score.delta1 == most)}{_bar(score.delta1)}</td></tr>"
-        )
-    return _section(
-        "Accuracy on held-out scenes",
-        f"{content.protocol}.",
-        '<div class="scores card"><table><thead><tr><th>Model</th><th>AbsRel ↓</th><th>δ1 ↑</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody><tfoot><tr><th>Change by distillation</th>"
-        f"<td>{_change(before.abs_rel, after.abs_rel, True)}</td>"
-        f"<td>{_change(before.delta1, after.delta1, False)}</td></tr></tfoot></table></div>",
+    return _Measure(
+        name=name,
+        arrow="↓" if lower_is_better else "↑",
+        direction=direction,
+        cells=[_Cell(text=f"{value:.4f}", bar=f"{value / full:.1%}", best=value == best) for value in values],
+        before=f"{before:.3f}",
+        after=f"{after:.3f}",
+        change=f"{after - before:+.3f}{share}".replace("-", "−"),
+        verdict="" if after == before else "better" if (after < before) == lower_is_better else "worse",
     )
 
 
-def _number(value: float, best: bool) -> str:
-    return f'<span class="best">{value:.4f}</span>' if best else f"<span>{value:.4f}</span>"
+def _row(content: ReportContent, name: str) -> int:
+    names = [score.name for score in content.scores]
+    if name not in names:
+        raise ValueError(f"no row {name!r} in the report's table (rows: {', '.join(names)})")
+    return names.index(name)
 
 
-def _bar(share: float) -> str:
-    return f'<span class="bar"><i style="--share: {100 * share:.1f}%"></i></span>'
-
-
-def _section(heading: str, note: str, body: str) -> str:
-    return f'<section>\n<h2>{escape(heading)}</h2>\n<p class="note">{escape(note)}</p>\n{body}\n</section>'
-
-
-def _examples(content: ReportContent) -> str:
-    if not content.examples:
-        return ""
-    legend = '<div class="legend"><span>far <i class="ramp"></i> near</span><span><i class="none"></i> no value</span></div>'
-    return _section(
-        "What it looks like",
-        "Within a row every map is aligned in scale and shift to the first map after the photograph and drawn with the"
-        " colours of that map's 2 to 98 % range, so equal colours mean equal disparity. The number is the map's AbsRel"
-        " where the true depth is known; the row's lowest is bold.",
-        legend + "\n".join(_example(example) for example in content.examples),
-    )
-
-
-def _example(example: Example) -> str:
-    shape = example.rgb.shape[:2]
-    maps = {caption: resize_bilinear(values, shape) for caption, values in example.maps.items()}
-    scores = {} if example.depth_m is None else {c: _abs_rel(v, example.depth_m) for c, v in example.maps.items()}
-    lowest = min((score for score in scores.values() if score is not None), default=None)
-    if example.depth_m is not None:
-        with np.errstate(divide="ignore"):
-            truth = np.where(np.isfinite(example.depth_m), 1 / example.depth_m, np.nan)
-        maps = {TRUTH: resize_bilinear(truth, shape), **maps}
-    reference = next(iter(maps.values()), np.zeros(shape))
-    low, high = robust_range(reference)
-    tiles = [_tile(PHOTOGRAPH, example.rgb)]
-    for caption, values in maps.items():
-        picture = colorize_disparity(_aligned(values, reference), low=low, high=high)
-        tiles.append(_tile(caption, picture, _score(scores[caption], lowest) if caption in scores else ""))
-    return f'<div class="example card"><h3>{escape(example.key)}</h3><div class="pictures">{"".join(tiles)}</div></div>'
-
-
-def _aligned(values: Float[np.ndarray, "h w"], reference: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    shared = np.isfinite(values) & np.isfinite(reference)
-    if not shared.any():
-        return values
-    fit = align_scale_shift(values, reference, shared)
-    return fit.scale * values + fit.shift
-
-
-def _abs_rel(values: Float[np.ndarray, "h w"], depth_m: Float[np.ndarray, "h2 w2"]) -> float | None:
-    """AbsRel of an affine-invariant disparity map; None for one that cannot be scored (dead, or nothing in common)."""
-    disparity = resize_bilinear(values, depth_m.shape)
-    valid: Bool[np.ndarray, "h2 w2"] = (depth_m > MIN_DEPTH_M) & (depth_m < MAX_DEPTH_M) & np.isfinite(disparity)
-    if not (valid & (disparity > 0)).any():
-        return None
-    metrics = depth_metrics(
-        disparity, depth_m, valid, space="disparity_affine_invariant", min_depth_m=MIN_DEPTH_M, max_depth_m=MAX_DEPTH_M
-    )
-    return metrics.abs_rel
-
-
-def _score(abs_rel: float | None, lowest: float | None) -> str:
-    if abs_rel is None:
-        return '<span class="score">no score</span>'
-    return f'<span class="score{" best" if abs_rel == lowest else ""}">{abs_rel:.3f}</span>'
-
-
-def _tile(caption: str, picture: UInt8[np.ndarray, "h w 3"], score: str = "") -> str:
-    height, width = picture.shape[:2]
-    return (
-        f'<figure><img src="{picture_uri(picture)}" alt="{escape(caption)}" width="{width}" height="{height}">'
-        f"<figcaption><span>{escape(caption)}</span>{score}</figcaption></figure>"
-    )
-
-
-def _losses(content: ReportContent) -> str:
-    if not content.losses:
-        return ""
-    drawings = ((curve.name, curve_svg(curve.name, curve.steps, curve.values)) for curve in content.losses)
-    note = "The value at every step, lightly, and its moving average."
-    return _section("The student's losses", note, _plots(drawings))
-
-
-def _per_scene(content: ReportContent) -> str:
-    before, after = content.abs_rel_before, content.abs_rel_after
-    if not before:
-        return ""
+def _scene_by_scene(before: Sequence[float], after: Sequence[float]) -> dict[str, object]:
+    """The drawings by heading and the sentence above them; no drawings where there are no scenes."""
     improved = sum(new < old for old, new in zip(before, after, strict=True))
-    drawings = (("Each scene, before and after", scatter_svg(before, after)), ("All scenes, sorted", share_svg(before, after)))
-    note = f"The student got better on {improved} of {len(before)} scenes."
-    return _section("Scene by scene", note, _plots(drawings))
-
-
-def _plots(drawings: Iterable[tuple[str, str]]) -> str:
-    figures = (f'<figure class="card"><h3>{escape(name)}</h3>{drawing}</figure>' for name, drawing in drawings)
-    return f'<div class="plots">{"".join(figures)}</div>'
-
-
-def _timings(content: ReportContent) -> str:
-    longest, total = max(content.timings_s.values(), default=0) or 1.0, sum(content.timings_s.values())
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td><td>{_bar(seconds / longest)}</td><td>{_duration(seconds)}</td></tr>"
-        for name, seconds in content.timings_s.items()
-    )
-    rows += f'<tr class="total"><td>Total</td><td></td><td>{_duration(total)}</td></tr>'
-    return _section("Where the time went", "Wall time of each step.", f'<div class="timings card"><table>{rows}</table></div>')
+    drawings = {"Each scene, before and after": scatter_svg, "All scenes, sorted": share_svg} if before else {}
+    return {
+        "scenes": [(heading, draw(before, after)) for heading, draw in drawings.items()],
+        "improvement": f"The student got better on {improved} of {len(before)} scenes.",
+    }
 
 
 def _duration(seconds: float) -> str:
@@ -286,13 +175,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes} min {seconds:02d} s"
-
-
-def _provenance(content: ReportContent) -> str:
-    tables = []
-    for heading, entries in content.provenance.items():
-        rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in entries.items())
-        opened = "" if tables else " open"
-        summary = f"<summary>{escape(heading)}</summary>"
-        tables.append(f'<details class="card"{opened}>{summary}<table>{rows}</table></details>')
-    return _section("Provenance", "What is needed to make this report again.", "".join(tables))

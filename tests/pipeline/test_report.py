@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+from collections.abc import Mapping
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from pipeline.report import Example, LossCurve, ModelScore, ReportContent, write_report
 from stages.scenes import render_scene
 
-HOSTILE = '<script>alert("1")</script> & .jpg'
+HOSTILE = """'"></title></style><script>alert("1")</script><img src=x onerror="y"> &amp; {{ 7 * 7 }} {% raw %} .jpg"""
 
 
 class Page(HTMLParser):
@@ -28,7 +29,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
-        if self.tags and "best" in (self.tags[-1][1].get("class") or "").split():
+        if data.strip() and self.tags and "best" in (self.tags[-1][1].get("class") or "").split():
             self.bold.append(data)
 
     def all(self, name):
@@ -110,6 +111,29 @@ def test_every_number_and_text_is_on_the_page_and_nothing_is_read_as_markup(cont
         "better on 1 of 2 scenes",
     ]
     assert [text for text in expected if text not in page.text] == []
+
+
+def with_hostile_texts(value, seen):
+    """The value with every text in it that says something made hostile, names and keys too; they are added to `seen`."""
+    if isinstance(value, str):
+        seen |= {value + HOSTILE} if value else set()
+        return value and value + HOSTILE
+    if dataclasses.is_dataclass(value):
+        changed = {field.name: with_hostile_texts(getattr(value, field.name), seen) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changed)
+    if isinstance(value, Mapping):
+        return {with_hostile_texts(key, seen): with_hostile_texts(item, seen) for key, item in value.items()}
+    return [with_hostile_texts(item, seen) for item in value] if isinstance(value, list) else value
+
+
+def test_no_text_of_any_field_is_read_as_markup(content, tmp_path):
+    plain, texts = page_of(content, tmp_path), set()
+    hostile = page_of(with_hostile_texts(content, texts), tmp_path)
+    assert len(texts) == 21  # all that differ
+    assert [text for text in texts if text not in hostile.text] == []
+    assert [(tag, sorted(attributes)) for tag, attributes in hostile.tags] == [(tag, sorted(a)) for tag, a in plain.tags]
+    captions = {caption + HOSTILE for caption in ("Perfect <map>", "Dead")}
+    assert {attributes["alt"] for attributes in hostile.all("img")} == {"Photograph", "True disparity"} | captions
 
 
 def test_the_tables_best_values_are_bold_and_the_change_is_told(content, tmp_path):
