@@ -22,7 +22,16 @@ from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluate_data import RenderedScenes
 from pipeline.evaluate_data import scenes_protocol as protocol
 from pipeline.evaluate_run import EvaluatedModel, evaluate_set, score_all
-from pipeline.evaluate_tables import SetResult, as_json, format_table, markdown, notes, per_image_file, result_table
+from pipeline.evaluate_tables import (
+    SetResult,
+    as_json,
+    eval_results,
+    format_table,
+    markdown,
+    notes,
+    per_image_file,
+    result_table,
+)
 from pipeline.models import ModelError, find_model
 from stages.depth_space import DepthSpace
 from stages.distillation.model_card import replace_results
@@ -140,12 +149,13 @@ def _write(config: EvaluateConfig, done: Evaluation) -> list[str]:
 def _write_card(done: Evaluation, name: str) -> str | None:
     """Put the model's results into its card, or say why not."""
     card = done.models[name].found.folder / "README.md"
-    if not any(result.mean(name) for result in done.results):
+    results = eval_results(name, done.results)
+    if not results:
         return f"{card}: left as it is: {name} has no mean to write"
     if not Path(done.models[name].found.spec.checkpoint).is_dir() or not card.is_file():
         return f"{card}: no model card in a local folder, so --write-card has nowhere to put the results of {name}"
     try:
-        text = replace_results(card.read_text(encoding="utf-8"), _markdown(done, [name]))
+        text = replace_results(card.read_text(encoding="utf-8"), _markdown(done, [name]), card.parent.resolve().name, results)
     except ValueError as error:
         return f"{card}: {error}"
     return _replace(card, text.encode())

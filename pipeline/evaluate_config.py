@@ -98,7 +98,7 @@ class EvaluateConfig(ScoringConfig):
     per_image: Path | None = None
     """Write every image's metrics to this file: .csv, or .parquet."""
     write_card: bool = False
-    """Put the table into the README.md of each model's folder, between its markers for results."""
+    """Put the table into the README.md of each model's folder, between its markers for results, and the means into its YAML."""
     preset: str = "default"
     """Starting values."""
     config: Path | None = None

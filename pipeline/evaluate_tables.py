@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import EvalResult
 
 from stages.evaluation.boundaries import BoundaryScore
 from stages.evaluation.metrics import DepthMetrics
@@ -118,6 +119,31 @@ def as_json(
         "published": [dataclasses.asdict(row) for row in _published(results)],
         "published_caveat": CAVEAT,
     }
+
+
+def eval_results(model: str, results: Sequence[SetResult]) -> list[EvalResult]:
+    """The model's means as the metadata of a model card holds them, each with what it depends on."""
+    return [
+        EvalResult(
+            task_type="depth-estimation",
+            dataset_type=result.benchmark,
+            dataset_name=result.benchmark,
+            dataset_config=result.protocol,
+            dataset_args={
+                "rules": result.rules,
+                "list_sha256": result.list_sha256,
+                "images_in_list": result.images,
+                "images": mean.images,
+                "images_with_edges": mean.images_with_edges,
+            },
+            metric_type=metric,
+            metric_value=round(float(value), 6),
+        )
+        for result in results
+        if (mean := result.mean(model))
+        for metric, value in flat(mean).items()
+        if value is not None
+    ]
 
 
 def per_image_file(results: Iterable[SetResult], suffix: str) -> bytes:

@@ -10,7 +10,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from huggingface_hub import ModelCardData
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from manifests.licences import UNKNOWN, licence_class, most_restrictive
 from stages.checkpoints import is_hub_id
@@ -107,14 +108,31 @@ def model_card(content: CardContent) -> str:
     return f"---\n{_metadata(content).to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def replace_results(text: str, markdown: str) -> str:
-    """The card with this text between its results' markers. Raises ValueError without exactly one pair of markers."""
+def replace_results(text: str, markdown: str, name: str, results: Sequence[EvalResult]) -> str:
+    """The card with this text between its results' markers, and with these results in the `model-index` of its metadata.
+
+    results: one or more, all with `list_sha256` among the dataset's arguments. What is in the index with that is of an earlier
+    evaluation and goes, all else stays. name: of the model, where the index has none. The metadata is written anew: it says the
+    same, but comments in it are lost.
+    Raises ValueError without exactly one pair of markers, and for metadata that cannot be read.
+    """
     if not text.count(RESULTS_START) == text.count(RESULTS_END) == len(_RESULTS.findall(text)) == 1:
         raise ValueError(
             f"model card: found no single pair of the markers {RESULTS_START} and {RESULTS_END}, expected one; put it around "
             "the place of the results"
         )
-    return _RESULTS.sub(lambda _: f"{RESULTS_START}\n{markdown.strip()}\n{RESULTS_END}", text)
+    text = _RESULTS.sub(lambda _: f"{RESULTS_START}\n{markdown.strip()}\n{RESULTS_END}", text)
+    try:
+        card = ModelCard(text)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:  # a model-index of any shape
+        raise ValueError(
+            f"model card: its metadata cannot be read: {' '.join(str(error).split())}; expected YAML as the hub reads it, "
+            "between two lines of ---, at the top; mend or remove it"
+        ) from error
+    others = [result for result in card.data.get("eval_results", ()) if "list_sha256" not in (result.dataset_args or {})]
+    card.data["eval_results"] = [*others, *results]
+    card.data["model_name"] = card.data.get("model_name", name)
+    return card.content
 
 
 def _metadata(content: CardContent) -> ModelCardData:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from pipeline.evaluate import EvaluationError, evaluate_models, main, protocol
@@ -342,15 +343,30 @@ def test_the_results_go_into_the_model_card_between_its_markers(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     model = shutil.copytree(checkpoint, tmp_path / "model")
-    (model / "README.md").write_text(f"before\n{RESULTS_START}\nold\n{RESULTS_END}\nafter\n")
+    (model / "README.md").write_text(f"---\nlicense: mit\n---\nbefore\n{RESULTS_START}\nold\n{RESULTS_END}\nafter\n")
     arguments = ("--model", model, *_SCENES, "--write-card")
-    mean = _evaluate(tmp_path, *arguments)["results"][0]["means"]["model"]
+    (result,) = _evaluate(tmp_path, *arguments)["results"]
+    mean = result["means"]["model"]
     card = (model / "README.md").read_text()
-    assert card.startswith(f"before\n{RESULTS_START}\n")
+    assert card.startswith("---\nlicense: mit\nmodel-index:\n- name: model\n")
+    assert f"\n---\nbefore\n{RESULTS_START}\n" in card
     assert card.endswith(f"\n{RESULTS_END}\nafter\n")
     assert f"| model | {mean['abs_rel']:.4f}/{mean['delta1']:.4f} |" in card
     assert "old" not in card
     assert str(tmp_path) not in card
+    found = ModelCard(card).data["eval_results"]
+    numbers = {name: value for name, value in mean.items() if not name.startswith("images") and value is not None}
+    assert {one.metric_type: one.metric_value for one in found} == pytest.approx(numbers, abs=1e-6)
+    assert len(found) == len(numbers) >= 7
+    assert {(one.dataset_type, one.dataset_config) for one in found} == {("scenes", "scenes-disparity")}
+    assert found[0].dataset_args == {
+        **{name: result[name] for name in ("rules", "list_sha256")},
+        "images_in_list": 2,
+        **{name: mean[name] for name in ("images", "images_with_edges")},
+    }
+    (model / "README.md").write_text(card.replace("license: mit", "license: ["))
+    _evaluate(tmp_path, *arguments, expected=1)
+    assert "README.md: model card: its metadata cannot be read" in capsys.readouterr().err
     (model / "README.md").unlink()
     _evaluate(tmp_path, *arguments, expected=1)
     assert "README.md: no model card" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
 from stages.distillation.model_card import RESULTS_END, RESULTS_START, CardContent, CardTeacher, model_card, replace_results
@@ -35,6 +35,15 @@ CONTENT = CardContent(
     training={"steps": 20_000, "lr_encoder": 5e-6},
     metrics={"shared_context": 0.123456, "total": 1.5},
 )
+RESULT = EvalResult(
+    task_type="depth-estimation",
+    dataset_type="nyuv2",
+    dataset_name="nyuv2",
+    dataset_args={"list_sha256": "0f", "images": 654},
+    metric_type="abs_rel",
+    metric_value=0.043,
+)
+ELSEWHERE = replace(RESULT, dataset_type="sintel", dataset_name="Sintel", dataset_args=None, metric_value="0.2 ± 0.1")
 
 
 def test_the_hub_finds_its_metadata() -> None:
@@ -115,21 +124,45 @@ def test_awkward_names_break_neither_metadata_nor_tables() -> None:
     for line in text.splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) in (3, 6)
-    assert "results of mine" in replace_results(text, "results of mine")
+    assert "results of mine" in replace_results(text, "results of mine", "mine", [RESULT])
 
 
 def test_results_are_replaced_and_nothing_else() -> None:
     text = model_card(CONTENT)
     table = "| a | b |\n| --- | --- |\n| \\1 | .043 |\n"
-    once = replace_results(text, table)
-    assert once == text.replace("Not evaluated yet.", table.strip())
-    assert replace_results(replace_results(once, "other"), table) == once
+    once = replace_results(text, table, "mine", [RESULT])
+    index = (
+        "model-index:\n- name: mine\n  results:\n  - task:\n      type: depth-estimation\n    dataset:\n      name: nyuv2\n"
+        "      type: nyuv2\n      args:\n        list_sha256: 0f\n        images: 654\n"
+        "    metrics:\n    - type: abs_rel\n      value: 0.043\n"
+    )
+    assert once == text.replace("Not evaluated yet.", table.strip()).replace("\n---\n\n#", f"\n{index}---\n\n#")
+    other = replace_results(once, "other", "other", [replace(RESULT, dataset_type="kitti", metric_value=0.07)])
+    assert replace_results(other, table, "mine", [RESULT]) == once
+
+
+def test_results_in_the_metadata_are_read_as_they_were_written_and_those_from_elsewhere_stay() -> None:
+    card = ModelCard(model_card(CONTENT))
+    card.data["model_name"], card.data["eval_results"] = "theirs", [ELSEWHERE, replace(RESULT, dataset_type="an earlier one")]
+    results = [RESULT, replace(RESULT, metric_type="delta1", metric_value=0.98)]
+    written = ModelCard(replace_results(str(card), "a table", "mine", results)).data
+    assert written["eval_results"] == [ELSEWHERE, *results]
+    assert written["model_name"] == "theirs"
+
+
+@pytest.mark.parametrize(
+    "metadata", ["a: [", "- a list", "1: a number", "model-index: [{name: a}]", "model-index: [{name: a, results: [b]}]"]
+)
+def test_metadata_that_cannot_be_read_are_refused(metadata: str) -> None:
+    text = model_card(CONTENT).replace("library_name: transformers", metadata)
+    with pytest.raises(ValueError, match=r"model card: its metadata cannot be read: .*; expected YAML as the hub reads it"):
+        replace_results(text, "a table", "mine", [RESULT])
 
 
 @pytest.mark.parametrize("text", ["", RESULTS_START, f"{RESULTS_END} {RESULTS_START}", f"{RESULTS_START} {RESULTS_END}" * 2])
 def test_a_card_without_one_pair_of_markers_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no single pair of the markers <!-- results -->"):
-        replace_results(text, "")
+        replace_results(text, "", "mine", [RESULT])
 
 
 def test_the_snippet_runs_in_the_students_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
