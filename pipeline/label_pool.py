@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ import ray.exceptions
 
 from pipeline.label_queue import Outcome, WorkerDiedError, WorkerStalledError
 from pipeline.label_worker import LabelWorker, Task, TeacherUnusableError
+from pipeline.ray_start import start_ray
 from stages.labelling.units import InputChangedError
 
 _PULSES_PER_TIMEOUT = 10
@@ -72,14 +72,10 @@ class WorkerPool:
         self._at_rest_since = time.monotonic()
 
     def __enter__(self) -> Self:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES as the user set it
-        # On one machine all kinds of workers run side by side; a cluster has its own count.
+        # On one machine all kinds of workers run side by side.
         wanted_cpus = sum((self._workers or 1) * resources.num_cpus for resources in set(self._columns.values()))
-        num_cpus = None if self._address else max(round(wanted_cpus), os.cpu_count() or 1)
-        # Without "local", Ray would join whatever cluster it finds on this machine.
-        address = self._address or "local"
-        ray.init(address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        start_ray(self._address, num_cpus=round(wanted_cpus))
         try:
             found = ray.cluster_resources()
             gpus = found.get("GPU", 0)

@@ -7,7 +7,6 @@ state. The output folder must be the same place for all workers.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import shutil
 from concurrent.futures import Future, wait
@@ -21,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.interrupts import stop_requested
 from pipeline.ranks import Place, RefusedError, agreed
+from pipeline.ray_start import start_ray
 from pipeline.train_config import TrainConfig
 from pipeline.train_loop import STOPPING, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
 from pipeline.train_setup import is_finished
@@ -41,12 +41,8 @@ def train_on_ray(config: TrainConfig) -> TrainResult:
     config.output.mkdir(parents=True, exist_ok=True)
     stop = config.output / STOP
     stop.unlink(missing_ok=True)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths of checkpoints are the user's
-    num_cpus = None if config.address else max(config.num_workers, os.cpu_count() or 1)
-    # Without "local", Ray would join whatever cluster it finds on this machine.
-    address = config.address or "local"
-    ray.init(address, num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    start_ray(config.address, num_cpus=config.num_workers)
     progress = Follower(config)
     try:
         use_gpu = _uses_gpu(config)
