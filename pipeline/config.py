@@ -2,7 +2,8 @@
 
 Later wins: the preset named by `--preset`, then the file named by `--config`, then the flags. A configuration class has
 the fields `preset` and `config`, defaults for everything a user need not say, and a method `problems()` that returns
-every value it cannot accept, in words.
+every value it cannot accept, in words. A URL is refused wherever a path is expected: as a path, `s3://bucket/x` is a folder
+`s3:` below the working directory.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import re
 import sys
 import tomllib
 import types
@@ -21,6 +23,8 @@ from typing import Any, NoReturn, Protocol, TypeVar, cast
 import tyro
 
 USAGE_ERROR = 2
+_URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has swallowed the second
+_MAY_BE_URLS = ("address", "licence")
 
 
 class CommandConfig(Protocol):
@@ -65,15 +69,59 @@ def parse_command(
         _refuse(program, [_unknown("--preset", known.preset, list(presets))])
     values = {**presets[known.preset], "preset": known.preset}
     if known.config is not None:
+        if problem := _url_problem("--config", str(known.config)):
+            _refuse(program, [problem])
         from_file, problems = _read_toml(config_type, known.config)
         if problems:
             _refuse(program, problems)
         values |= from_file
     default = _with_missing(config_type, values)
     config = tyro.cli(config_type, prog=program, description=description, args=arguments, default=default)
-    if problems := config.problems():
+    if problems := url_problems(config) or config.problems():
         _refuse(program, problems)
     return config
+
+
+def url_problems(config: Any, prefix: str = "") -> list[str]:
+    """Every URL in a configuration that stands where a path is expected, in words; also in the configurations within it.
+
+    All texts may be paths (checkpoints, sources) but those named in `_MAY_BE_URLS`.
+    """
+    found: list[str] = []
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            found += url_problems(value, f"{prefix}{name}.")
+        elif name not in _MAY_BE_URLS:
+            values = value if isinstance(value, tuple) else (value,)
+            flag = _flag(name, hint, prefix)
+            found += [problem for one in values if isinstance(one, str | Path) and (problem := _url_problem(flag, str(one)))]
+    return found
+
+
+def _flag(name: str, hint: Any, prefix: str) -> str:
+    """What a field is called on the command line."""
+    extras = getattr(hint, "__metadata__", ())
+    given = [extra for extra in extras if getattr(extra, "name", None) or getattr(extra, "metavar", None)]
+    if tyro.conf.Positional in extras:
+        return next((extra.metavar for extra in given), name.upper())
+    named = next((extra.name for extra in given if extra.name), name.replace("_", "-"))
+    return f"--{prefix}{named}"
+
+
+def _url_problem(flag: str, value: str) -> str | None:
+    if not _URL.match(value):
+        return None
+    hint = "copy or mount what is there" + (f"; /{value[5:].lstrip('/')} is a path" if value.startswith("file:") else "")
+    return f"{flag} {value}: a URL, expected a path on this machine; {hint}"
+
+
+def folder_problems(flag: str, folder: Path) -> list[str]:
+    """Why a folder to write into cannot be one: a file is in its place, or in that of a folder above it."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if nearest.is_dir():
+        return []
+    return [f"{flag} {folder}: {'' if nearest == folder else f'{nearest} is '}a file; expected a folder, or a new name for one"]
 
 
 def resolved(config: CommandConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 import manifests
-from pipeline.config import USAGE_ERROR
+from pipeline.config import USAGE_ERROR, url_problems
 from pipeline.evaluate_config import ScoringConfig
 from pipeline.evaluate_run import score_all
 from pipeline.evaluate_tables import aligned
@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = tyro.extras.subcommand_cli_from_dict(
         {"fig2": Fig2, "fig5": Fig5}, prog="python -m pipeline.figures", description=__doc__ or "", args=argv
     )
+    if problems := url_problems(config):
+        print("\n".join(f"figures: {problem}" for problem in problems), file=sys.stderr)
+        return USAGE_ERROR
     try:
         return _fig2(config) if isinstance(config, Fig2) else _fig5(config)
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import manifests
-from pipeline.config import USAGE_ERROR, parse_command
+from pipeline.config import USAGE_ERROR, folder_problems, parse_command
 from pipeline.label_engine import DriveOptions, LabelReport, drive
 from pipeline.label_estimate import estimate
 from pipeline.label_pool import PoolError, Resources
@@ -101,7 +101,8 @@ class LabelConfig:
 
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
-        found = [f"--plan: {problem}" for problem in self.plan.problems()]
+        found = folder_problems("--run", self.run)
+        found += [f"--plan: {problem}" for problem in self.plan.problems()]
         if not self.sources:
             found.append("--sources: none given; expected tars, brace patterns, globs or folders")
         for teacher in self.teachers:

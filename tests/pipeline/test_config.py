@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import parse_command, resolved
+from pipeline.config import folder_problems, parse_command, resolved, url_problems
+from pipeline.evaluate import PRESETS as EVALUATE_PRESETS
+from pipeline.evaluate_config import EvaluateConfig
 from pipeline.label import PRESETS, LabelConfig
+from pipeline.predict import PRESETS as PREDICT_PRESETS
+from pipeline.predict import PredictConfig
+from pipeline.train_config import PRESETS as TRAIN_PRESETS
+from pipeline.train_config import TrainConfig
 
 
 def _parse(*argv: str) -> LabelConfig:
@@ -78,3 +85,68 @@ def test_the_resolved_configuration_is_plain_values():
     assert plain["run"] == "r"
     assert plain["plan"]["context"] == "whole"
     assert plain["primary"]["loader"] == "transformers"
+
+
+def _evaluate(*argv: str) -> object:
+    return parse_command(EvaluateConfig, EVALUATE_PRESETS, program="evaluate", description="", argv=argv)
+
+
+def _predict(*argv: str) -> object:
+    return parse_command(PredictConfig, PREDICT_PRESETS, program="predict", description="", argv=argv)
+
+
+def _train(*argv: str) -> object:
+    return parse_command(TrainConfig, TRAIN_PRESETS, program="train", description="", argv=argv)
+
+
+@pytest.mark.parametrize(
+    ("parse", "argv", "flag"),
+    [
+        (_parse, ("--preset", "demo", "--run", "s3://b/x", "--sources", "a"), "--run s3:/b/x"),
+        (_parse, ("--preset", "demo", "--run", "r", "--sources", "a", "https://host/b.tar"), "--sources https://host/b.tar"),
+        (_parse, (*_DEMO, "--primary.checkpoint", "gs://bucket/primary"), "--primary.checkpoint gs://bucket/primary"),
+        (_parse, (*_DEMO, "--config", "s3://bucket/c.toml"), "--config s3:/bucket/c.toml"),
+        (_train, ("--run", "hf://b/x", "--output", "o"), "--run hf:/b/x"),
+        (_train, ("--run", "r", "--output", "s3://b/o"), "--output s3:/b/o"),
+        (_train, ("--run", "r", "--output", "o", "--student", "https://host/x"), "--student https://host/x"),
+        (_predict, ("--model", "m", "--output", "o", "s3://b/photos"), "IN... s3:/b/photos"),
+        (_predict, ("--model", "m", "--output", "file:///o", "p"), "--output file:/o"),
+        (_evaluate, ("--model", "s3://b/m"), "--model s3://b/m"),
+        (_evaluate, ("--model", "owner/name", "--list", "s3://b/l"), "--list s3:/b/l"),
+        (_evaluate, ("--model", "owner/name", "--benchmark", "nyuv2", "--data", "s3://b/m"), "--data s3:/b/m"),
+    ],
+)
+def test_a_url_is_refused_wherever_a_path_is_expected(
+    parse: Callable[..., object], argv: tuple[str, ...], flag: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as exit_status:
+        parse(*argv)
+    assert exit_status.value.code == 2
+    assert f"{flag}: a URL, expected a path on this machine" in capsys.readouterr().err
+
+
+def test_a_url_in_a_file_is_refused_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "c.toml").write_text("run = 's3://bucket/x'\n")
+    with pytest.raises(SystemExit):
+        _parse("--preset", "demo", "--sources", "a", "--config", str(tmp_path / "c.toml"))
+    assert "--run s3:/bucket/x: a URL" in capsys.readouterr().err
+
+
+def test_what_is_no_path_may_be_a_url_and_a_hub_id_is_none():
+    config = _parse(
+        *_DEMO, "--address", "ray://host:10001", "--primary.licence", "https://host/l", "--primary.checkpoint", "owner/name",
+        "--primary.revision", "0" * 40,
+    )  # fmt: skip
+    assert (config.address, config.primary.licence) == ("ray://host:10001", "https://host/l")
+    assert url_problems(config) == []
+
+
+@pytest.mark.parametrize("below", ["", "/x/y"])
+def test_a_file_in_the_place_of_the_runs_folder_is_named(tmp_path: Path, below: str, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "README.md").write_text("text")
+    with pytest.raises(SystemExit) as exit_status:
+        _parse("--preset", "demo", "--run", f"{tmp_path}/README.md{below}", "--sources", "a")
+    assert exit_status.value.code == 2
+    assert f"--run {tmp_path}/README.md{below}: " in (told := capsys.readouterr().err)
+    assert "a file; expected a folder" in told
+    assert folder_problems("--run", tmp_path / "new/run") == []
