@@ -20,8 +20,17 @@ from pipeline.config import USAGE_ERROR, folder_problems, parse_command
 from pipeline.label_engine import DriveOptions, LabelReport, drive
 from pipeline.label_estimate import estimate
 from pipeline.label_pool import PoolError, Resources
-from pipeline.label_run import RunMismatchError, drop_second_chances, open_run, read_sources, units_left
-from pipeline.label_worker import TeacherUnusableError
+from pipeline.label_run import (
+    RunMismatchError,
+    describe_run,
+    drop_second_chances,
+    enter_run,
+    needs_correction,
+    read_sources,
+    refuse_replaced,
+    units_left,
+)
+from pipeline.label_worker import RunNotSharedError, TeacherUnusableError
 from stages.labelling.catalogue import SourceNotFoundError
 from stages.labelling.teachers import TeacherSpec
 from stages.views import ViewPlan
@@ -31,6 +40,7 @@ _USAGE_ERRORS = (
     FileNotFoundError,
     PoolError,
     RunMismatchError,
+    RunNotSharedError,
     SourceNotFoundError,
     TeacherUnusableError,
     manifests.InvalidRecordError,
@@ -173,15 +183,26 @@ def label(config: LabelConfig) -> LabelReport:
     """Bring the run to its end: catalogue, fix, and label whatever is missing.
 
     Raises RunMismatchError when the folder holds a run of other content, SourceNotFoundError for a source that is not there,
-    RunInUseError while the run is repaired, OSError where it cannot be written.
+    RunInUseError while the run is repaired, or held by another command when a column is to be corrected, OSError where it
+    cannot be written; and what `drive` raises.
     """
-    sources = read_sources(config.sources)
+    wanted = describe_run(config, read_sources(config.sources))
     config.run.mkdir(parents=True, exist_ok=True)
-    with manifests.hold_run(config.run, exclusive=config.retry_failed):
-        run = open_run(config, sources)
-        if config.retry_failed:
-            drop_second_chances(config.run)
+    correcting = needs_correction(wanted)
+    try:
+        with manifests.hold_run(config.run, exclusive=config.retry_failed or correcting):
+            run = enter_run(wanted, alone=config.retry_failed or correcting)
+            if config.retry_failed:
+                drop_second_chances(config.run)
+    except manifests.RunInUseError as error:
+        if not correcting:
+            raise
+        why = "this command has other teachers than run.json, which can be replaced only while no other command has the run"
+        raise manifests.RunInUseError(f"{error}; {why}") from error
+    for correction in run.corrections:
+        print(correction, file=sys.stderr)
     with manifests.hold_run(config.run, exclusive=False):
+        refuse_replaced(run)
         options = DriveOptions(
             workers=config.workers if config.address else _workers(config),
             resources=worker_resources(config),
@@ -219,7 +240,10 @@ def _conclude(config: LabelConfig, report: LabelReport) -> int:
         print(f"failed: {failure.column}/{failure.part}: {failure.problem.kind}: {failure.problem.message}", file=sys.stderr)
     for column, reason in report.columns_given_up.items():
         print(f"column {column} was given up: {reason}", file=sys.stderr)
-    print(f"{report.committed} of {report.parts_total} parts committed now. Inspect: python -m manifests summary {config.run}")
+    print(
+        f"{report.parts_done} of {report.parts_total} parts are committed, {report.committed} of them by this command. "
+        f"Inspect: python -m manifests summary {config.run}"
+    )
     if report.interrupted:
         return _interrupted(config)
     if report.failures or report.columns_given_up:
@@ -235,13 +259,15 @@ def _conclude(config: LabelConfig, report: LabelReport) -> int:
 def _excess_of_rejections(config: LabelConfig) -> list[str]:
     """A line for each column with more rejected images than the budget allows."""
     lines = []
+    recorded = manifests.load_run(config.run).configuration.get("max_rejected_fraction", config.max_rejected_fraction)
+    judge = "" if recorded == config.max_rejected_fraction else f" (the run was made with {recorded:g})"
     for column in manifests.summarize(config.run).columns:
         rejected, images = sum(column.rejected.values()), column.labelled + sum(column.rejected.values())
         if rejected > config.max_rejected_fraction * images:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(column.rejected.items()))
             lines.append(
                 f"{column.name}: {rejected} of {images} images were rejected ({kinds}), more than --max-rejected-fraction "
-                f"{config.max_rejected_fraction:g}; `python -m manifests summary` counts them, the manifests name each"
+                f"{config.max_rejected_fraction:g}{judge}; `python -m manifests summary` counts them, the manifests name each"
             )
     return lines
 

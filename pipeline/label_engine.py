@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import manifests
@@ -15,7 +18,7 @@ from pipeline.interrupts import handled_by
 from pipeline.label_pool import Resources, WorkerPool
 from pipeline.label_queue import Ending, LabelQueue, Outcome
 from pipeline.label_run import OpenRun
-from pipeline.label_worker import LabelWorker, TeacherUnusableError
+from pipeline.label_worker import LabelWorker, RunNotSharedError, Task, TeacherUnusableError
 from pipeline.progress import ColumnProgress
 from stages.labelling.units import IMAGES, Unit, UnitResult
 
@@ -33,6 +36,8 @@ class DriveOptions:
     decode_threads: int = 2
     max_attempts: int = 3
     stall_timeout_s: float = 600
+    sight_timeout_s: float = 60
+    """How long a manifest that a worker has committed may take to be seen here, as on a network file system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,8 @@ class LabelReport:
     """How a drive ended."""
 
     committed: int
+    parts_done: int
+    """Committed in all columns, by this drive and before."""
     parts_total: int
     failures: tuple[manifests.FailureRecord, ...]
     columns_given_up: dict[str, str]
@@ -50,8 +57,8 @@ class LabelReport:
 class _Drive:
     """A queue, the progress shown to a person, and the tally of what ended how."""
 
-    def __init__(self, queue: LabelQueue, progress: ColumnProgress) -> None:
-        self.queue, self.progress = queue, progress
+    def __init__(self, queue: LabelQueue, progress: ColumnProgress, sight_timeout_s: float) -> None:
+        self.queue, self.progress, self._sight_timeout_s = queue, progress, sight_timeout_s
         self.committed = 0
         self.failures: list[manifests.FailureRecord] = []
 
@@ -69,11 +76,15 @@ class _Drive:
         """All tasks, one after the other, in this process."""
         loaded = None
         while task := self.queue.take(columns, loaded):
-            loaded = task.unit.column
+            loaded = task.unit.column if task.teacher else loaded
             outcome: Outcome
             try:
                 outcome = worker.do(task)
+            except RunNotSharedError:
+                raise
             except TeacherUnusableError as error:
+                if task.only_teacher:
+                    raise
                 self.queue.give_up(task.unit.column, str(error))
                 outcome = error
             except Exception as error:  # becomes another attempt, or the failure record
@@ -93,11 +104,22 @@ class _Drive:
                 self._count_elsewhere()
                 return
             for task, outcome in pool.wait(timeout_s=1):
-                if isinstance(outcome, TeacherUnusableError) and not pool.can_do(task.unit.column):
-                    self.queue.give_up(task.unit.column, str(outcome))
-                self.end(self.queue.settle(task, outcome))
+                self._take_in(pool, task, outcome)
             self._count_elsewhere()
             self.progress.tick()
+
+    def _take_in(self, pool: WorkerPool, task: Task, outcome: Outcome) -> None:
+        """How a worker's task went. Raises the outcome where, with the workers that are left, nothing can come of the run."""
+        if isinstance(outcome, RunNotSharedError):
+            print(f"\nA worker is left out: {outcome}", file=sys.stderr, flush=True)
+        if isinstance(outcome, RunNotSharedError | TeacherUnusableError) and not pool.can_do(task.unit.column):
+            if task.only_teacher or isinstance(outcome, RunNotSharedError):
+                raise outcome
+            self.queue.give_up(task.unit.column, str(outcome))
+        if isinstance(outcome, UnitResult):
+            path = manifests.manifest_path(task.unit.run_dir, task.unit.column, task.unit.part)
+            require_seen(path, timeout_s=self._sight_timeout_s)
+        self.end(self.queue.settle(task, outcome))
 
     def _count_elsewhere(self) -> None:
         while self.queue.elsewhere:
@@ -107,8 +129,9 @@ class _Drive:
 def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport:
     """Run every unit to its commit or its failure record.
 
-    Raises OutputUnwritableError where the disk is full or read-only, PoolError where no worker can be had, KeyboardInterrupt
-    at the second Ctrl-C; what is committed stays.
+    Raises TeacherUnusableError, before any unit, for a teacher that no worker can load; OutputUnwritableError where the disk is
+    full or read-only; PoolError where no worker can be had, RunNotSharedError where none sees the run; KeyboardInterrupt at the
+    second Ctrl-C. What is committed stays.
     """
     columns = tuple(column.name for column in run.record.columns)
     for column in columns:
@@ -120,12 +143,13 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
         is_committed=lambda unit: manifests.manifest_path(unit.run_dir, unit.column, unit.part).exists(),
         max_attempts=options.max_attempts,
         proven=_proven(run, units),
+        teachers_first=True,
     )
     failures: list[manifests.FailureRecord] = []
     committed = 0
     if units:
         with ColumnProgress(run.record, units, _rejected_before(run, units)) as progress:
-            state = _Drive(queue, progress)
+            state = _Drive(queue, progress, options.sight_timeout_s)
             arguments = (options.batch_size, options.decode_threads)
             if options.workers == 0:
                 with _stop_on_interrupt(queue):
@@ -144,14 +168,29 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
             if not queue.stopping:
                 state.end(queue.give_up_blocked())
             committed, failures = state.committed, state.failures
+    parts = {part.name for part in manifests.parts(run.record)}
     return LabelReport(
         committed=committed,
-        parts_total=len(manifests.parts(run.record)) * len(columns),
+        parts_done=sum(len(parts & manifests.committed_parts(run.run_dir, column)) for column in columns),
+        parts_total=len(parts) * len(columns),
         failures=tuple(failures),
         columns_given_up=queue.given_up,
         interrupted=queue.stopping,
         source_problems=run.source_problems,
     )
+
+
+def require_seen(manifest: Path, *, timeout_s: float) -> None:
+    """Raises RunNotSharedError where a manifest that a worker has committed is not to be seen here in time."""
+    deadline = time.monotonic() + timeout_s
+    while not manifest.exists():
+        if time.monotonic() > deadline:
+            raise RunNotSharedError(
+                f"{manifest}: a worker has committed it, but after {timeout_s:g} s it cannot be seen on {os.uname().nodename}; "
+                "all machines must see the run under this path, so put it on a disk that they share"
+            )
+        time.sleep(0.05)
+        os.listdir(manifest.parent)  # a network file system looks again, and no longer remembers that there was nothing
 
 
 def _proven(run: OpenRun, units: list[Unit]) -> set[str]:

@@ -14,9 +14,9 @@ import ray
 import ray.exceptions
 
 from pipeline.label_queue import Outcome, WorkerDiedError, WorkerStalledError
-from pipeline.label_worker import LabelWorker, Task, TeacherUnusableError
+from pipeline.label_worker import LabelWorker, RunNotSharedError, Task, TeacherUnusableError
 from pipeline.ray_start import start_ray
-from stages.labelling.units import InputChangedError
+from stages.labelling.units import IMAGES, InputChangedError
 
 _PULSES_PER_TIMEOUT = 10
 _DEATHS_AT_BIRTH = 5
@@ -83,7 +83,8 @@ class WorkerPool:
             for column, (cpus, num_gpus) in self._columns.items():
                 kind = Resources(cpus, float(gpus >= 1) if num_gpus is None else num_gpus)
                 self._kinds.setdefault(kind, []).append(column)
-            for resources in self._kinds:
+            # As in the queue, teachers come first: where there is no room for all, pictures wait until they are loaded.
+            for resources in sorted(self._kinds, key=lambda kind: IMAGES in self._kinds[kind]):
                 self._refuse_impossible(resources)
                 self._slots += [self._slot(resources) for _ in range(workers)]
         except BaseException:
@@ -99,7 +100,7 @@ class WorkerPool:
         return [column for column in self._kinds[slot.resources] if column not in slot.unusable]
 
     def can_do(self, column: str) -> bool:
-        """Whether there is a worker left that has not failed to load this column's teacher."""
+        """Whether there is a worker left for this column: one that sees the run, and has not failed to load its teacher."""
         return any(column in self.columns(slot) for slot in self._slots)
 
     def idle(self) -> list[Slot]:
@@ -112,7 +113,9 @@ class WorkerPool:
 
     def submit(self, slot: Slot, task: Task) -> None:
         """Give an idle worker a task."""
-        slot.task, slot.loaded, slot.asked_at = task, task.unit.column, time.monotonic()
+        slot.task, slot.asked_at = task, time.monotonic()
+        if task.teacher:  # pictures are made beside the teacher that is there
+            slot.loaded = task.unit.column
         slot.waiting_for = slot.actor.do.remote(task)
 
     def release(self, slot: Slot) -> None:
@@ -149,7 +152,9 @@ class WorkerPool:
             outcome = ray.get(slot.waiting_for)
         except ray.exceptions.RayTaskError as error:
             outcome = error.cause if isinstance(error.cause, Exception) else error
-            if not isinstance(outcome, OSError | InputChangedError):
+            if isinstance(outcome, RunNotSharedError):
+                self.release(slot)  # for good: another one on the same machine would see no more
+            elif not isinstance(outcome, OSError | InputChangedError):
                 # A process whose GPU has failed once fails at everything, fast, and would take all the work.
                 ray.kill(slot.actor)
                 loaded = slot.task.unit.column if slot.task else ""

@@ -4,6 +4,7 @@
     rejected with the reason and the unit runs without them; where no image fails, or all do and nothing of the column has
     ever gone well, the unit has failed
 
+Before any unit, teachers are loaded once and shown a picture; one that nobody can load ends it all before anything is labelled.
 What cannot be read is not rejected but fails: it may be there again tomorrow.
 
 The queue keeps nothing that must survive: whatever it forgets is on disk as a manifest, or is done again.
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import manifests
-from pipeline.label_worker import Task, TeacherUnusableError
+from pipeline.label_worker import RunNotSharedError, Task, TeacherUnusableError
 from stages.labelling.teachers import TeacherSpec
 from stages.labelling.units import IMAGES, InputChangedError, Unit, UnitResult
 
@@ -63,16 +64,21 @@ class LabelQueue:
 
     def __init__(
         self,
-        units: Iterable[Unit],
+        units: Sequence[Unit],
         teachers: Mapping[str, TeacherSpec],
         *,
         images_done: set[str],
         is_committed: Callable[[Unit], bool],
         max_attempts: int,
         proven: Iterable[str] = (),
+        teachers_first: bool = False,
     ) -> None:
-        """proven: columns of which parts are committed already, so that neither their teacher nor the machine is to blame."""
+        """proven: columns of which parts are committed already, so that neither their teacher nor the machine is to blame.
+        teachers_first: begin by loading each teacher that has units, the first of them last: it is needed next."""
         self._proven = set(proven)
+        self._to_load: dict[str, Task] = {}
+        self._loading: set[str] = set()
+        self._load_failures = Counter[str]()
         self._teachers, self._is_committed, self._max_attempts = teachers, is_committed, max_attempts
         self._ready: defaultdict[str, deque[Unit]] = defaultdict(deque)
         self._blocked: defaultdict[str, list[Unit]] = defaultdict(list)
@@ -92,12 +98,18 @@ class LabelQueue:
             else:
                 self._blocked[unit.part].append(unit)
                 self._blocked_in[unit.column] += 1
+        if teachers_first:
+            first = {unit.column: unit for unit in reversed(units)}
+            for name in reversed([name for name in teachers if name in first]):
+                self._to_load[name] = Task(unit=first[name], teacher=teachers[name], only_teacher=True)
 
     def take(self, columns: Sequence[str], loaded: str | None = None) -> Task | None:
         """The next task of one of these columns; rather of the one whose teacher is loaded, then of the one with fewest
         workers. None when there is nothing now."""
         if self.stopping:
             return None
+        if self._to_load or self._loading:
+            return self._take_teacher(columns)
         columns = [column for column in columns if column not in self.given_up]
         for column in sorted(columns, key=lambda name: (name != IMAGES, name != loaded, self._running[name])):
             if self._tries[column]:
@@ -113,6 +125,13 @@ class LabelQueue:
                 return Task(unit=replace(unit, attempt=secrets.token_hex(4)), teacher=self._teachers.get(column))
         return None
 
+    def _take_teacher(self, columns: Sequence[str]) -> Task | None:
+        for column in self._to_load:
+            if column in columns:
+                self._loading.add(column)
+                return self._to_load.pop(column)
+        return None
+
     def has_more(self, columns: Sequence[str]) -> bool:
         """Whether there is, or may yet come, anything to do in these columns."""
         if self.stopping:
@@ -122,15 +141,20 @@ class LabelQueue:
         return any(self._is_active(name) or (more_images and self._blocked_in[name] > 0) for name in columns)
 
     def _is_active(self, column: str) -> bool:
-        return bool(self._ready[column] or self._tries[column] or self._running[column])
+        waiting = self._ready[column] or self._tries[column] or column in self._to_load
+        return bool(waiting or self._running[column] or column in self._loading)
 
     def settle(self, task: Task, outcome: Outcome) -> list[tuple[Unit, Ending]]:
         """Take in how a task went; returns the units that have ended by it.
 
-        Raises OutputUnwritableError where nothing can be written any more.
+        Raises OutputUnwritableError where nothing can be written any more, TeacherUnusableError for a teacher whose loading
+        takes down one worker after the other.
         """
+        if task.only_teacher:
+            self._settle_teacher(task, outcome)
+            return []
         self._running[task.unit.column] -= 1
-        if isinstance(outcome, TeacherUnusableError):  # the fault of a machine, perhaps; another one may load it
+        if isinstance(outcome, TeacherUnusableError | RunNotSharedError):  # a machine's fault, perhaps; another one may do it
             if task.index is None:
                 self._ready[task.unit.column].append(task.unit)
             else:
@@ -146,6 +170,21 @@ class LabelQueue:
             return [(task.unit, outcome)]
         assert isinstance(outcome, Exception)
         return self._retry(task.unit, outcome)
+
+    def _settle_teacher(self, task: Task, outcome: Outcome) -> None:
+        column = task.unit.column
+        self._loading.remove(column)
+        if outcome is None:
+            return
+        if isinstance(outcome, OSError):
+            raise outcome
+        self._to_load[column] = task
+        if isinstance(outcome, TeacherUnusableError | RunNotSharedError):  # another machine may do it
+            return
+        self._load_failures[column] += 1
+        if (failures := self._load_failures[column]) >= self._max_attempts:
+            last = f"{type(outcome).__name__}: {outcome}"
+            raise TeacherUnusableError(f"teacher {column} was to be loaded, {failures} times; the last time: {last}")
 
     def give_up(self, column: str, reason: str) -> None:
         """Take no more tasks from a column that no worker can do; its units stay for the next run."""

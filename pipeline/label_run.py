@@ -1,13 +1,15 @@
 """Opening a run: catalogue the sources, fix what decides the labels, and find what is left to do.
 
-A run's `run.json` never changes. Opening it again with other sources, seed, plan or weights is refused, naming each
-difference, because its columns would then hold labels of two kinds.
+Opening a run again with other sources, seed, plan or weights is refused, naming each difference, because its columns would then
+hold labels of two kinds. A teacher of which nothing is committed may be another one: its record in `run.json` is replaced, by
+who holds the run alone. Nothing else of `run.json` ever changes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 
 _READERS = 8  # sources catalogued at a time: over a network the time goes into waiting
+_TEACHER_SETTINGS = ("primary", "assistant")
 _DECIDING = ("loader", "depth_space", "dtype", "input_px", "compile", "steps", "ensemble")
 
 
@@ -46,11 +49,27 @@ class RunMismatchError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WantedRun:
+    """What a command wants its run to be; `catalogues` are each source's JSON and table."""
+
+    run_dir: Path
+    record: manifests.RunRecord
+    plan: ViewPlan
+    teachers: tuple[TeacherSpec, ...]
+    sources: tuple[tuple[Source, SourceContent], ...]
+    catalogues: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenRun:
     """A run whose record and catalogues are on disk."""
 
     run_dir: Path
     record: manifests.RunRecord
+    record_sha256: str
+    """Of run.json's bytes."""
+    corrections: tuple[str, ...] = ()
+    """What was replaced in run.json, in words."""
     plan: ViewPlan
     teachers: tuple[TeacherSpec, ...]
     sources: tuple[tuple[Source, SourceContent], ...]
@@ -77,18 +96,62 @@ def open_run(config: LabelConfig, sources: tuple[tuple[Source, SourceContent], .
 
     Raises RunMismatchError for one that is not, naming every field that differs with both values.
     """
-    catalogues = [_catalogue_files(source, content) for source, content in sources]
+    return enter_run(describe_run(config, sources), alone=False)
+
+
+def describe_run(config: LabelConfig, sources: tuple[tuple[Source, SourceContent], ...]) -> WantedRun:
+    """What the run is to be; reads checkpoints, and nothing of the run. Raises OSError or ValueError for a bad checkpoint."""
+    catalogues = tuple(_catalogue_files(source, content) for source, content in sources)
     teachers = tuple(_located(resolve(teacher)) for teacher in config.teachers)
     record = _record(config, teachers, sources, [hashlib.sha256(described).hexdigest() for described, _ in catalogues])
-    if (config.run / "run.json").exists():
-        record = _refuse_differences(config.run, record)
-    else:
-        for (source, _), (described, table) in zip(sources, catalogues, strict=True):
-            _write_or_match(config.run / "catalog" / f"{source.name}.parquet", table)
-            _write_or_match(config.run / "catalog" / f"{source.name}.json", described)
-        if not manifests.write_exclusively(config.run / "run.json", manifests.to_json(record)):
-            record = _refuse_differences(config.run, record)  # another driver was first
-    return OpenRun(run_dir=config.run, record=record, plan=config.plan, teachers=teachers, sources=sources)
+    return WantedRun(
+        run_dir=config.run, record=record, plan=config.plan, teachers=teachers, sources=sources, catalogues=catalogues
+    )
+
+
+def enter_run(wanted: WantedRun, *, alone: bool) -> OpenRun:
+    """Create the run, or make sure that the one in the folder is the wanted one.
+
+    alone: nobody else has the run, so that teachers of which nothing is committed may be replaced. Raises RunMismatchError for
+    a run that is, or stays, another one.
+    """
+    path, corrections = wanted.run_dir / "run.json", []
+    if not path.exists():
+        for (source, _), (described, table) in zip(wanted.sources, wanted.catalogues, strict=True):
+            _write_or_match(wanted.run_dir / "catalog" / f"{source.name}.parquet", table)
+            _write_or_match(wanted.run_dir / "catalog" / f"{source.name}.json", described)
+        manifests.write_exclusively(path, manifests.to_json(wanted.record))  # or another driver was first
+    found = manifests.load_run(wanted.run_dir)
+    if differences := _differences(found, wanted.record):
+        if not (alone and _may_be_corrected(wanted.run_dir, found, wanted.record, differences)):
+            raise _mismatch(wanted.run_dir, differences)
+        corrections = _correct(wanted.run_dir, found, wanted.record, differences)
+    content = path.read_bytes()
+    return OpenRun(
+        run_dir=wanted.run_dir,
+        record=manifests.parse_run(content, str(path)),
+        record_sha256=hashlib.sha256(content).hexdigest(),
+        corrections=tuple(corrections),
+        plan=wanted.plan,
+        teachers=wanted.teachers,
+        sources=wanted.sources,
+    )
+
+
+def needs_correction(wanted: WantedRun) -> bool:
+    """Whether the run in the folder becomes the wanted one by replacing teachers of which nothing is committed."""
+    if not (wanted.run_dir / "run.json").exists():
+        return False
+    found = manifests.load_run(wanted.run_dir)
+    differences = _differences(found, wanted.record)
+    return bool(differences) and _may_be_corrected(wanted.run_dir, found, wanted.record, differences)
+
+
+def refuse_replaced(run: OpenRun) -> None:
+    """Raises RunMismatchError where another command has corrected the run since it was opened."""
+    path = run.run_dir / "run.json"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != run.record_sha256:
+        raise RunMismatchError(f"{path}: another command has replaced a teacher just now; run again to see which")
 
 
 def _located(spec: TeacherSpec) -> TeacherSpec:
@@ -169,23 +232,79 @@ def _rows_sha256(sources: tuple[tuple[Source, SourceContent], ...]) -> str:
     return digest.hexdigest()
 
 
-def _refuse_differences(run_dir: Path, wanted: manifests.RunRecord) -> manifests.RunRecord:
-    found = manifests.load_run(run_dir)
-    differences = [
-        f"sources: the run has {_named(found.sources)}, this command {_named(wanted.sources)}"
-        for _ in range(_named(found.sources) != _named(wanted.sources))
-    ]
+def _differences(found: manifests.RunRecord, wanted: manifests.RunRecord) -> dict[str, list[str]]:
+    """By column, in what words the records differ; those of sources under ''."""
+    differences: dict[str, list[str]] = {}
+    if _named(found.sources) != _named(wanted.sources):
+        differences[""] = [f"the run has {_named(found.sources)}, this command {_named(wanted.sources)}"]
     stored = {column.name: column.fingerprint for column in found.columns}
     for column in wanted.columns:
         if column.name not in stored:
-            differences.append(f"column {column.name}: the run was made without it (it has {', '.join(stored)})")
-            continue
-        unequal = manifests.fingerprint_differences(found=stored[column.name], expected=column.fingerprint)
-        differences += [f"column {column.name}: {difference}" for difference in unequal]
-    if differences:
-        lines = "\n".join(f"  - {difference}" for difference in dict.fromkeys(differences))
-        raise RunMismatchError(f"{run_dir} holds a run of other content; use a new folder or the old settings\n{lines}")
-    return found
+            differences[column.name] = [f"the run was made without it (it has {', '.join(stored)})"]
+        elif unequal := manifests.fingerprint_differences(found=stored[column.name], expected=column.fingerprint):
+            differences[column.name] = unequal
+    return differences
+
+
+def _mismatch(run_dir: Path, differences: dict[str, list[str]]) -> RunMismatchError:
+    named = {f"column {column}" if column else "sources": words for column, words in differences.items()}
+    lines = "\n".join(f"  - {name}: {difference}" for name, words in named.items() for difference in words)
+    return RunMismatchError(f"{run_dir} holds a run of other content; use a new folder or the old settings\n{lines}")
+
+
+def _renamed(found: manifests.RunRecord, wanted: manifests.RunRecord) -> list[str]:
+    """Columns that give way to columns of a new name; none where there is no new name."""
+    names = [column.name for column in wanted.columns]
+    stored = [column.name for column in found.columns]
+    return [name for name in stored if name not in names] if set(names) - set(stored) else []
+
+
+def _may_be_corrected(
+    run_dir: Path, found: manifests.RunRecord, wanted: manifests.RunRecord, differences: dict[str, list[str]]
+) -> bool:
+    """Whether all that differs are teachers of which nothing is committed, under their old and new names."""
+    touched = {*differences, *_renamed(found, wanted)}
+    return not touched & {"", IMAGES} and not any(manifests.committed_parts(run_dir, column) for column in touched)
+
+
+def _correct(
+    run_dir: Path, found: manifests.RunRecord, wanted: manifests.RunRecord, differences: dict[str, list[str]]
+) -> list[str]:
+    """Replace the teachers in run.json; what failed with the former ones is forgotten. Returns what was done, in words."""
+    renamed = _renamed(found, wanted)
+    kept = {column.name: column for column in found.columns if column.name not in (*differences, *renamed)}
+    for column in (*differences, *renamed):
+        _forget(run_dir, column)
+    teachers = {name: wanted.configuration[name] for name in _TEACHER_SETTINGS}
+    record = replace(
+        found,
+        columns=tuple(kept.get(column.name, column) for column in wanted.columns),
+        configuration={**found.configuration, **teachers},
+    )
+    manifests.write_replacing(run_dir / "run.json", manifests.to_json(record))
+    words = [f"column {column}: {'; '.join(unequal)}" for column, unequal in differences.items()]
+    words += [f"column {column}: no longer there" for column in renamed]
+    return [f"{run_dir / 'run.json'}: corrected, nothing of it was committed: {line}" for line in words]
+
+
+def _forget(run_dir: Path, column: str) -> None:
+    """Remove what attempts at a column without committed parts have left, and the folder where nothing else is in it.
+
+    No link is followed, and what no command of ours writes stays; `verify` names both.
+    """
+    folder = manifests.column_dir(run_dir, column)
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    others = 0
+    for path in list(folder.iterdir()):
+        if path.name.endswith(".failure.json"):
+            path.unlink()
+        elif path.name.endswith(".zarr") and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            others += 1
+    if not others:
+        folder.rmdir()
 
 
 def _named(sources: tuple[manifests.SourceRecord, ...]) -> str:
@@ -226,6 +345,7 @@ def drop_second_chances(run_dir: Path) -> None:
 def _unit(run: OpenRun, column: manifests.ColumnRecord, part: str, source: Source, rows: tuple[CatalogueRow, ...]) -> Unit:
     return Unit(
         run_dir=run.run_dir.resolve(),
+        run_sha256=run.record_sha256,
         column=column.name,
         part=part,
         attempt="",

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 import manifests
+from stages.labelling.flow import Predictor, View
 from stages.labelling.teachers import Teacher, TeacherSpec, checkpoint_folder, checkpoint_sha256, load_teacher
 from stages.labelling.units import Unit, UnitResult, label_images_part, label_teacher_part, try_image
 
+_FIRST_PICTURE_PX = 64
+
 
 class TeacherUnusableError(RuntimeError):
-    """A teacher cannot be loaded: no unit of its column can be labelled."""
+    """A teacher cannot be loaded, or says nothing: no unit of its column can be labelled."""
+
+
+class RunNotSharedError(RuntimeError):
+    """What a machine sees under the run's path is not the run that the driver sees there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A unit to be labelled; or one image of it to be tried, where `index` is given, without writing anything."""
+    """A unit to be labelled. Or, without writing anything: one image of it to be tried, where `index` is given, or its teacher
+    to be loaded and shown a picture, where `only_teacher` is."""
 
     unit: Unit
     teacher: TeacherSpec | None
     index: int | None = None
+    only_teacher: bool = False
 
 
 class WallClock:
@@ -72,14 +83,21 @@ class LabelWorker:
         return clock.silence_s() if clock else 0.0
 
     def do(self, task: Task) -> UnitResult | None:
-        """Bring a unit to its commit, or see whether an image can be tried; whatever goes wrong is raised."""
+        """Bring a unit to its commit, or see whether an image or a teacher can be tried; whatever goes wrong is raised.
+
+        Raises RunNotSharedError before anything else where this machine does not see the unit's run.
+        """
         # The sums of floating-point numbers, and so the labels, depend on the number of threads: never on the machine's.
         torch.set_num_threads(1)
+        require_run(task.unit)  # before the lock, which would be made on a disk that has nothing to do with the run
         # A worker may outlive its driver by a unit: nobody must clean up under its hands.
         with manifests.hold_run(task.unit.run_dir, exclusive=False):
+            require_run(task.unit)  # what is held now is not changed any more
             teacher = self._load(task.teacher, task.unit) if task.teacher else None
             self._clock = WallClock(self._device)
             try:
+                if task.only_teacher:
+                    return _show_a_picture(teacher, task.unit) if teacher else None
                 if task.index is None:
                     return self._label(task.unit, teacher, self._clock)
                 return try_image(task.unit, task.index, teacher, self._clock)
@@ -110,3 +128,37 @@ class LabelWorker:
                     f"expected {expected} from run.json; the folder has changed, or differs between machines"
                 )
         return self._teacher
+
+
+def require_run(unit: Unit) -> None:
+    """Raises RunNotSharedError unless the run.json that this machine sees is the one that the unit belongs to."""
+    path = unit.run_dir / "run.json"
+    try:
+        os.listdir(path.parent)  # a network file system looks again, and no longer remembers that there was nothing
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found != unit.run_sha256:
+        seen = f"has sha256 {found}" if found else "is not there"
+        raise RunNotSharedError(
+            f"{path} on {os.uname().nodename} is not the driver's: it {seen}, expected {unit.run_sha256}; "
+            "all machines must see the run under this path, so put it on a disk that they share"
+        )
+
+
+def _show_a_picture(teacher: Teacher, unit: Unit) -> None:
+    """Raises TeacherUnusableError where a first prediction fails, or has another shape or numbers that are not finite.
+
+    A teacher that is to be compiled is only loaded: it would be compiled for a shape that never comes again.
+    """
+    if teacher.spec.compile:
+        return
+    side = min(unit.plan.patch_px, _FIRST_PICTURE_PX)
+    picture = np.tile(np.linspace(0, 255, side).astype(np.uint8)[:, None, None], (1, side, 3))
+    try:
+        depth = Predictor(teacher, batch_size=1).predict([View(image=0, number=0, picture=picture, seed=0)])
+        if wrong := int(np.count_nonzero(~np.isfinite(depth))):
+            raise ValueError(f"{wrong} of {depth.size} values are not finite")
+    except Exception as error:  # whatever three libraries raise; none of it is a picture's fault
+        name, kind = teacher.spec.name, type(error).__name__
+        raise TeacherUnusableError(f"teacher {name} fails at a first picture of {side} x {side} px: {kind}: {error}") from error

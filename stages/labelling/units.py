@@ -46,6 +46,8 @@ class Unit:
     """One part x column, with everything that its labels depend on."""
 
     run_dir: Path
+    run_sha256: str
+    """Of the run.json that the unit belongs to."""
     column: str
     part: str
     attempt: str

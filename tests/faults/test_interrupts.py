@@ -40,7 +40,7 @@ def test_ctrl_c_finishes_the_parts_at_work_says_how_to_go_on_and_that_is_so(
     assert _HINT in messages
     assert "Traceback" not in told + messages
     done = len(committed(tmp_path / "run"))
-    assert f"{done} of 9 parts committed now" in told
+    assert f"{done} of 9 parts are committed, {done} of them by this command" in told
     assert 1 <= done < 9
     assert len(list(tmp_path.glob("run/columns/*/*.zarr"))) == done  # nothing was abandoned
     assert zygote.run([*arguments, "--workers", "0"]).status == 0

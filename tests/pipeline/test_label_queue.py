@@ -9,7 +9,7 @@ import pytest
 
 import manifests
 from pipeline.label_queue import LabelQueue, Outcome, OutputUnwritableError, WorkerDiedError, WorkerStalledError
-from pipeline.label_worker import Task, TeacherUnusableError
+from pipeline.label_worker import RunNotSharedError, Task, TeacherUnusableError
 from stages.labelling.catalogue import CatalogueRow, Source
 from stages.labelling.teachers import TeacherSpec
 from stages.labelling.units import IMAGES, InputChangedError, Unit, UnitResult
@@ -24,6 +24,7 @@ def _unit(tmp_path: Path, column: str, part: str, images: int = 8) -> Unit:
     rows = tuple(CatalogueRow(key=f"{i}", member=f"{i}.jpg", offset=0, size_bytes=1) for i in range(images))
     return Unit(
         run_dir=tmp_path,
+        run_sha256="",
         column=column,
         part=part,
         attempt="",
@@ -35,7 +36,9 @@ def _unit(tmp_path: Path, column: str, part: str, images: int = 8) -> Unit:
     )
 
 
-def _queue(units: list[Unit], *, images_done: set[str] | None = None, committed: set[str] | None = None) -> LabelQueue:
+def _queue(
+    units: list[Unit], *, images_done: set[str] | None = None, committed: set[str] | None = None, teachers_first: bool = False
+) -> LabelQueue:
     teachers = {name: TeacherSpec(name=name, loader="transformers", checkpoint=".") for name in _COLUMNS[1:]}
     return LabelQueue(
         units,
@@ -43,6 +46,7 @@ def _queue(units: list[Unit], *, images_done: set[str] | None = None, committed:
         images_done=images_done or set(),
         is_committed=lambda unit: unit.part in (committed or set()),
         max_attempts=3,
+        teachers_first=teachers_first,
     )
 
 
@@ -225,3 +229,49 @@ def test_a_worker_keeps_its_teacher_and_a_free_one_takes_the_column_with_fewest_
     kept = queue.take(_COLUMNS, loaded="assistant")
     assert kept
     assert kept.unit.column == "assistant"
+
+
+def test_before_anything_else_every_teacher_with_units_is_loaded_the_one_needed_next_last(tmp_path: Path):
+    units = [_unit(tmp_path, column, "a") for column in _COLUMNS]
+    queue = _queue(units, teachers_first=True)
+    first = queue.take(_COLUMNS)
+    second = queue.take(_COLUMNS)
+    assert first
+    assert second
+    assert [(task.unit.column, task.only_teacher) for task in (first, second)] == [("assistant", True), ("primary", True)]
+    assert queue.settle(second, None) == []
+    assert queue.take(_COLUMNS) is None  # not before the other one is loaded too
+    assert queue.has_more(["assistant"])
+    assert queue.settle(first, None) == []
+    assert len(_work(queue, lambda task: _DONE)) == 3
+
+
+def test_a_teacher_without_units_is_not_loaded(tmp_path: Path):
+    tasks = []
+
+    def outcome_of(task: Task) -> Outcome:
+        tasks.append((task.unit.column, task.only_teacher))
+        return None if task.only_teacher else _DONE
+
+    _work(_queue([_unit(tmp_path, "primary", "a")], images_done={"a"}, teachers_first=True), outcome_of)
+    assert tasks == [("primary", True), ("primary", False)]
+
+
+@pytest.mark.parametrize("error", [TeacherUnusableError("no weights here"), RunNotSharedError("another disk")])
+def test_what_one_machine_cannot_do_waits_for_another_worker(tmp_path: Path, error: Exception):
+    outcomes: list[Outcome] = [*[error] * 5, None, *[error] * 5, _DONE]
+    queue = _queue([_unit(tmp_path, "assistant", "a")], images_done={"a"}, teachers_first=True)
+    assert [ending for _, ending in _work(queue, lambda task: outcomes.pop(0))] == [_DONE]
+
+
+def test_a_teacher_that_takes_its_workers_down_ends_it_all_after_some_attempts(tmp_path: Path):
+    queue = _queue([_unit(tmp_path, "assistant", "a")], images_done={"a"}, teachers_first=True)
+    tasks = []
+
+    def outcome_of(task: Task) -> Outcome:
+        tasks.append(task)
+        return WorkerDiedError("out of memory")
+
+    with pytest.raises(TeacherUnusableError, match=r"teacher assistant was to be loaded, 3 times; .*out of memory"):
+        _work(queue, outcome_of)
+    assert len(tasks) == 3
