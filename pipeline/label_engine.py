@@ -61,6 +61,7 @@ class _Drive:
         self.queue, self.progress, self._sight_timeout_s = queue, progress, sight_timeout_s
         self.committed = 0
         self.failures: list[manifests.FailureRecord] = []
+        self._told: set[str] = set()
 
     def end(self, endings: list[tuple[Unit, Ending]]) -> None:
         """Count and show units that have ended."""
@@ -110,8 +111,9 @@ class _Drive:
 
     def _take_in(self, pool: WorkerPool, task: Task, outcome: Outcome) -> None:
         """How a worker's task went. Raises the outcome where, with the workers that are left, nothing can come of the run."""
-        if isinstance(outcome, RunNotSharedError):
-            print(f"\nA worker is left out: {outcome}", file=sys.stderr, flush=True)
+        if isinstance(outcome, RunNotSharedError) and str(outcome) not in self._told:
+            self._told.add(str(outcome))  # once for all workers of a machine
+            print(f"\nWorkers are left out: {outcome}", file=sys.stderr, flush=True)
         if isinstance(outcome, RunNotSharedError | TeacherUnusableError) and not pool.can_do(task.unit.column):
             if task.only_teacher or isinstance(outcome, RunNotSharedError):
                 raise outcome

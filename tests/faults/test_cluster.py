@@ -85,7 +85,7 @@ def test_workers_on_a_disk_of_their_own_are_left_out_and_where_none_else_is_left
         process = start(arguments)
         _, messages = process.communicate(timeout=200)
     assert process.returncode == 0, messages
-    assert "A worker is left out: " in messages
+    assert "Workers are left out: " in messages
     assert "disk that they share" in messages
     assert differences(disk / "run", uninterrupted) == []
 
