@@ -85,7 +85,7 @@ def test_a_text_of_another_shape_is_refused(families: Path, tmp_path: Path, shap
 def test_a_text_that_is_a_pickle_is_not_loaded(families: Path, tmp_path: Path):
     shutil.copytree(families / "genpercept_77", tmp_path / "copy")
     np.save(tmp_path / "copy/empty_text_embed.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match="a pickle is never loaded"):
         load_teacher(_genpercept(tmp_path / "copy"))
 
 
@@ -144,7 +144,7 @@ def test_marigolds_label_follows_its_seed_and_no_seed_is_seed_0(families: Path):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("model_index.json", {"prediction_type": "disparity"}, "must be disparity_affine_invariant"),
+        ("model_index.json", {"prediction_type": "disparity"}, "says disparity_affine_invariant .*prediction_type"),
         ("model_index.json", {"shift_invariant": False}, "shift_invariant must be true"),
         ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "found LCMScheduler, expected DDIMScheduler"),
     ],

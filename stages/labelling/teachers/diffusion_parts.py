@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Float32
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from stages.checkpoints import complete, require_safetensors
+from stages.checkpoints import OWN_ATTENTION, complete, read_json, require_safetensors
 
 EMPTY_TEXT = "empty_text_embedding.safetensors"
 EMPTY_TEXT_NUMPY = "empty_text_embed.npy"
 """The name in GenPercept's repository."""
 _TOKENS = (2, 77)
+_LARGEST_TEXT = 77 * 8192
 
 
 def load_part(part: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
@@ -45,7 +46,7 @@ def empty_text_embedding(folder: Path, width: int) -> Float32[Tensor, "1 tokens 
         )
     if len(found) > 1:
         raise ValueError(f"{folder}: several empty texts: {', '.join(found)}; keep the one it was trained with")
-    text = makers[found[0]](folder).float()
+    text = makers[found[0]](folder).float().clone()  # not mapped to the file
     text = text.reshape(1, *text.shape[-2:])
     if text.shape[1] not in _TOKENS or text.shape[2] != width:
         shape = list(text.shape[1:])
@@ -54,21 +55,41 @@ def empty_text_embedding(folder: Path, width: int) -> Float32[Tensor, "1 tokens 
 
 
 def _from_safetensors(folder: Path) -> Tensor:
-    (text,) = load_file(folder / EMPTY_TEXT).values()
-    return text
+    tensors = load_file(folder / EMPTY_TEXT)
+    if len(tensors) != 1:
+        raise ValueError(f"{folder}/{EMPTY_TEXT}: found {len(tensors)} tensors, expected one, the embedding of the empty text")
+    return next(iter(tensors.values()))
 
 
 def _from_numpy(folder: Path) -> Tensor:
-    return torch.from_numpy(np.load(folder / EMPTY_TEXT_NUMPY, allow_pickle=False))
+    """Mapped and not read, so that its shape can be refused before it takes memory."""
+    where = f"{folder}/{EMPTY_TEXT_NUMPY}"
+    try:
+        array = np.load(folder / EMPTY_TEXT_NUMPY, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{where}: no whole array of numbers, and a pickle is never loaded: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.size > _LARGEST_TEXT:
+        raise ValueError(f"{where}: expected one array of floats of an embedding's size")
+    return torch.from_numpy(np.array(array))
 
 
 @torch.inference_mode()
 def _from_encoder(folder: Path) -> Tensor:
     """Begin and end of text without padding, as Marigold and GenPercept v2 do; the encoder is not kept."""
     require_safetensors(folder / "text_encoder")
+    for path in (folder / "tokenizer").glob("*.json"):
+        read_json(path)
+    config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
     loaded: Any = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", dtype=torch.float32, output_loading_info=True, use_safetensors=True
+        folder / "text_encoder",
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation=OWN_ATTENTION,
     )
     encoder = complete(loaded, folder / "text_encoder").eval()
-    tokens = CLIPTokenizer.from_pretrained(folder / "tokenizer")("", padding="do_not_pad", return_tensors="pt").input_ids
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+    tokens = tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
     return encoder(tokens)[0]
