@@ -235,6 +235,9 @@ def _export(config: DemoModelConfig, model: nn.Module, seconds: float) -> None:
         "steps": config.steps,
         "minutes": round(seconds / 60, 1),
         "depth_space": "disparity_affine_invariant",
+        "licence": "Apache-2.0",
+        # A transformers checkpoint says its size where that library reads it.
+        **({"input_px": DEMO_INPUT_PX} if isinstance(model, OneStepDiffusion) else {}),
     }
     (config.output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 

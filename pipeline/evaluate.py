@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> Evaluation:
     results = [
         SetResult(
             benchmark=data.name,
-            rules=data.describe() + (f"; networks see {config.network_px} px" if config.network_px else ""),
+            rules=f"{data.describe()}; {_seen([scored.models[name] for name in (*outcome.scores, *outcome.failures)])}",
             protocol=data.protocol,
             list_sha256=data.list_sha256,
             images=len(data.names),
@@ -94,6 +94,15 @@ def evaluate(config: EvaluateConfig, progress: bool = True) -> Evaluation:
         for data, outcome in scored.sets
     ]
     return Evaluation(models=scored.models, results=results, failures=scored.failures)
+
+
+def _seen(models: Sequence[EvaluatedModel]) -> str:
+    """The size at which each network saw the pictures; where it is one for all, without their names."""
+    names: dict[str, list[str]] = {}
+    for model in models:
+        names.setdefault(f"{model.found.input_size} px".replace("native px", "native pixels"), []).append(model.name)
+    one = len(names) == 1
+    return "networks see " + ", ".join(size if one else f"{size} ({', '.join(who)})" for size, who in names.items())
 
 
 def evaluate_models(

@@ -42,8 +42,8 @@ class ScoringConfig:
     """Seed of the first scene; the shipped demo checkpoints were trained on seeds below 1,000,000."""
     input_px: int = CONTEXT_PX
     """Side of the scenes' pictures."""
-    network_px: int | None = None
-    """Long side of the picture as the networks see it; by default as the protocol gives it."""
+    network_px: Annotated[int | Literal["native"] | None, tyro.conf.arg(metavar="PX|native")] = None
+    """Long side of the picture as networks see it, or as the protocol gives it; by default what each checkpoint states."""
     depth_space: DepthSpace | None = None
     """What the numbers of models mean that do not say it."""
     seed: int = 0
@@ -56,6 +56,11 @@ class ScoringConfig:
     """Threads that read ahead, and as many that score behind."""
 
     @property
+    def network_long_side_px(self) -> int | None:
+        """`network_px` where it is a number."""
+        return self.network_px if isinstance(self.network_px, int) else None
+
+    @property
     def public(self) -> list[BenchmarkName]:
         """The benchmarks that need data."""
         return [name for name in self.benchmark if name != "scenes"]
@@ -63,7 +68,7 @@ class ScoringConfig:
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
         least = {"scenes": 1, "seed_start": 0, "input_px": 16, "network_px": 16, "seed": 0, "batch_size": 1, "workers": 1}
-        values = {name: getattr(self, name) for name in least}
+        values = {name: getattr(self, name) for name in least} | {"network_px": self.network_long_side_px}
         found = [
             f"--{name.replace('_', '-')} is {value}, expected at least {least[name]}"
             for name, value in values.items()

@@ -24,7 +24,6 @@ from pipeline.evaluate_cache import PredictionStore, picture_key
 from pipeline.evaluate_config import ScoringConfig
 from pipeline.evaluate_data import EvaluationSet, open_set
 from pipeline.models import FoundModel, ModelError, find_model
-from stages.checkpoints import checkpoint_sha256
 from stages.depth_space import DepthSpace
 from stages.evaluation.benchmarks import BenchmarkSample
 from stages.labelling.flow import Predictor, View, ahead, in_batches
@@ -43,7 +42,6 @@ class EvaluatedModel:
     def __init__(self, found: FoundModel, *, device: str = "auto", batch: int = 8, seed: int = 0) -> None:
         self.found, self.name = found, found.spec.name
         self._device, self._batch, self._seed = device, batch, seed
-        self.checkpoint_sha256 = checkpoint_sha256(found.folder)
 
     @property
     def space(self) -> DepthSpace:
@@ -55,15 +53,15 @@ class EvaluatedModel:
     def settings(self) -> dict[str, Any]:
         """All that decides its prediction of a picture."""
         spec = self.found.spec
-        own = {name: getattr(spec, name) for name in ("loader", "dtype", "input_px")}
+        own = {"loader": spec.loader, "dtype": spec.dtype, "input_px": self.found.input_size}
         if spec.loader == "marigold":
             own |= {"steps": spec.steps, "ensemble": spec.ensemble, "seed": self._seed}
         libraries = ("torch", "transformers" if spec.loader == "transformers" else "diffusers")
-        return {"checkpoint_sha256": self.checkpoint_sha256, **own, **{name: version(name) for name in libraries}}
+        return {"checkpoint_sha256": self.found.sha256, **own, **{name: version(name) for name in libraries}}
 
     def describe(self) -> str:
         """One line that identifies it, without the paths of this machine."""
-        settings = {"depth_space": self.space, **self.settings(), "checkpoint_sha256": self.checkpoint_sha256[:16]}
+        settings = {"depth_space": self.space, **self.settings(), "checkpoint_sha256": self.found.sha256[:16]}
         return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
 
     def noise_seed(self, image: str) -> int:
@@ -120,7 +118,7 @@ def score_all(
     models: dict[str, EvaluatedModel] = {}
     for name, checkpoint in _named(config.model).items():
         try:
-            found = find_model(checkpoint, name=name, depth_space=config.depth_space, input_px=config.network_px)
+            found = find_model(checkpoint, name=name, depth_space=config.depth_space, input_px=config.network_px or "stated")
             models[name] = EvaluatedModel(found, device=config.device, batch=config.batch_size, seed=config.seed)
         except ModelError as error:
             failures.append(str(error))

@@ -23,7 +23,7 @@ from pipeline.config import USAGE_ERROR, url_problems
 from pipeline.evaluate_config import ScoringConfig
 from pipeline.evaluate_run import score_all
 from pipeline.evaluate_tables import aligned
-from pipeline.models import ModelError, load_model
+from pipeline.models import ModelError, find_model
 from stages.coloring import colorize_disparity, robust_range
 from stages.depth_space import DepthSpace, is_disparity
 from stages.evaluation.metrics import align_scale_shift
@@ -55,8 +55,9 @@ class Fig5:
     """PNG file to write."""
     box: tuple[int, int, int, int] | None = None
     """Region of the upright photograph: top, left, height and width in pixels. The central half by default."""
-    input_px: int = _PAPER_PX
-    """Long side of what the model sees, of the whole photograph and of the region alike."""
+    input_px: int | None = None
+    """Long side of what the model sees, of the whole photograph and of the region alike; by default what the checkpoint
+    states, and else the paper's 560."""
     depth_space: DepthSpace | None = None
     """What the numbers of a model mean that does not say it."""
     seed: int = 0
@@ -109,8 +110,11 @@ def _fig5(config: Fig5) -> int:
     try:
         image = decode_upright(config.image.read_bytes())
         box = region_box(image, config.box)
-        teacher = load_model(config.model, depth_space=config.depth_space, device=config.device)
-        picture = region_comparison(teacher, image, box, input_px=config.input_px, seed=config.seed)
+        model = find_model(config.model, depth_space=config.depth_space)
+        stated_px = max(model.stated_px) if isinstance(model.stated_px, tuple) else model.stated_px
+        teacher = model.at("native").load(config.device)  # it is given pictures of the size that it shall see
+        input_px = config.input_px or stated_px or _PAPER_PX
+        picture = region_comparison(teacher, image, box, input_px=input_px, seed=config.seed)
     except (ModelError, RuntimeError, ValueError) as error:  # RuntimeError: torch's, for an input it cannot take
         print(f"figures: {config.image}: {error}", file=sys.stderr)
         return 1

@@ -33,6 +33,7 @@ from pipeline.label_run import (
 from pipeline.label_worker import RunNotSharedError, TeacherUnusableError
 from stages.labelling.catalogue import SourceNotFoundError
 from stages.labelling.teachers import TeacherSpec
+from stages.labelling.teachers.known import LoaderName
 from stages.views import ViewPlan
 
 _PROBLEMS_SHOWN = 20
@@ -48,21 +49,10 @@ _USAGE_ERRORS = (
 )
 DEMO_CHECKPOINTS = Path(__file__).parent / "demo_checkpoints"
 
-_PAPER_PRIMARY = TeacherSpec(
-    name="primary",
-    loader="transformers",
-    checkpoint="depth-anything/Depth-Anything-V2-Large-hf",
-    depth_space="disparity_affine_invariant",
-    licence="CC-BY-NC-4.0",
-)
+# Presets name checkpoints only: loader, licence and depth space are the checkpoint's own, and go when another one is named.
+_PAPER_PRIMARY = TeacherSpec(name="primary", checkpoint="depth-anything/Depth-Anything-V2-Large-hf")
 # GenPercept's disparity weights have no hub repository in this layout, so the folder must be named.
-_PAPER_ASSISTANT = TeacherSpec(
-    name="assistant",
-    loader="genpercept",
-    checkpoint="",
-    depth_space="disparity_affine_invariant",
-    licence="unresolved; research only",
-)
+_PAPER_ASSISTANT = TeacherSpec(name="assistant", checkpoint="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,23 +129,17 @@ class LabelConfig:
         return self.primary, self.assistant
 
 
-def demo_teacher(name: str, loader: str) -> TeacherSpec:
-    """The spec of a demo teacher's checkpoint, which comes with the package."""
-    return TeacherSpec(
-        name=name,
-        loader=loader,  # type: ignore[arg-type]
-        checkpoint=str(DEMO_CHECKPOINTS / name),
-        depth_space="disparity_affine_invariant",
-        licence="Apache-2.0",
-    )
+def demo_teacher(name: str, loader: LoaderName | None = None) -> TeacherSpec:
+    """The spec of a demo teacher's checkpoint, which comes with the package and says the rest itself."""
+    return TeacherSpec(name=name, loader=loader, checkpoint=str(DEMO_CHECKPOINTS / name))
 
 
 PRESETS = {
     "paper": {},
     "demo": {
         "plan": ViewPlan(context="whole", context_px=192, patch_px=192, patches_per_side=2),
-        "primary": demo_teacher("primary", "transformers"),
-        "assistant": demo_teacher("assistant", "genpercept"),
+        "primary": demo_teacher("primary"),
+        "assistant": demo_teacher("assistant"),
         "part_size": 16,
     },
 }

@@ -1,26 +1,24 @@
 """A depth model from a folder or a hub id: which loader it wants and what its numbers mean, read from the checkpoint itself.
 
-Nothing is guessed silently: what a checkpoint does not say must be given, and what it does say cannot be overruled.
+Nothing is guessed silently: what a checkpoint does not say must be given, and what it does say cannot be overruled. Pictures
+are shown at the size that the checkpoint states, unless another one is asked for.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
-from stages.checkpoints import checkpoint_folder, is_hub_id
-from stages.depth_space import DEPTH_SPACES, DepthSpace
-from stages.labelling.teachers import KNOWN, Teacher, TeacherSpec, load_teacher, resolve
-from stages.labelling.teachers.known import LoaderName
+from stages.checkpoints import checkpoint_folder, checkpoint_sha256, is_hub_id
+from stages.depth_space import DepthSpace
+from stages.labelling.teachers import KNOWN, InputSize, Teacher, TeacherSpec, load_teacher, read_stated, resolve
 
-_BROKEN = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
-"""All seen for damaged checkpoints."""
+_BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+"""All seen for damaged and for hostile checkpoints, from the libraries that load them."""
 
 
 class ModelError(Exception):
@@ -29,16 +27,33 @@ class ModelError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class FoundModel:
-    """A model that has been looked at and not loaded: its resolved spec, and the folder with its files."""
+    """A model that has been looked at and not loaded: its resolved spec, and the folder with its files and their digest."""
 
     spec: TeacherSpec
     folder: Path
+    sha256: str
+    stated_px: int | tuple[int, int] | None
+    """The size that the checkpoint states: a long side, or height and width."""
+
+    @property
+    def input_size(self) -> str:
+        """The size at which it is shown pictures, as results record it."""
+        if self.spec.input_px == "stated" and isinstance(self.stated_px, tuple):
+            return "stated {} x {}".format(*self.stated_px)
+        return str(self.spec.input_px or "native")
+
+    def at(self, input_px: InputSize) -> FoundModel:
+        """The same model, shown pictures at another size. Raises ModelError."""
+        try:
+            return replace(self, spec=resolve(replace(self.spec, input_px=input_px), self.folder))
+        except ValueError as error:
+            raise _cannot(self.spec.name, self.spec.checkpoint, error) from error
 
     def load(self, device: str = "auto") -> Teacher:
-        """The model as a predictor. Raises ModelError."""
+        """The model as a predictor. Raises ModelError, also where its files are not those that were looked at any more."""
         try:
             disable_progress_bar()  # transformers' own, one for each checkpoint
-            return load_teacher(self.spec, device=resolve_device(device))
+            return load_teacher(self.spec, device=resolve_device(device), sha256=self.sha256)
         except _BROKEN as error:
             raise _cannot(self.spec.name, self.spec.checkpoint, error) from error
 
@@ -49,26 +64,27 @@ def find_model(
     name: str | None = None,
     depth_space: DepthSpace | None = None,
     revision: str | None = None,
-    input_px: int | None = None,
+    input_px: InputSize = "stated",
 ) -> FoundModel:
     """A student or a teacher, of any of the three loaders; a hub id is fetched.
 
     depth_space: of a checkpoint that does not say it. revision: of a hub id; the spec has the commit that was fetched.
-    Raises ModelError.
+    input_px: `stated` is `native` for a checkpoint that states no size. Raises ModelError.
     """
     name, known = name or checkpoint, KNOWN.get(checkpoint)
     try:
         folder = checkpoint_folder(checkpoint, revision or (known.revision if known else None))
         spec = TeacherSpec(
             name=name,
-            loader=known.loader if known else _loader(folder),
             checkpoint=checkpoint,
             revision=folder.name if is_hub_id(checkpoint) else revision,  # a snapshot's folder is named by its commit
-            depth_space=None if known else _depth_space(folder, depth_space),
+            depth_space=depth_space,
             input_px=input_px,
         )
-        return FoundModel(spec=resolve(spec), folder=folder)
-    except _BROKEN as error:
+        spec = resolve(spec, folder)
+        stated = read_stated(checkpoint, folder, spec.loader)
+        return FoundModel(spec=spec, folder=folder, sha256=checkpoint_sha256(folder), stated_px=stated.input_px)
+    except (OSError, ValueError) as error:
         raise _cannot(name, checkpoint, error) from error
 
 
@@ -78,7 +94,7 @@ def load_model(
     name: str | None = None,
     depth_space: DepthSpace | None = None,
     revision: str | None = None,
-    input_px: int | None = None,
+    input_px: InputSize = "stated",
     device: str = "auto",
 ) -> Teacher:
     """`find_model`, loaded; the predictor's `spec` says what was found out. Raises ModelError."""
@@ -94,35 +110,5 @@ def resolve_device(device: str) -> str:
 
 
 def _cannot(name: str, checkpoint: str, error: Exception) -> ModelError:
-    return ModelError(f"{name}: {checkpoint} cannot be loaded: {type(error).__name__}: {error}")
-
-
-def _loader(folder: Path) -> LoaderName:
-    """Marigold's pipeline has a scheduler beside `unet/` and `vae/`; GenPercept has none."""
-    if not ((folder / "unet").is_dir() and (folder / "vae").is_dir()):
-        return "transformers"
-    is_pipeline = "Marigold" in str(_json(folder / "model_index.json").get("_class_name", ""))
-    return "marigold" if is_pipeline else "genpercept"
-
-
-def _depth_space(folder: Path, given: DepthSpace | None) -> DepthSpace:
-    """What the checkpoint says of itself, else what is given. Raises ValueError where they differ or neither says it."""
-    said: DepthSpace | None = None
-    training, config, index = (_json(folder / name) for name in ("training.json", "config.json", "model_index.json"))
-    if training.get("depth_space") in DEPTH_SPACES:
-        said = training["depth_space"]
-    elif config.get("depth_estimation_type") == "metric" or config.get("model_type") == "depth_pro":
-        said = "depth_metric"
-    elif "Marigold" in str(index.get("_class_name", "")):
-        said = "disparity_affine_invariant" if index.get("prediction_type") == "disparity" else "depth_affine_invariant"
-    elif config.get("model_type") in ("depth_anything", "dpt"):
-        said = given or "disparity_affine_invariant"  # every relative checkpoint of these families
-    if said and given and said != given:
-        raise ValueError(f"depth space: {given} was given, but the checkpoint says {said}")
-    if (found := said or given) is None:
-        raise ValueError(f"nothing in it says what its numbers mean; give --depth-space, one of {', '.join(DEPTH_SPACES)}")
-    return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    reason = str(error).replace(f"teacher {name}: ", "")  # it is named already, and may be a student
+    return ModelError(f"{name}: {checkpoint} cannot be loaded: {type(error).__name__}: {reason}")

@@ -15,13 +15,14 @@ from stages.depth_space import DepthSpace
 from stages.distillation.dataset import LabelDataset
 from stages.distillation.losses import LossTerms
 from stages.distillation.model_card import CardContent, CardTeacher, model_card
+from stages.distillation.student import pinned_folder
 from stages.labelling.teachers import KNOWN
+from stages.labelling.teachers.stated import read_licence
 
 _SAID_ELSEWHERE = (
     *("student", "student_revision", "fresh_head", "from_scratch", "teachers"),
     *("feature_encoder", "feature_revision"),
 )
-_DEMO_LICENCE = "Apache-2.0"
 
 
 def student_space(dataset: LabelDataset) -> DepthSpace:
@@ -44,12 +45,12 @@ def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
             name=config.output.resolve().name,
             student="the demo's student" if demo else _name(config.student),
             student_revision=config.student_revision or (known.revision if known else None),
-            student_licence=_DEMO_LICENCE if demo else known.licence if known else None,
+            student_licence=_licence(config.student_checkpoint, config.student_revision),
             start=config.start,
             depth_space=student_space(dataset),
             feature_encoder=_name(encoder) if encoder else None,
             feature_revision=config.feature_revision or (known_encoder.revision if known_encoder else None),
-            feature_licence=known_encoder.licence if known_encoder else None,
+            feature_licence=_licence(encoder, config.feature_revision) if encoder else None,
             teachers=[_teacher(run, column, summary) for column in columns],
             sources=[source.name for source in run.sources],
             images=images,
@@ -59,6 +60,17 @@ def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
             metrics=mean_of_last(config.output, [field.name for field in fields(LossTerms)]),
         )
     )
+
+
+def _licence(checkpoint: str, revision: str | None) -> str | None:
+    """That of a checkpoint's weights, as it is known here or as its own files say; None where they are silent or gone."""
+    if checkpoint in KNOWN:
+        return KNOWN[checkpoint].licence
+    try:
+        said = read_licence(pinned_folder(checkpoint, revision))
+    except OSError:
+        return None
+    return said.value if said else None
 
 
 def _teacher(run: manifests.RunRecord, column: manifests.ColumnRecord, summary: manifests.RunSummary) -> CardTeacher:

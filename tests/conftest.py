@@ -46,6 +46,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = build_depth_anything(hidden=24, layers=4, heads=2, patch_px=12, fusion=16, image_px=SIDE_PX)
         save_depth_anything(model, folder / name, torch.float16, SIDE_PX)
     OneStepDiffusion(vae_channels=(4, 4, 8), unet_channels=(8, 8, 24), group=4).save(folder / "assistant", torch.float16)
+    (folder / "assistant/training.json").write_text('{"depth_space": "disparity_affine_invariant"}')
     return folder
 
 

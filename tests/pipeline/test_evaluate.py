@@ -18,8 +18,10 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+import pipeline.evaluate_run
 from pipeline.evaluate import EvaluationError, evaluate_models, main, protocol
 from pipeline.evaluate_cache import PredictionStore, picture_key
+from pipeline.evaluate_data import open_set
 from stages.demo_models import build_depth_anything, save_depth_anything
 from stages.distillation.model_card import RESULTS_END, RESULTS_START
 from stages.evaluation.benchmarks import LIST_NAMES
@@ -217,6 +219,46 @@ def test_other_weights_other_settings_and_other_pixels_have_their_own_prediction
     Image.fromarray(255 - np.asarray(Image.open(picture))).save(picture)
     _evaluate(tmp_path, "--model", checkpoint, *arguments)
     assert len(_kept(tmp_path / "kept")) == 5
+
+
+def test_weights_that_are_replaced_before_the_first_picture_answer_for_nothing(
+    checkpoint: Path, benchmarks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    arguments = ("--model", copy, "--benchmark", "scannet", "--data", benchmarks)
+
+    def open_and_replace(*given: Any) -> Any:
+        _student(copy, seed=1)
+        return open_set(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.evaluate_run, "open_set", open_and_replace)
+        assert _evaluate(tmp_path, *arguments, expected=1)["results"][0]["means"] == {}
+    assert "the files have changed while this command ran" in capsys.readouterr().err
+    assert not _kept(tmp_path / "kept")
+    _evaluate(tmp_path, *arguments)
+    assert len(_kept(tmp_path / "kept")) == 2
+
+
+def test_the_size_at_which_each_network_saw_the_pictures_is_recorded(checkpoint: Path, benchmarks: Path, tmp_path: Path):
+    save_genpercept(tmp_path / "silent", text="77")
+    (tmp_path / "silent/training.json").write_text('{"depth_space": "disparity_affine_invariant"}')
+    written, table = tmp_path / "a.json", tmp_path / "a.md"
+    arguments = ["--benchmark", "scannet", "--data", benchmarks, "--device", "cpu", "--output", tmp_path / "kept"]
+    arguments += ["--json", written, "--markdown", table]
+
+    def evaluated(*more: object) -> dict[str, Any]:
+        assert main([str(argument) for argument in (*more, *arguments)]) == 0
+        return json.loads(written.read_text())
+
+    both = evaluated("--model", checkpoint, tmp_path / "silent")
+    assert "networks see stated 48 x 48 px (tiny), native pixels (silent)" in both["results"][0]["about"]
+    assert both["models"]["tiny"]["input_px"] == "stated 48 x 48"
+    assert "input_px stated 48 x 48" in table.read_text()
+    native = evaluated("--model", checkpoint, "--network-px", "native")
+    assert native["results"][0]["about"].count("networks see native pixels") == 1
+    assert native["results"][0]["means"]["tiny"] != both["results"][0]["means"]["tiny"]
+    assert len(_kept(tmp_path / "kept")) == 6
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])

@@ -205,7 +205,9 @@ def test_a_known_hub_id_brings_its_space_licence_commit_and_input():
     assert spec.depth_space == "disparity_affine_invariant"
     assert (spec.licence, spec.input_px) == ("Apache-2.0", 384)
     assert spec.revision == KNOWN["Intel/dpt-large"].revision
-    assert resolve(replace(spec, licence="other", input_px=560)).licence == "other"
+    assert resolve(replace(spec, licence="apache 2.0", input_px=560)) == replace(spec, input_px=560)
+    with pytest.raises(ValueError, match=r"licence: MIT was given, but the weights are under Apache-2\.0 \(the table"):
+        resolve(replace(spec, licence="MIT"))
 
 
 @pytest.mark.parametrize("checkpoint", list(KNOWN))
@@ -219,12 +221,12 @@ def test_a_known_hub_id_is_pinned_or_must_be(checkpoint: str):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth_space": None}, "disparity_affine_invariant, depth_affine_invariant"),
+        ({"depth_space": None, "loader": "genpercept"}, "disparity_affine_invariant, depth_affine_invariant"),
         ({"checkpoint": "someone/network", "revision": "main"}, "revision is 'main', expected the full commit"),
         ({"steps": 8}, "are for the loader 'marigold'"),
         ({"loader": "marigold", "ensemble": 0}, "ensemble is 0, expected at least 1"),
         ({"loader": "marigold", "input_px": 300}, "input_px is 300, expected a multiple of 8"),
-        ({"checkpoint": "apple/DepthPro-hf", "revision": "0" * 40}, "but apple/DepthPro-hf gives depth_metric"),
+        ({"checkpoint": "apple/DepthPro-hf", "revision": "0" * 40}, "but the checkpoint says depth_metric"),
         ({"checkpoint": "Intel/dpt-large", "loader": "genpercept"}, "is loaded by 'transformers'"),
     ],
 )

@@ -37,7 +37,7 @@ class GenPerceptTeacher:
     def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
         """See `Teacher.predict`. There is no noise: seeds are ignored."""
         height, width = images.shape[1:3]
-        size = network_size(height, width, multiple=8, input_px=self.spec.input_px)
+        size = network_size(height, width, multiple=8, input_px=self.spec.long_side_px)
         pixels = (resize_pictures(to_tensor(images, self._device), size) * 2 - 1).to(self._dtype)
         scale = self._vae.config.scaling_factor
         latent = self._vae.encode(pixels).latent_dist.mean * scale

@@ -7,7 +7,6 @@ ensemble are aligned in scale and shift (scipy) and merged by their median, pict
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, MarigoldDepthPipeline, UNet2
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from stages.depth_space import DepthSpace
+from stages.checkpoints import read_json
 from stages.labelling.teachers.diffusion_parts import empty_text_embedding, load_part
 from stages.labelling.teachers.pixels import out_of_memory
 from stages.labelling.teachers.spec import TeacherSpec
-
-_SPACES: dict[str, DepthSpace] = {"depth": "depth_affine_invariant", "disparity": "disparity_affine_invariant"}
 
 
 class MarigoldTeacher:
@@ -67,7 +64,7 @@ class MarigoldTeacher:
             torch.tensor(images).permute(0, 3, 1, 2),
             num_inference_steps=self.spec.steps,
             ensemble_size=self.spec.ensemble,
-            processing_resolution=self.spec.input_px or 0,
+            processing_resolution=self.spec.long_side_px or 0,
             batch_size=len(images) * self.spec.ensemble,
             latents=self.noise(images.shape[1], images.shape[2], seeds),
             output_type="pt",
@@ -80,7 +77,7 @@ class MarigoldTeacher:
         Drawn on the CPU, in float32 and for one picture at a time: device, precision and neighbours leave it as it is.
         """
         factor = self._pipeline.vae_scale_factor
-        long_px = self.spec.input_px or max(height, width)
+        long_px = self.spec.long_side_px or max(height, width)
         sides = [-(-(side * long_px // max(height, width)) // factor) for side in (height, width)]
         shape = (self.spec.ensemble, self._pipeline.vae.config.latent_channels, *sides)
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -88,17 +85,11 @@ class MarigoldTeacher:
 
 
 def _prediction_type(spec: TeacherSpec, folder: Path) -> str:
-    """The checkpoint's `prediction_type`. Raises ValueError where it is not the spec's, or where each step draws noise."""
-    said = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    kind = said.get("prediction_type")
-    if _SPACES.get(kind) != spec.depth_space:
-        raise ValueError(
-            f"{folder}/model_index.json: prediction_type is {kind!r}, so depth_space must be {_SPACES.get(kind)}, "
-            f"found {spec.depth_space}"
-        )
+    """The pipeline's word for the spec's space. Raises ValueError where maps are not affine, or where each step draws noise."""
+    said = read_json(folder / "model_index.json")
     if not (said.get("scale_invariant", True) and said.get("shift_invariant", True)):
         raise ValueError(f"{folder}/model_index.json: scale_invariant and shift_invariant must be true for {spec.depth_space}")
-    scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
+    scheduler = read_json(folder / "scheduler/scheduler_config.json").get("_class_name")
     if scheduler != "DDIMScheduler":
         raise ValueError(f"{folder}/scheduler: found {scheduler}, expected DDIMScheduler; others draw noise at every step")
-    return kind
+    return "disparity" if spec.depth_space == "disparity_affine_invariant" else "depth"

@@ -43,6 +43,20 @@ def network_size(
     return max(round(sides[0] / multiple), 1) * multiple, max(round(sides[1] / multiple), 1) * multiple
 
 
+def stated_size(
+    height: int, width: int, *, stated_px: tuple[int, int], multiple: int, keep_aspect: bool = True
+) -> tuple[int, int]:
+    """Height and width that the library's processor gives a picture, for a checkpoint that states `stated_px`.
+
+    With the aspect kept, both sides are scaled by that of the two factors which changes the picture less: a landscape's short
+    side comes to the stated size, and so does a small portrait's. Each side is then the nearest multiple, and at least one.
+    """
+    scale_y, scale_x = stated_px[0] / height, stated_px[1] / width
+    if keep_aspect:
+        scale_y = scale_x = scale_x if abs(1 - scale_x) < abs(1 - scale_y) else scale_y
+    return max(round(scale_y * height / multiple), 1) * multiple, max(round(scale_x * width / multiple), 1) * multiple
+
+
 def resize_pictures(
     pixels: Float[Tensor, "b 3 h w"], size: tuple[int, int], *, bicubic: bool = True, antialias: bool = True
 ) -> Float[Tensor, "b 3 h2 w2"]:

@@ -1,7 +1,7 @@
 """Teachers of the transformers library: Depth Anything, Distill Any Depth, DPT/MiDaS, Depth Pro.
 
-The input is prepared as the checkpoint's `preprocessor_config.json` says (mean, deviation, resampling, multiple, aspect; the
-size is the spec's), in torch, because the library's processors want torchvision. What comes out:
+The input is prepared as the checkpoint's `preprocessor_config.json` says (mean, deviation, resampling, multiple, aspect, and
+the size where the spec says `stated`), in torch, because the library's processors want torchvision. What comes out:
 
 - Depth Anything v2, Distill Any Depth, DPT: `predicted_depth` as it is, affine-invariant disparity >= 0, near = large. A DPT
   without a backbone of another family (`Intel/dpt-large`) takes squares only; its processor squeezes pictures, and so do we.
@@ -26,13 +26,22 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
-from transformers import AutoModelForDepthEstimation
+from transformers import AutoConfig, AutoModelForDepthEstimation
 
-from stages.checkpoints import complete, read_preprocessor, require_safetensors
-from stages.labelling.teachers.pixels import network_size, out_of_memory, resize_maps, resize_pictures, to_tensor
-from stages.labelling.teachers.spec import TeacherSpec
+from stages.checkpoints import OWN_ATTENTION, complete, read_preprocessor, require_safetensors
+from stages.labelling.teachers.pixels import (
+    network_size,
+    out_of_memory,
+    resize_maps,
+    resize_pictures,
+    stated_size,
+    to_tensor,
+)
+from stages.labelling.teachers.spec import InputSize, TeacherSpec
+from stages.labelling.teachers.stated import read_stated
 
 _DPT, _DEPTH_PRO = "DPTImageProcessor", "DepthProImageProcessor"
+_LARGEST_MULTIPLE_PX = 256
 _BILINEAR, _BICUBIC = 2, 3  # PIL's numbers
 _NOTHING_ELSE = {"do_rescale": True, "do_normalize": True, "do_pad": False, "rescale_factor": 1 / 255}
 
@@ -51,15 +60,20 @@ class InputRule:
     """The network takes squares only: pictures are squeezed into one."""
     fixed_px: tuple[int, int] | None
     """Height and width of a network that takes no other."""
+    stated_px: tuple[int, int] | None
+    """Height and width that the processor states."""
 
-    def size(self, height: int, width: int, input_px: int | None) -> tuple[int, int]:
+    def size(self, height: int, width: int, input_px: InputSize | None) -> tuple[int, int]:
         """Height and width of a picture as the network sees it."""
         if self.fixed_px:
             return self.fixed_px
-        if self.square:
-            input_px = input_px or max(height, width)
         keep_aspect = self.keep_aspect and not self.square
-        return network_size(height, width, multiple=self.multiple, input_px=input_px, keep_aspect=keep_aspect)
+        if input_px == "stated" and self.stated_px:
+            side_px = max(self.stated_px)
+            stated_px = (side_px, side_px) if self.square else self.stated_px
+            return stated_size(height, width, stated_px=stated_px, multiple=self.multiple, keep_aspect=keep_aspect)
+        long_px = input_px if isinstance(input_px, int) else max(height, width) if self.square else None
+        return network_size(height, width, multiple=self.multiple, input_px=long_px, keep_aspect=keep_aspect)
 
 
 class TransformersTeacher:
@@ -69,9 +83,17 @@ class TransformersTeacher:
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
         processor = read_preprocessor(folder)
         require_safetensors(folder)
-        # Without dtype, transformers keeps the precision in which the weights happen to be stored.
+        # Read first, because only then does the explicit attention win over the file's, which could name code. Without dtype,
+        # transformers keeps the precision in which the weights happen to be stored.
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         loaded = AutoModelForDepthEstimation.from_pretrained(
-            folder, dtype=self._dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+            folder,
+            config=config,
+            dtype=self._dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=OWN_ATTENTION,
         )
         model = complete(loaded, folder)
         self._rule = read_input_rule(processor, model.config, folder)
@@ -114,7 +136,7 @@ def metres(
 def read_input_rule(processor: dict[str, Any], config: Any, folder: Path) -> InputRule:
     """The rule of a checkpoint's processor and configuration. Raises ValueError for one that is not implemented here."""
     kind = processor.get("image_processor_type") or processor.get("feature_extractor_type") or _DPT
-    kind = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    kind = str(kind).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     where = f"{folder}/preprocessor_config.json"
     if kind not in (_DPT, _DEPTH_PRO):
         raise ValueError(f"{where}: image_processor_type is {kind}, expected {_DPT} or {_DEPTH_PRO}; others are not supported")
@@ -125,6 +147,9 @@ def read_input_rule(processor: dict[str, Any], config: Any, folder: Path) -> Inp
     resample = processor.get("resample", _BICUBIC if kind == _DPT else _BILINEAR)
     if resample not in (_BILINEAR, _BICUBIC):
         raise ValueError(f"{where}: resample is {resample}, expected {_BILINEAR} (bilinear) or {_BICUBIC} (bicubic)")
+    stated_px = read_stated(str(folder), folder, "transformers").input_px
+    if kind == _DEPTH_PRO and stated_px is None:
+        raise ValueError(f"{where}: no size; expected the height and width that Depth Pro's network takes")
     backbone = getattr(config, "backbone_config", None)
     patch_px = getattr(config, "patch_size", None) or getattr(backbone, "patch_size", None) or 32
     # Swin merges 2 x 2 between its stages, and pads a picture that this does not tile: the map would cover more than it.
@@ -134,12 +159,20 @@ def read_input_rule(processor: dict[str, Any], config: Any, folder: Path) -> Inp
         std=tuple(processor["image_std"]),
         bicubic=resample == _BICUBIC,
         antialias=kind == _DPT,
-        multiple=math.lcm(int(processor.get("ensure_multiple_of") or 1), int(patch_px)),
+        multiple=math.lcm(_multiple(processor, where), int(patch_px)),
         keep_aspect=bool(processor.get("keep_aspect_ratio", False)),
         # The library's DPT learns the shape of its patches' grid from a backbone, and takes a root without one.
         square=config.model_type == "dpt" and (backbone is None or config.is_hybrid),
-        fixed_px=(processor["size"]["height"], processor["size"]["width"]) if kind == _DEPTH_PRO else None,
+        fixed_px=stated_px if kind == _DEPTH_PRO and isinstance(stated_px, tuple) else None,
+        stated_px=stated_px if isinstance(stated_px, tuple) else None,
     )
+
+
+def _multiple(processor: dict[str, Any], where: str) -> int:
+    multiple = processor.get("ensure_multiple_of") or 1
+    if type(multiple) is not int or not 1 <= multiple <= _LARGEST_MULTIPLE_PX:
+        raise ValueError(f"{where}: ensure_multiple_of is {multiple!r}, expected 1 to {_LARGEST_MULTIPLE_PX}")
+    return multiple
 
 
 def _refuse_contradictions(spec: TeacherSpec, config: Any, rule: InputRule, folder: Path) -> None:
@@ -147,8 +180,5 @@ def _refuse_contradictions(spec: TeacherSpec, config: Any, rule: InputRule, fold
     is_depth_pro = config.model_type == "depth_pro"
     if is_depth_pro and not config.use_fov_model:
         raise ValueError(f"{folder}/config.json: use_fov_model is false; without its field of view, Depth Pro gives no metres")
-    metric = is_depth_pro or getattr(config, "depth_estimation_type", None) == "metric"
-    if metric and spec.depth_space != "depth_metric":
-        raise ValueError(f"{folder}: gives depth in metres, but depth_space is {spec.depth_space}; expected depth_metric")
-    if rule.fixed_px and spec.input_px not in (None, max(rule.fixed_px)):
+    if rule.fixed_px and spec.long_side_px not in (None, max(rule.fixed_px)):
         raise ValueError(f"{folder}: input_px is {spec.input_px}, but this network takes {max(rule.fixed_px)} only")
