@@ -31,6 +31,7 @@ from pipeline.predict_files import (
     COLOR,
     MAP,
     VALUES,
+    ForeignResultError,
     Photograph,
     PredictError,
     find_photographs,
@@ -38,7 +39,6 @@ from pipeline.predict_files import (
     write_results,
 )
 from pipeline.predict_progress import PredictProgress
-from stages.checkpoints import checkpoint_sha256
 from stages.depth_space import DepthSpace
 from stages.labelling.flow import View, ahead, in_batches
 from stages.labelling.pictures import PictureRejectedError, decode_upright
@@ -62,8 +62,9 @@ class PredictConfig:
     """Also write the map as float32 .npy."""
     color: bool = True
     """Also write a picture of the map in colours, near is red."""
-    long_side: Annotated[int | None, tyro.conf.arg(metavar="PX")] = None
-    """Long side of the picture as the network sees it. Without it: of --tile, what the model is known to want, or as it is."""
+    long_side: Annotated[int | Literal["native"] | None, tyro.conf.arg(metavar="PX|native")] = None
+    """Long side of the picture as the network sees it, or the photograph's own. Without it: the size that the checkpoint
+    states; where it states none, that of --tile, or the photograph's own."""
     tile: Annotated[int | None, tyro.conf.arg(metavar="PX")] = None
     """Larger photographs are also shown in square tiles of this side, for detail."""
     tile_overlap: float = 0.25
@@ -81,7 +82,7 @@ class PredictConfig:
     threads: int = 4
     """Threads that decode photographs, and as many that write results."""
     overwrite: bool = False
-    """Make anew what another model, other options or another photograph left under the same name."""
+    """Replace what is there under a result's name: of another model, other options, another photograph, or not of ours."""
     preset: str = "default"
     """Starting values."""
     config: Path | None = None
@@ -93,7 +94,7 @@ class PredictConfig:
         found = [
             f"--{name.replace('_', '-')} is {value}, expected at least {bound}"
             for name, bound in least.items()
-            if (value := getattr(self, name)) is not None and value < bound
+            if isinstance(value := getattr(self, name), int) and value < bound
         ]
         if not self.inputs:
             found.append("IN: none given; expected photographs or folders of them")
@@ -141,8 +142,10 @@ def predict(config: PredictConfig) -> PredictProgress:
         config.model,
         depth_space=config.depth_space,
         revision=config.revision,
-        input_px=config.long_side or config.tile,
+        input_px=config.long_side or "stated",
     )
+    if config.tile and not config.long_side and model.stated_px is None:
+        model = model.at(config.tile)
     model = dataclasses.replace(model, spec=dataclasses.replace(model.spec, dtype=config.dtype))
     recipe = _recipe(config, model)
     todo = unfinished(photographs, recipe, config.wanted, overwrite=config.overwrite, threads=config.threads)
@@ -159,8 +162,8 @@ def _recipe(config: PredictConfig, model: FoundModel) -> dict[str, str]:
     """All that decides a map beside its photograph, as the PNG records it."""
     return {
         "depth_space": str(model.spec.depth_space),
-        "model_sha256": checkpoint_sha256(model.folder),
-        "input_px": str(model.spec.input_px),
+        "model_sha256": model.sha256,
+        "input_px": model.input_size,
         "dtype": model.spec.dtype,
         "tile_px": str(config.tile),
         "tile_overlap": str(config.tile_overlap if config.tile else None),
@@ -196,7 +199,7 @@ def make_results(
     at a time, and five of pictures. Raises OSError and torch.AcceleratorError as `predict` does.
     """
     predictor = PicturePredictor(teacher, batch_size=config.batch, tile_px=config.tile, tile_overlap=config.tile_overlap)
-    write = partial(_write, recipe=recipe, wanted=config.wanted)
+    write = partial(_write, recipe=recipe, wanted=config.wanted, overwrite=config.overwrite)
     with (
         closing(ahead(_decode, photographs, threads=config.threads, depth=config.batch)) as decoded,
         closing(_predict(decoded, predictor, config.batch, progress)) as predicted,
@@ -257,13 +260,15 @@ def _maps(predictor: PicturePredictor, items: Sequence[_Decoded]) -> list[Float3
     return [problem] if len(items) == 1 else [result for item in items for result in _maps(predictor, [item])]
 
 
-def _write(item: _Predicted, *, recipe: Mapping[str, str], wanted: Sequence[str]) -> manifests.Problem | None:
+def _write(item: _Predicted, *, recipe: Mapping[str, str], wanted: Sequence[str], overwrite: bool) -> manifests.Problem | None:
     """Raises OSError for what would befall the next photograph too, such as a full disk."""
     about = {**recipe, "photograph_sha256": item.sha256}
     try:
-        write_results(item.photograph, item.values, item.space, about=about, wanted=wanted)
+        write_results(item.photograph, item.values, item.space, about=about, wanted=wanted, overwrite=overwrite)
     except MapRejectedError as error:
         return manifests.Problem(kind=error.kind, where=item.photograph.name, message=str(error))
+    except ForeignResultError as error:
+        return manifests.Problem(kind="in_the_way", where=item.photograph.name, message=str(error))
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

@@ -29,6 +29,7 @@ _ADVICE = {
     "non_finite_map": _MODEL,
     "constant_map": _MODEL,
     "name_too_long": "give it a shorter name",
+    "in_the_way": "take it away, or give --overwrite",
 }
 
 

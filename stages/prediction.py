@@ -129,17 +129,21 @@ def _window(box: Box) -> tuple[slice, slice]:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
+def require_map(values: Float32[np.ndarray, "h w"]) -> None:
+    """Raises MapRejectedError for values that are not finite, or a single one: a dead network, or a picture of one pixel."""
+    if wrong := int(np.count_nonzero(~np.isfinite(values))):
+        raise MapRejectedError("non_finite_map", f"{wrong} of {values.size} values are not finite")
+    if (low := float(values.min())) == float(values.max()):
+        raise MapRejectedError("constant_map", f"the prediction is {low:g} everywhere")
+
+
 def encode_depth_png(values: Float32[np.ndarray, "h w"], space: DepthSpace, about: Mapping[str, str]) -> bytes:
     """A 16-bit grey PNG file; value = offset + scale * code, to half a code (1/131070 of the map's range).
 
-    Its tEXt chunks are `scale`, `offset`, `depth_space`, and those of `about`. Raises MapRejectedError for a map with values
-    that are not finite, or with a single one: that is a dead network, or a picture of one pixel.
+    Its tEXt chunks are `scale`, `offset`, `depth_space`, and those of `about`. Raises MapRejectedError as `require_map` does.
     """
-    if wrong := int(np.count_nonzero(~np.isfinite(values))):
-        raise MapRejectedError("non_finite_map", f"{wrong} of {values.size} values are not finite")
+    require_map(values)
     low, high = float(values.min()), float(values.max())
-    if low == high:
-        raise MapRejectedError("constant_map", f"the prediction is {low:g} everywhere")
     scale = (high - low) / _LARGEST_CODE
     codes = np.rint((values - low) / np.float64(scale)).clip(0, _LARGEST_CODE).astype(np.uint16)
     text = PngImagePlugin.PngInfo()

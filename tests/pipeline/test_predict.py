@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 import pipeline.predict
 from pipeline.models import load_model
 from pipeline.predict import PredictConfig, main, make_results, predict
-from pipeline.predict_files import find_photographs
+from pipeline.predict_files import find_photographs, unfinished
 from pipeline.predict_progress import PredictProgress
 from stages.demo_models import build_depth_anything, save_depth_anything
 from stages.labelling.teachers import TeacherSpec
@@ -151,18 +152,100 @@ def test_what_another_model_other_options_or_another_photograph_left_is_refused_
     assert all(f"{out / name}.png: model_sha256 is " in message for name in ("a.png", "a.jpg", "deep/er/b.png"))
     assert _run(model, photos, "--long-side", 48, "--tile", 40, output=out) == 2
     message = capsys.readouterr().err
-    assert "input_px is None, now 48; tile_px is None, now 40; tile_overlap is None, now 0.25" in message
+    assert "input_px is stated 48 x 48, now 48; tile_px is None, now 40; tile_overlap is None, now 0.25" in message
     (photos / "a.png").write_bytes(scene_bytes(9, side_px=56))
     assert _run(model, photos, output=out) == 2
     assert "a.png.png: made from another photograph" in capsys.readouterr().err
     (out / "a.png.png").write_bytes(scene_bytes(0))
     assert _run(model, photos, output=out) == 2
-    assert "a.png.png: not written by this command" in capsys.readouterr().err
+    assert "a.png.png: not made by this command" in capsys.readouterr().err
     assert _files(out).keys() == before.keys()
     assert _run(other, photos, "--overwrite", output=out) == 0
     assert all(when != before[name] for name, when in _files(out).items())  # the .npy too, though nobody asked
     values = load_model(other, device="cpu").predict(_pixels(photos / "a.png")[None])[0]
     np.testing.assert_allclose(np.load(out / "a.png.npy"), values, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [("--npy",), ("--no-color",), ("--npy", "--no-color"), ()])
+def test_files_that_this_command_did_not_make_are_never_replaced_unless_it_is_asked_for(
+    model: str, photos: Path, tmp_path: Path, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    foreign = {"a.png.npy": b"my own array", "a.png.color.jpg": b"my own picture"}
+    for name, content in foreign.items():
+        (out / name).write_bytes(content)
+    wanted = [name for name, option in zip(foreign, ("--npy" in options, "--no-color" not in options), strict=True) if option]
+    assert _run(model, photos, *options, output=out) == (2 if wanted else 0)
+    assert {name: (out / name).read_bytes() for name in foreign} == foreign
+    message = capsys.readouterr().err
+    for name in wanted:
+        assert f"{out / name}: not made by this command; no map beside it records it" in message
+    assert (out / "a.png.png").exists() != bool(wanted)
+    assert _run(model, photos, "--npy", "--overwrite", output=out) == 0
+    assert all((out / name).read_bytes() != content for name, content in foreign.items())
+
+
+def test_a_file_beside_a_map_is_ours_only_while_it_is_the_one_that_the_map_records(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    assert _run(model, photos, "--npy", output=out) == 0
+    (out / "a.png.npy").write_bytes(b"somebody else's")
+    (out / "a.png.color.jpg").unlink()
+    assert _run(model, photos, "--npy", output=out) == 1
+    assert "in_the_way" in capsys.readouterr().err
+    assert (out / "a.png.npy").read_bytes() == b"somebody else's"
+    assert _run(model, photos, "--npy", "--overwrite", output=out) == 0
+    np.testing.assert_allclose(np.load(out / "a.png.npy"), read_depth_png(out / "a.png.png")[0], atol=1e-3)
+    (out / "empty.png").touch()
+    (out / "a.jpg.png").write_bytes(b"")
+    assert _run(model, photos, "--npy", output=out) == 2
+    assert "a.jpg.png: not made by this command" in capsys.readouterr().err
+
+
+def test_a_command_that_died_between_two_files_of_a_photograph_goes_on(model: str, photos: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert _run(model, photos, "--npy", output=out) == 0
+    before = _files(out)
+    for name in ("a.png.npy", "a.png.color.jpg"):
+        (out / name).unlink()
+    assert _run(model, photos, "--npy", output=out) == 0
+    assert _files(out).keys() == before.keys()
+
+
+def test_a_photograph_is_shown_at_the_size_that_the_checkpoint_states_and_the_map_records_it(
+    model: str, photos: Path, tmp_path: Path
+):
+    for name, options, recorded in (
+        ("stated", (), "stated 48 x 48"),
+        ("native", ("--long-side", "native"), "native"),
+        ("given", ("--long-side", 96), "96"),
+        ("tiled", ("--tile", 32), "stated 48 x 48"),
+    ):
+        assert _run(model, photos, *options, output=tmp_path / name) == 0
+        assert png_text(tmp_path / name / "a.jpg.png")["input_px"] == recorded
+    stated, native, given = (read_depth_png(tmp_path / name / "a.jpg.png")[0] for name in ("stated", "native", "given"))
+    picture = _pixels(photos / "a.jpg")[None]
+    np.testing.assert_allclose(stated, load_model(model, device="cpu").predict(picture)[0], atol=1e-3)
+    assert np.abs(stated - native).max() > 1e-3 * np.ptp(native)
+    assert np.abs(given - native).max() > 1e-3 * np.ptp(native)
+
+
+def test_weights_that_are_replaced_before_they_are_loaded_make_no_map(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    copy = shutil.copytree(model, tmp_path / "copy")
+
+    def unfinished_and_replace(*arguments: Any, **options: Any) -> Any:
+        network = build_depth_anything(hidden=16, layers=4, heads=2, patch_px=8, fusion=8, image_px=48)
+        save_depth_anything(network, copy, torch.float32, 48)
+        return unfinished(*arguments, **options)
+
+    monkeypatch.setattr(pipeline.predict, "unfinished", unfinished_and_replace)
+    assert _run(str(copy), photos, output=tmp_path / "out") == 2
+    assert "the files have changed while this command ran" in capsys.readouterr().err
+    assert not _files(tmp_path / "out")
 
 
 def test_commands_that_cannot_be_meant_are_refused_before_anything_is_written(
@@ -206,7 +289,8 @@ def test_a_photograph_given_twice_is_made_once(model: str, photos: Path, tmp_pat
 def test_a_model_that_does_not_say_what_its_numbers_mean_is_asked_for_it(
     checkpoints: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assistant, out = str(checkpoints / "assistant"), tmp_path / "out"
+    out, assistant = tmp_path / "out", str(shutil.copytree(checkpoints / "assistant", tmp_path / "assistant"))
+    (tmp_path / "assistant/training.json").unlink()
     assert _run(assistant, photos, output=out) == 2
     assert "give --depth-space" in capsys.readouterr().err
     arguments = (photos, "--depth-space", "depth_affine_invariant", "--tile", 48, "--dtype", "bfloat16")
