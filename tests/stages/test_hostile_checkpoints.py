@@ -125,7 +125,8 @@ def test_a_hostile_embedding_of_the_empty_text_is_refused_before_it_takes_memory
 def test_weights_that_were_loaded_stay_what_they_are_when_their_file_is_written_over(families: Path, tmp_path: Path):
     """Stored and used in float32, they would be mapped to the file."""
     folder, images = shutil.copytree(families / "depth_anything", tmp_path / "copy"), np.full((1, 48, 48, 3), 99, np.uint8)
-    teacher = load_teacher(TeacherSpec(checkpoint=str(folder)))
+    spec = TeacherSpec(loader="transformers", checkpoint=str(folder), depth_space="disparity_affine_invariant")
+    teacher = load_teacher(spec)
     wanted = teacher.predict(images)
     weights = folder / "model.safetensors"
     size = weights.stat().st_size
