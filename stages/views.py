@@ -17,6 +17,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64
 
+MAX_PATCH_PIXELS = 1 << 27
+"""Of all patches of a context together, as the teachers are shown them."""
+
 
 class Box(NamedTuple):
     """Whole pixels on the context grid."""
@@ -48,6 +51,10 @@ class ViewPlan:
     - `enlarge`: a square context is all of the short side where that is below `min_square_px`; in a context whose short side is
       below `patch_px` in the photograph, patches are two thirds of it, enlarged for the teacher;
     - `reject`: a photograph with a short side below `min_square_px` (for `whole`: below `patch_px`) is rejected.
+
+    A photograph is rejected too where the patches of a context have together more than MAX_PATCH_PIXELS (134 million: 427
+    patches of 560 px, 3,640 of 192). A whole photograph of 24 megapixels has 88 patches of 560 px, one of 100 has 374; a whole
+    stripe may be about a hundred times as long as it is wide.
     """
 
     context: Literal["whole", "square"] = "square"
@@ -96,6 +103,12 @@ class ViewPlan:
                 f"min_square_px is {self.min_square_px}, expected at least patch_px ({self.patch_px}):"
                 " small_images `reject` accepts no square that is smaller than a patch"
             )
+        fewest = (self.patches_per_side or 2) ** 2
+        if fewest * self.patch_px**2 > MAX_PATCH_PIXELS:
+            found.append(
+                f"patch_px is {self.patch_px}, so that {fewest} patches have {fewest * self.patch_px**2:,} pixels,"
+                f" expected at most {MAX_PATCH_PIXELS:,} for a context"
+            )
         return found
 
 
@@ -113,14 +126,29 @@ class ImageViews:
         return SourceBox(self.source.top + box.top * y, self.source.left + box.left * x, box.height * y, box.width * x)
 
 
-class ImageTooSmallError(ValueError):
+class UnfitImageError(ValueError):
+    """The photograph's size does not fit the plan; `kind` as in a rejection."""
+
+    kind: str
+
+
+class ImageTooSmallError(UnfitImageError):
     """The photograph's short side is below what the plan needs."""
+
+    kind = "too_small"
+
+
+class TooManyViewsError(UnfitImageError):
+    """The patches of a context have together more pixels than MAX_PATCH_PIXELS."""
+
+    kind = "too_many_views"
 
 
 def plan_views(plan: ViewPlan, *, seed: int, key: str, height_px: int, width_px: int) -> tuple[ImageViews, ...]:
     """The views of each context of the photograph `key`, whose upright size is height_px x width_px.
 
-    Always `contexts_per_image` contexts. Raises ImageTooSmallError below `short_side_needed_px`, and for nothing else.
+    Always `contexts_per_image` contexts. Raises ImageTooSmallError below `short_side_needed_px`, TooManyViewsError above
+    MAX_PATCH_PIXELS, before it makes any of them, and nothing else.
     """
     if min(height_px, width_px) < plan.short_side_needed_px:
         raise ImageTooSmallError(
@@ -149,6 +177,12 @@ def _views(plan: ViewPlan, source: SourceBox) -> ImageViews:
     else:
         count, shared = plan.patches_per_side, max(int(plan.patch_overlap * side), 1)
     tops, lefts = (even_starts(length, side, least=count, shared=shared) for length in extent)
+    if len(tops) * len(lefts) * plan.patch_px**2 > MAX_PATCH_PIXELS:
+        raise TooManyViewsError(
+            f"a context of {source.width:.0f} x {source.height:.0f} px would be cut into {len(tops) * len(lefts):,} patches of"
+            f" {plan.patch_px} px, {len(tops) * len(lefts) * plan.patch_px**2:,} pixels together, expected at most"
+            f" {MAX_PATCH_PIXELS:,}; shrink or crop the photograph, or state few patches_per_side"
+        )
     return ImageViews(source=source, extent=extent, patches=tuple(Box(top, left, side, side) for top in tops for left in lefts))
 
 

@@ -30,7 +30,7 @@ from stages.labelling.collecting import Collector
 from stages.labelling.flow import Behind, Predictor, View, ahead, in_batches
 from stages.labelling.pictures import PictureRejectedError, decode_upright, resize_region
 from stages.labelling.teachers import Teacher
-from stages.views import Box, ImageTooSmallError, ImageViews, ViewPlan, plan_views
+from stages.views import Box, ImageViews, UnfitImageError, ViewPlan, plan_views
 
 IMAGES = "images"
 _OPEN_IMAGES = 16  # whose views may wait for others of their shape
@@ -203,10 +203,8 @@ def _picture(unit: Unit, index: int) -> _Picture:
     try:
         image = decode_upright(content)
         planned = plan_views(unit.plan, seed=unit.seed, key=unit.rows[index].key, height_px=image.height, width_px=image.width)
-    except PictureRejectedError as error:
+    except (PictureRejectedError, UnfitImageError) as error:
         return _Picture(problem=manifests.Reason(kind=error.kind, message=str(error)), content_sha256=digest)
-    except ImageTooSmallError as error:
-        return _Picture(problem=manifests.Reason(kind="too_small", message=str(error)), content_sha256=digest)
     contexts = (
         ContextPicture(
             jpeg=encode_picture(resize_region(image, views.source, *views.extent)),

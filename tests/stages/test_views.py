@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from stages.views import ImageTooSmallError, ViewPlan, onto_grid, plan_views
+import manifests
+from pipeline.label_worker import WallClock
+from stages import views as views_module
+from stages.labelling.units import label_images_part
+from stages.views import (
+    MAX_PATCH_PIXELS,
+    ImageTooSmallError,
+    ImageViews,
+    TooManyViewsError,
+    ViewPlan,
+    onto_grid,
+    plan_views,
+)
+from tests.conftest import picture_bytes, scene_bytes
+from tests.stages.test_units import made_units
 
 _PLANS = st.builds(
     ViewPlan,
@@ -27,11 +44,19 @@ _SIZES = st.tuples(_SIDES, _SIDES) | _SIDES.flatmap(lambda side: st.sampled_from
 _SEEDS = st.integers(0, 9)
 
 
+def _planned(plan: ViewPlan, seed: int, key: str, size: tuple[int, int]) -> tuple[ImageViews, ...]:
+    """The views of a photograph that does not have too many."""
+    try:
+        return plan_views(plan, seed=seed, key=key, height_px=size[0], width_px=size[1])
+    except TooManyViewsError:
+        reject()
+
+
 @settings(deadline=None)
 @given(_PLANS, _SEEDS, st.text(max_size=9), _SIZES)
 def test_every_size_gives_contexts_inside_the_image_that_keep_its_aspect(plan, seed, key, size):
     height, width = size
-    contexts = plan_views(plan, seed=seed, key=key, height_px=height, width_px=width)
+    contexts = _planned(plan, seed, key, size)
     assert len(contexts) == plan.contexts_per_image
     for views in contexts:
         source, (rows, cols) = views.source, views.extent
@@ -49,7 +74,7 @@ def test_every_size_gives_contexts_inside_the_image_that_keep_its_aspect(plan, s
 @settings(deadline=None)
 @given(_PLANS, _SEEDS, st.text(max_size=9), _SIZES)
 def test_patches_are_an_even_grid_that_covers_the_context_and_whose_neighbours_overlap(plan, seed, key, size):
-    for views in plan_views(plan, seed=seed, key=key, height_px=size[0], width_px=size[1]):
+    for views in _planned(plan, seed, key, size):
         side = views.patches[0].height
         assert {(box.height, box.width) for box in views.patches} == {(side, side)}
         tops, lefts = (sorted({box[axis] for box in views.patches}) for axis in (0, 1))
@@ -67,7 +92,7 @@ def test_patches_are_an_even_grid_that_covers_the_context_and_whose_neighbours_o
 @given(_PLANS, _SIZES)
 def test_no_smaller_grid_of_these_patches_would_cover_with_overlap(plan, size):
     plan = replace(plan, patches_per_side=None)
-    for views in plan_views(plan, seed=0, key="a", height_px=size[0], width_px=size[1]):
+    for views in _planned(plan, 0, "a", size):
         side = views.patches[0].height
         for axis in (0, 1):
             fewer = len({box[axis] for box in views.patches}) - 1
@@ -79,7 +104,7 @@ def test_no_smaller_grid_of_these_patches_would_cover_with_overlap(plan, size):
 @example(ViewPlan(context="whole"), (560, 560))
 def test_patches_are_native_wherever_the_context_is_as_wide_as_a_patch_and_two_thirds_of_it_elsewhere(plan, size):
     plan = replace(plan, patches_per_side=None)
-    for views in plan_views(plan, seed=0, key="a", height_px=size[0], width_px=size[1]):
+    for views in _planned(plan, 0, "a", size):
         side, short_px = views.patches[0].height, min(views.source.height, views.source.width)
         pixel = max(views.source.height, views.source.width) / plan.context_px  # one pixel of the grid in the photograph
         if short_px < plan.patch_px:
@@ -94,7 +119,7 @@ def test_patches_are_native_wherever_the_context_is_as_wide_as_a_patch_and_two_t
 @given(st.integers(2, 8), st.floats(0, 0.75), _SIZES)
 def test_a_given_number_of_patches_fills_the_short_side_with_the_given_overlap(count, overlap, size):
     plan = ViewPlan(context="whole", patches_per_side=count, patch_overlap=overlap)
-    (views,) = plan_views(plan, seed=0, key="a", height_px=size[0], width_px=size[1])
+    (views,) = _planned(plan, 0, "a", size)
     side, short = views.patches[0].height, min(views.extent)
     starts = sorted({box[views.extent.index(short)] for box in views.patches})
     assert len(starts) == min(count, short - side + 1)
@@ -108,7 +133,7 @@ def test_a_given_number_of_patches_fills_the_short_side_with_the_given_overlap(c
 @settings(deadline=None)
 @given(_PLANS, _SEEDS, st.text(max_size=9), _SIZES)
 def test_a_plan_is_a_pure_function_of_seed_key_and_size(plan, seed, key, size):
-    first, second = (plan_views(plan, seed=seed, key=key, height_px=size[0], width_px=size[1]) for _ in range(2))
+    first, second = (_planned(plan, seed, key, size) for _ in range(2))
     assert first == second
 
 
@@ -154,6 +179,42 @@ def test_a_picture_below_the_smallest_side_is_refused_with_both_sizes():
         plan_views(ViewPlan(), seed=0, key="a", height_px=900, width_px=31)
 
 
+@settings(deadline=None)
+@given(_PLANS, _SEEDS, st.text(max_size=9), _SIZES)
+def test_a_photograph_is_refused_exactly_where_a_context_would_have_too_many_pixels_of_patches(plan, seed, key, size):
+    arguments = {"seed": seed, "key": key, "height_px": size[0], "width_px": size[1]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(views_module, "MAX_PATCH_PIXELS", 1 << 60)
+        unlimited = plan_views(plan, **arguments)
+    most = max(len(views.patches) for views in unlimited) * plan.patch_px**2
+    if most > MAX_PATCH_PIXELS:
+        with pytest.raises(TooManyViewsError):
+            plan_views(plan, **arguments)
+    else:
+        assert plan_views(plan, **arguments) == unlimited
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "patches"), [(6000, 4000, 88), (9504, 6336, 216), (11656, 8742, 374), (100, 9000, 374)]
+)
+def test_large_photographs_and_panoramas_are_below_the_limit(width: int, height: int, patches: int):
+    (views,) = plan_views(ViewPlan(context="whole"), seed=0, key="a", height_px=height, width_px=width)
+    assert len(views.patches) == patches
+
+
+def test_a_stripe_with_too_many_views_is_rejected_by_name_and_its_neighbour_is_kept(tmp_path: Path, checkpoints: Path):
+    files = {"a.png": picture_bytes(Image.new("RGB", (32, 40_000))), "b.png": scene_bytes(1)}
+    images, *_ = made_units(tmp_path, checkpoints, files, plan=ViewPlan(context="whole"))
+    result = label_images_part(images, WallClock())
+    assert (result.labelled, result.rejected) == (1, 1)
+    problem = manifests.load_part(images.run_dir, "images", images.part).images[0].problem
+    assert problem
+    assert problem.kind == "too_many_views"
+    assert re.search(r"32 x 40000 px .* 1,118 patches of 560 px, 350,604,800 pixels .* 134,217,728; shrink", problem.message)
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    assert "| `too_many_views` |" in page
+
+
 @pytest.mark.parametrize(("context", "needed"), [("square", 644), ("whole", 560)])
 def test_small_images_are_rejected_instead_of_enlarged_where_the_plan_says_so(context: str, needed: int):
     enlarge = ViewPlan(context=context)  # type: ignore[arg-type]
@@ -174,6 +235,14 @@ def test_all_problems_of_a_plan_are_named_at_once():
     assert len(found) == 5
     assert len(ViewPlan(small_images="reject", min_square_px=500).problems()) == 1
     assert ViewPlan().problems() == []
+
+
+@pytest.mark.parametrize("plan", [ViewPlan(patch_px=5800), ViewPlan(patches_per_side=21)])
+def test_a_plan_that_would_refuse_every_photograph_is_a_problem(plan: ViewPlan):
+    (problem,) = plan.problems()
+    assert "134,217,728" in problem
+    with pytest.raises(TooManyViewsError):
+        plan_views(plan, seed=0, key="a", height_px=6000, width_px=6000)
 
 
 # --- from a patch's pixels to the context grid ----------------------------------------------------------------------
