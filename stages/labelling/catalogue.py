@@ -8,6 +8,7 @@ suffix says to be an image, and hidden files. Names from a source are only text 
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ import braceexpand
 
 from manifests import Problem
 from stages.labelling.pictures import IMAGE_SUFFIXES
-from stages.labelling.tar_members import TarMember, has_member, read_members
+from stages.labelling.tar_members import TarMember, member_before, read_members
 
 ProblemKind = Literal[
     "compressed_tar",
@@ -59,6 +60,8 @@ class CatalogueRow:
     member: str
     offset: int
     size_bytes: int
+    header_bytes: int = 0
+    """In a tar: how many bytes of the member's headers stand before `offset`. Not part of the stored table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +245,13 @@ def _group_samples(members: list[TarMember], tar_name: str, problems: list[Probl
             problems.append(_problem("no_image_in_sample", f"{tar_name}:{key}", message))
         for path, member in plain or images:
             own_key = key if plain else str(path.with_suffix(""))
-            row = CatalogueRow(key=own_key, member=_as_text(member.name), offset=member.offset, size_bytes=member.size_bytes)
+            row = CatalogueRow(
+                key=own_key,
+                member=_as_text(member.name),
+                offset=member.offset,
+                size_bytes=member.size_bytes,
+                header_bytes=member.header_bytes,
+            )
             rows.append(row)
     return rows
 
@@ -252,9 +261,15 @@ def read_images(source: Source, rows: Sequence[CatalogueRow]) -> Iterator[bytes]
     for row in rows:
         path = source.location / row.member if source.kind == "folder" else source.location
         with path.open("rb") as file:
-            same = source.kind == "folder" or has_member(file, row.offset, row.size_bytes)
+            same = source.kind == "folder" or _is_in_place(file, row)
             content = file.read(row.size_bytes)
             same = same and (source.kind == "tar" or os.fstat(file.fileno()).st_size == row.size_bytes)
         if len(content) != row.size_bytes or not same:
             raise OSError(f"{path}: {row.member} no longer has the {row.size_bytes} bytes it had when it was catalogued")
         yield content
+
+
+def _is_in_place(file: io.BufferedIOBase, row: CatalogueRow) -> bool:
+    """Whether the tar still has the row's member where it was, by name and size; leaves `file` at its bytes."""
+    member = member_before(file, row.offset, row.header_bytes)
+    return member is not None and (_as_text(member.name), member.size_bytes) == (row.member, row.size_bytes)

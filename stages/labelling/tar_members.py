@@ -2,23 +2,26 @@
 
 tarfile and webdataset end without a word at a damaged header, at a cut between members and at a stray block of zeros, and
 follow extended headers wherever these lead. This reader takes each header by itself and looks at what stands after the
-last one. It reads V7, USTAR, GNU and PAX tars, never a payload, and never more than 1 MiB of an extended header.
+last one. It reads V7, USTAR, GNU and PAX tars, never a payload, and never more than 1 MiB of an extended header. Where an
+extended header gives a name or a size, that is the member's, whatever its plain header says.
 Names in GNU's and PAX's extended headers carry no checksum: a flipped bit in one makes another name, and no damage.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from manifests import Problem
 
 _BLOCK = 512
 _MAX_EXTENDED_BYTES = 1 << 20
+_MAX_HEADERS_BYTES = 4 << 20  # of one member: a long name, a long link and PAX records
 _MAX_END_BYTES = 1 << 20  # the largest record that tar writers are known to fill up with zeros
 _KINDS = {
     tarfile.REGTYPE: "file",
@@ -37,12 +40,16 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TarMember:
-    """`name` as stored, bytes that are no UTF-8 as surrogates; only the bytes of the kind `file` stand at `offset`."""
+    """`name` as stored, bytes that are no UTF-8 as surrogates; only the bytes of the kind `file` stand at `offset`.
+
+    All of the member's headers, the extended ones too, are the `header_bytes` before `offset`.
+    """
 
     name: str
     kind: str
     offset: int
     size_bytes: int
+    header_bytes: int
 
 
 class _DamageError(Exception):
@@ -69,46 +76,60 @@ def read_members(location: Path) -> tuple[list[TarMember], int, list[Problem]]:
     return members, size_bytes, []
 
 
-def has_member(file: BinaryIO, offset: int, size_bytes: int) -> bool:
-    """Whether a member's header still stands before `offset`, with that size; leaves `file` at `offset`."""
-    file.seek(offset - _BLOCK)
+def member_before(file: io.BufferedIOBase, offset: int, header_bytes: int) -> TarMember | None:
+    """The member whose headers are the `header_bytes` before `offset`, or None; leaves `file` at `offset`.
+
+    For looking, before its bytes are taken, whether it is still the one that was there when the tar was catalogued.
+    """
+    file.seek(offset - header_bytes)
+    headers = io.BytesIO(file.read(header_bytes))
     try:
-        return tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape").size == size_bytes
-    except tarfile.HeaderError:
-        return False
+        member = next(_members(headers, sys.maxsize), None)
+    except _DamageError:
+        return None
+    return member if member and member.offset == header_bytes else None
 
 
-def _members(file: BinaryIO, size_bytes: int) -> Iterator[TarMember]:
-    everywhere: dict[str, bytes] = {}  # what PAX headers say of all members from here on
-    own: dict[str, bytes] = {}  # and of the next one
-    position = 0
+def _members(file: io.BufferedIOBase, size_bytes: int) -> Iterator[TarMember]:
+    said: dict[str, bytes] = {}  # what extended headers say of the next member
+    position = start = 0
     while any(block := _header_block(file, position, size_bytes)):
         header = _parsed(block, position)
         data = position + _BLOCK
         if header.type in _LONG_NAMES or header.type in _PAX_TYPES:
             content = _extended(file, data, header.size, size_bytes)
             if header.type in _LONG_NAMES:
-                own[_LONG_NAMES[header.type]] = content.partition(b"\0")[0]
+                said[_LONG_NAMES[header.type]] = content.partition(b"\0")[0]
+            elif header.type == tarfile.XGLTYPE:
+                _refuse_one_for_all(_pax_records(content, position), position)
             else:
-                (everywhere if header.type == tarfile.XGLTYPE else own).update(_pax_records(content, position))
+                said.update(_pax_records(content, position))
         else:
             if header.type == tarfile.GNUTYPE_SPARSE:
                 data = _after_sparse_maps(file, block, data, size_bytes)
-            member = _member(header, data, everywhere | own, position)
+            if data - start > _MAX_HEADERS_BYTES:
+                message = f"at byte {start}: {data - start} bytes of headers before a single member; {_LOST}"
+                raise _DamageError("damaged_header", message)
+            member = _member(header, said, data, data - start)
             header.size = 0 if header.type in _WITHOUT_DATA else member.size_bytes
             if data + header.size > size_bytes:
                 missing = data + header.size - size_bytes
                 raise _DamageError("cut_payload", f"the file ends {missing} bytes before {member.name!r} does; {_LOST}")
             yield member
-            own = {}
-        position = data + -(-header.size // _BLOCK) * _BLOCK
+            said = {}
+            start = data + _padded(header.size)
+        position = data + _padded(header.size)
     _check_end(file, position, size_bytes)
+
+
+def _padded(length: int) -> int:
+    return -(-length // _BLOCK) * _BLOCK
 
 
 _LOST = "members after this point, if there were any, are lost; fetch or pack it again"
 
 
-def _header_block(file: BinaryIO, position: int, size_bytes: int) -> bytes:
+def _header_block(file: io.BufferedIOBase, position: int, size_bytes: int) -> bytes:
     file.seek(position)
     block = file.read(_BLOCK)
     if position == 0:
@@ -140,7 +161,7 @@ def _parsed(block: bytes, position: int) -> tarfile.TarInfo:
     return header
 
 
-def _extended(file: BinaryIO, offset: int, length: int, size_bytes: int) -> bytes:
+def _extended(file: io.BufferedIOBase, offset: int, length: int, size_bytes: int) -> bytes:
     """What an extended header says; `file` stands at `offset`."""
     if length > _MAX_EXTENDED_BYTES or offset + length > size_bytes:
         message = f"at byte {offset}: an extended header of {length} bytes, in a file of {size_bytes}; {_LOST}"
@@ -163,7 +184,14 @@ def _pax_records(content: bytes, position: int) -> dict[str, bytes]:
     return records
 
 
-def _after_sparse_maps(file: BinaryIO, block: bytes, data: int, size_bytes: int) -> int:
+def _refuse_one_for_all(records: dict[str, bytes], position: int) -> None:
+    """Of a PAX header for all members that follow: a name or a size of each member is its own."""
+    if wrong := sorted(keyword for keyword in records if keyword in ("path", "size") or keyword.startswith("GNU.sparse.")):
+        message = f"at byte {position}: a header for all members that gives each the same {', '.join(wrong)}; {_LOST}"
+        raise _DamageError("damaged_header", message)
+
+
+def _after_sparse_maps(file: io.BufferedIOBase, block: bytes, data: int, size_bytes: int) -> int:
     """Where the data of GNU's old sparse member begin: after its further blocks of the map."""
     more = block[482]
     while more:
@@ -172,23 +200,24 @@ def _after_sparse_maps(file: BinaryIO, block: bytes, data: int, size_bytes: int)
     return data
 
 
-def _member(header: tarfile.TarInfo, data: int, said: dict[str, bytes], position: int) -> TarMember:
+def _member(header: tarfile.TarInfo, said: dict[str, bytes], data: int, header_bytes: int) -> TarMember:
     kind = _KINDS.get(header.type, "special member")
     if any(keyword.startswith("GNU.sparse.") for keyword in said):
         kind = "sparse file"
     name = said.get("GNU.sparse.name", said.get("path"))
     size = said.get("size", b"%d" % header.size)
     if not size.isdigit():
-        raise _DamageError("damaged_header", f"at byte {position}: a size of {size!r} bytes; {_LOST}")
+        raise _DamageError("damaged_header", f"at byte {data - header_bytes}: a size of {size!r} bytes; {_LOST}")
     return TarMember(
         name=header.name if name is None else name.decode("utf-8", "surrogateescape"),
         kind=kind,
         offset=data,
         size_bytes=int(size),
+        header_bytes=header_bytes,
     )
 
 
-def _check_end(file: BinaryIO, end: int, size_bytes: int) -> None:
+def _check_end(file: io.BufferedIOBase, end: int, size_bytes: int) -> None:
     """At `end` stands a block of zeros. Two of them end a tar, and nothing but some more zeros may follow."""
     file.seek(end)
     position = end

@@ -133,6 +133,27 @@ def test_images_that_a_tar_only_links_to_are_named_and_folders_are_not(tmp_path:
     assert "a hard link" in found.problems[0].message
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("folder", ["", f"{'d' * 90}/{'e' * 60}/"])
+def test_a_tar_packed_anew_in_another_order_gives_no_key_another_picture(tmp_path: Path, form: int, folder: str):
+    def pack(names: list[str]) -> None:
+        with tarfile.open(tmp_path / "x.tar", "w", format=form) as tar:
+            for name in names:
+                member = tarfile.TarInfo(f"{folder}{name}.jpg")
+                member.size = 600
+                tar.addfile(member, io.BytesIO(name.encode() * 150))
+
+    pack(["blue", "cyan", "plum"])
+    source = _tar(tmp_path / "x.tar")
+    rows = read_source(source).rows
+    assert [content[:4] for content in read_images(source, rows)] == [b"blue", b"cyan", b"plum"]
+    pack(["plum", "cyan", "blue"])
+    assert next(read_images(source, rows[1:])) == b"cyan" * 150
+    for row, name in ((rows[0], "blue"), (rows[2], "plum")):
+        with pytest.raises(OSError, match=rf"{name}\.jpg no longer has the 600 bytes"):
+            list(read_images(source, [row]))
+
+
 _HOSTILE = ["../up.jpg", "/etc/root.jpg", "a/../../b.jpg", "nul\0é.jpg", "line\nbreak\x1b[2J.jpg", "caf\udce9.jpg"]
 _HOSTILE.append("xy" * 400 + ".jpg")
 

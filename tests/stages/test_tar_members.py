@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.labelling.tar_members import TarMember, has_member, read_members
+from stages.labelling.tar_members import TarMember, member_before, read_members
 
 _FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 _LONG = f"{'d' * 70}/{'n' * 60}.jpg"
@@ -250,11 +250,67 @@ def test_a_huge_extended_header_is_not_read_and_a_long_row_of_them_not_followed_
     assert read_members(path)[0] == []
 
 
-def test_a_member_is_known_again_by_its_header(tmp_path: Path):
-    path = _write(tmp_path / "x.tar", {"a.jpg": b"a" * 5, "b.jpg": b"b" * 7})
-    _, second = _members(path)
+def _pax(records: dict[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """An extended header by hand, for what tarfile would not write."""
+    content = b""
+    for keyword, value in records.items():
+        rest = f" {keyword}={value}\n".encode()
+        length = len(rest) + 1
+        while len(str(length)) + len(rest) != length:
+            length += 1
+        content += str(length).encode() + rest
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = kind, len(content)
+    return header.tobuf(tarfile.USTAR_FORMAT) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+def _plain(name: str, size: int) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size = size
+    return header.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize("plain_size", [0, 3, 700, 5000])
+def test_the_size_that_an_extended_header_gives_is_the_members(tmp_path: Path, plain_size: int):
+    path = tmp_path / "x.tar"
+    first = _pax({"size": "600"}) + _plain("a.jpg", plain_size) + b"a" * 600 + bytes(424)
+    path.write_bytes(first + _plain("b.jpg", 7) + b"b" * 7 + bytes(505) + bytes(1024))
+    members = _members(path)
+    assert [(member.name, member.size_bytes) for member in members] == [("a.jpg", 600), ("b.jpg", 7)]
     with path.open("rb") as file:
-        assert has_member(file, second.offset, 7)
-        assert file.read(7) == b"b" * 7
-        assert not has_member(file, second.offset, 8)
-        assert not has_member(file, second.offset + 512, 7)
+        for member, content in zip(members, (b"a" * 600, b"b" * 7), strict=True):
+            found = member_before(file, member.offset, member.header_bytes)
+            assert found
+            assert (found.name, found.size_bytes, file.read(found.size_bytes)) == (member.name, len(content), content)
+
+
+@pytest.mark.parametrize("keyword", ["size", "path", "GNU.sparse.major"])
+def test_a_name_or_size_for_all_members_is_damage_and_a_comment_for_all_is_not(tmp_path: Path, keyword: str):
+    path = tmp_path / "x.tar"
+    member = _plain("a.jpg", 1) + b"a" + bytes(511)
+    path.write_bytes(
+        _pax({"comment": "x"}, tarfile.XGLTYPE) + member + _pax({keyword: "1"}, tarfile.XGLTYPE) + member + bytes(1024)
+    )
+    members, _, (problem,) = read_members(path)
+    assert [member.name for member in members] == ["a.jpg"]
+    assert (problem.kind, keyword in problem.message) == ("damaged_header", True)
+
+
+def test_more_headers_than_any_member_needs_are_damage(tmp_path: Path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(_pax({"comment": "x" * 900_000}) * 5 + _plain("a.jpg", 1) + b"a" + bytes(511) + bytes(1024))
+    assert _kinds(path) == ["damaged_header"]
+
+
+def test_a_member_is_known_again_by_its_headers(sound: Path):
+    content = sound.read_bytes()
+    with sound.open("rb") as file:
+        for member in _members(sound):
+            found = member_before(file, member.offset, member.header_bytes)
+            assert found
+            assert (found.name, found.size_bytes, found.kind) == (member.name, member.size_bytes, "file")
+            assert file.read(member.size_bytes) == content[member.offset : member.offset + member.size_bytes]
+            assert member_before(file, member.offset, 0) is None
+            damaged = bytearray(content)
+            damaged[member.offset - 512] ^= 1
+            assert member_before(io.BytesIO(damaged), member.offset, member.header_bytes) is None
