@@ -8,6 +8,7 @@ suffix says to be an image, and hidden files. Names from a source are only text 
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import os
 import re
@@ -40,6 +41,8 @@ ProblemKind = Literal[
     "unreadable",
 ]
 """All kinds of problems of a source; docs/format.md says what each means."""
+_MAX_NAME = 96
+"""Of a source. Names of files are made from it, some 50 characters longer, and some file systems end at 143."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,8 @@ def _named(locations: Iterable[Path]) -> Iterator[Source]:
     for path in locations:
         stem = path.name if path.is_dir() else path.stem
         base = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_") or "source"
+        if len(base) > _MAX_NAME:
+            base = f"{base[: _MAX_NAME - 9]}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
         name, count = base, 1
         while name in taken:
             count += 1

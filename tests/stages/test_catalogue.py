@@ -14,6 +14,7 @@ from typing import get_args
 
 import pytest
 
+import manifests
 from stages.labelling.catalogue import (
     ProblemKind,
     Source,
@@ -302,6 +303,24 @@ def test_braces_globs_and_folders_are_expanded_once_each_with_distinct_names(tmp
         ("s-1-2", "tar"),
         ("t", "folder"),
     ]
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_names_as_long_as_they_may_be_give_sources_whose_files_can_be_named(tmp_path: Path, letter: str):
+    """Of letters that are not ASCII nothing is left in a source's name, so an x at each end stands for the others."""
+    middle = letter * ((238 if letter == "x" else 239) // len(letter.encode()))
+    tars = [tmp_path / f"x{middle}{end}.tar" for end in ("x0", "x1")]
+    for path in tars:
+        write_tar(path, {})
+    (tmp_path / f"{middle}xxx").mkdir()
+    names = [source.name for source in expand_sources([*map(str, tars), str(tmp_path / f"{middle}xxx")])]
+    assert len(set(names)) == 3
+    assert [source.name for source in expand_sources([str(tars[1])])] == names[1:2]  # of itself, whatever stands beside it
+    for name in names:
+        part = f"{name}.00000"
+        manifests.write_replacing(manifests.failure_path(tmp_path, "images", part), b"{}")
+        (tmp_path / f"{part}.{'0' * 8}.zarr").mkdir()
+        assert len(f".{part}.failure.json.4194304.{'0' * 16}") <= 143
 
 
 def test_a_tar_is_taken_once_whatever_links_lead_to_it_and_named_as_it_was_given(tmp_path: Path):
