@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import itertools
 import random
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from stages.labelling.pictures import MAX_PIXELS, PictureRejectedError, RejectionKind, decode_upright, resize_region
+from stages.labelling.pictures import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    PictureRejectedError,
+    RejectionKind,
+    decode_upright,
+    resize_region,
+)
 from stages.views import SourceBox
 from tests.conftest import picture_bytes
 
@@ -56,21 +65,52 @@ def _png(bits: int, color_type: int, row: bytes, *, width: int = 1, height: int 
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
-def _tiff16(row: list[int]) -> bytes:
-    """A TIFF file of one 16-bit RGB pixel by hand, uncompressed."""
-    entries = [(256, 1), (257, 1), (258, 0), (259, 1), (262, 2), (273, 0), (277, 3), (278, 1), (279, 6)]
-    after = 8 + 2 + 12 * len(entries) + 4
-    fields = b""
-    for tag, value in entries:
-        count, value = (3, after) if tag == 258 else (1, after + 6) if tag == 273 else (1, value)
-        fields += struct.pack("<HHII", tag, 4 if tag == 273 else 3, count, value)
-    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + fields + bytes(4) + struct.pack("<6H", 16, 16, 16, *row)
+def _tiff(
+    *strips: bytes, bits: Sequence[int] = (8,), photometric: int = 1, order: str = "<", width: int = 1, **fields: Sequence[int]
+) -> bytes:
+    """A TIFF file by hand of one row of pixels, in as many planes as there are strips."""
+    tags = {256: [width], 257: [1], 258: bits, 259: [1], 262: [photometric], 277: [len(bits)], 278: [1]}
+    tags |= {_TIFF_TAGS[name]: values for name, values in fields.items()}
+    tags |= {273: [0] * len(strips), 279: [len(strip) for strip in strips]}
+    after = 8 + 2 + 12 * len(tags) + 4
+    sizes = {tag: 2 * len(values) if 2 * len(values) > 4 else 0 for tag, values in tags.items()}
+    tags[273] = list(itertools.accumulate([after + sum(sizes.values()), *map(len, strips[:-1])]))
+    entries, values_apart = b"", b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(values)}H", *values)
+        if len(packed) > 4:
+            packed, values_apart = struct.pack(f"{order}I", after + len(values_apart)), values_apart + packed
+        entries += struct.pack(f"{order}HHI", tag, 3, len(values)) + packed.ljust(4, b"\0")
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    return magic + struct.pack(f"{order}IH", 8, len(tags)) + entries + bytes(4) + values_apart + b"".join(strips)
+
+
+_TIFF_TAGS = {"compression": 259, "fill_order": 266, "planes": 284, "extra": 338, "sample_format": 339, "subsampling": 530}
+
+
+def _packed(levels: Sequence[int], bits: int) -> bytes:
+    """Samples one after the other, the last byte filled up with zeros, as TIFF has them below 16 bits."""
+    digits = "".join(f"{level:0{bits}b}" for level in levels)
+    return bytes(int(digits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(digits), 8))
+
+
+def _words(order: str, *levels: int) -> bytes:
+    return struct.pack(f"{order}{len(levels)}H", *levels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(
     ("suffix", "options"),
-    [("png", {}), ("webp", {"lossless": True}), ("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("jpg", {"quality": 100})],
+    [
+        ("png", {}),
+        ("webp", {"lossless": True}),
+        ("tif", {}),
+        ("tif", {"compression": "tiff_lzw"}),
+        ("jpg", {"quality": 100}),
+        pytest.param(
+            "avif", {"quality": 100}, marks=pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+        ),
+    ],
 )
 def test_every_exif_orientation_gives_the_same_upright_picture(suffix: str, options: dict[str, object], orientation: int):
     stored = _scene().transpose(_STORED_AS[orientation]) if orientation > 1 else _scene()
@@ -78,7 +118,7 @@ def test_every_exif_orientation_gives_the_same_upright_picture(suffix: str, opti
     exif[_EXIF_ORIENTATION] = orientation
     upright = _pixels(picture_bytes(stored, suffix, exif=exif, **options))
     assert upright.shape == (40, 60, 3)
-    assert np.abs(upright - np.asarray(_scene())).max() <= (12 if suffix == "jpg" else 0)
+    assert np.abs(upright - np.asarray(_scene())).max() <= (12 if suffix in ("jpg", "avif") else 0)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -123,10 +163,40 @@ _COLORS = {
     "16-bit RGB": (_png(16, 2, b"\xab\xcd\x12\x34\xff\xff"), (0xAB, 0x12, 0xFF)),
     "16-bit grey with alpha": (_png(16, 4, b"\xab\xcd\xff\xff"), (0xAB, 0xAB, 0xAB)),
     "16-bit RGB with alpha": (_png(16, 6, b"\xab\xcd\x12\x34\x56\x78\0\0"), (255, 255, 255)),
-    "16-bit RGB tif": (_tiff16([0xABCD, 0x1234, 0xFFFF]), (0xAB, 0x12, 0xFF)),
+    "gif": (_flat("P", 7, "gif", palette=bytes(range(60))), (21, 22, 23)),
+    "pgm": (b"P5 2 1 255\n\x30\x30", (0x30, 0x30, 0x30)),
+    "16-bit pgm": (b"P5 1 1 65535\n\xab\xcd", (0xAB, 0xAB, 0xAB)),
+    "ppm": (b"P6 1 1 255\n\1\2\3", (1, 2, 3)),
+    "pbm": (b"P4 1 1\n\x80", (0, 0, 0)),
     "16-bit tif": (picture_bytes(Image.fromarray(np.full((4, 4), 0xABCD, "<u2")), "tif"), (0xAB, 0xAB, 0xAB)),
     "16-bit tif, big-endian": (picture_bytes(Image.fromarray(np.full((4, 4), 0xABCD, ">u2")), "tif"), (0xAB, 0xAB, 0xAB)),
 }
+
+
+for _order in "<>":
+    _COLORS |= {
+        f"{_order} 16-bit RGB tif": (
+            _tiff(_words(_order, 0xABCD, 0x1234, 0xFFFF), bits=[16] * 3, photometric=2, order=_order),
+            (0xAB, 0x12, 0xFF),
+        ),
+        f"{_order} 16-bit RGB tif, half transparent": (
+            _tiff(_words(_order, 0x8000, 0, 0xFFFF, 0x3333), bits=[16] * 4, photometric=2, order=_order, extra=[2]),
+            (230, 204, 255),
+        ),
+        f"{_order} 16-bit CMYK tif": (
+            _tiff(_words(_order, 0, 0, 0xFFFF, 0x3333), bits=[16] * 4, photometric=5, order=_order),
+            (204, 204, 0),
+        ),
+        f"{_order} RGB tif in planes": (
+            _tiff(b"\1", b"\2", b"\3", bits=[8] * 3, photometric=2, order=_order, planes=[2]),
+            (1, 2, 3),
+        ),
+        f"{_order} grey tif, alpha multiplied in": (_tiff(b"\x40\x80", bits=[8] * 2, order=_order, extra=[1]), (191, 191, 191)),
+        f"{_order} YCbCr tif": (
+            _tiff(b"\x64\x80\x80", bits=[8] * 3, photometric=6, order=_order, subsampling=[1, 1]),
+            (100, 100, 100),
+        ),
+    }
 
 
 @pytest.mark.parametrize("kind", _COLORS)
@@ -150,10 +220,94 @@ def test_sixteen_bit_grey_keeps_its_gradation():
     assert (_pixels(picture_bytes(Image.fromarray(levels)))[..., 0] == levels >> 8).all()
 
 
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_pixels_without_an_agreed_range_are_no_photograph(mode: str):
-    with pytest.raises(PictureRejectedError, match="range") as rejected:
-        decode_upright(_flat(mode, 5, "tif"))
+_GREYS = [0, 1 / 3, 2 / 3, 1]
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("white", [0, 1], ids=["white is 0", "black is 0"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+def test_a_grey_tiff_of_any_bits_shows_its_greys_or_is_rejected_by_name(bits: int, order: str, white: int, deflated: bool):
+    levels = [round(grey * (2**bits - 1)) for grey in _GREYS]
+    content = _words(order, *levels) if bits == 16 else _packed(levels, bits)
+    compression: dict[str, Any] = {"compression": [8]} if deflated else {}
+    content = zlib.compress(content) if deflated else content
+    tiff = _tiff(content, bits=[bits], photometric=white, order=order, width=4, **compression)
+    unread = (bits == 12 and (order, white) != ("<", 1)) or (bits, order, white) == (16, ">", 0)
+    if unread:  # Pillow does not know them
+        with pytest.raises(PictureRejectedError, match=rf"BitsPerSample \({bits},\).*save it with 8 bits") as rejected:
+            decode_upright(tiff)
+        assert rejected.value.kind == "not_a_photograph"
+        return
+    shown = [level >> (bits - 8) if bits > 8 else round(level * 255 / (2**bits - 1)) for level in levels]
+    shown = shown if white else [255 - level for level in shown]
+    assert _pixels(tiff)[0].tolist() == [[level] * 3 for level in shown]
+
+
+def test_twelve_bits_in_rows_that_end_within_a_byte_are_read():
+    tiff = _tiff(_packed([0x123, 0xFFF, 0x800], 12), bits=[12], width=3)
+    assert _pixels(tiff)[0, :, 0].tolist() == [0x12, 0xFF, 0x80]
+
+
+@pytest.mark.parametrize(
+    "content", [b"P2 1 1 255\n128\n", b"P3 1 1 255\n1 2 3\n", b"P1 1 1\n1\n", b"P6 1 1 65535\n" + bytes(6)]
+)
+def test_a_pnm_that_would_take_minutes_for_a_photograph_is_rejected_by_name(content: bytes):
+    with pytest.raises(PictureRejectedError, match="a PNM whose pixels are text, or") as rejected:
+        decode_upright(content)
+    assert rejected.value.kind == "not_a_photograph"
+
+
+_NO_PHOTOGRAPHS = {
+    "signed, 8 bits": {"bits": [8], "sample_format": [2]},
+    "signed, 16 bits": {"bits": [16], "sample_format": [2]},
+    "signed RGB": {"bits": [8] * 3, "photometric": 2, "sample_format": [2] * 3},
+    "32 bits": {"bits": [32]},
+    "half precision": {"bits": [16], "sample_format": [3]},
+    "single precision": {"bits": [32], "sample_format": [3]},
+    "double precision": {"bits": [64], "sample_format": [3]},
+    "RGB of 12 bits": {"bits": [12] * 3, "photometric": 2},
+    "RGB of 32 bits": {"bits": [32] * 3, "photometric": 2},
+    "RGB in single precision": {"bits": [32] * 3, "photometric": 2, "sample_format": [3] * 3},
+    "16-bit grey with alpha": {"bits": [16] * 2, "extra": [2]},
+    "YCbCr with half as many colours": {"bits": [8] * 3, "photometric": 6},
+    "a camera's colour filter array": {"bits": [8], "photometric": 32803},
+    "a mask": {"bits": [8], "photometric": 4},
+}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", _NO_PHOTOGRAPHS)
+def test_a_tiff_of_other_pixels_is_rejected_with_what_its_header_says(kind: str, order: str):
+    fields: dict[str, Any] = _NO_PHOTOGRAPHS[kind]
+    with pytest.raises(PictureRejectedError, match=r"BitsPerSample|no agreed range") as rejected:
+        decode_upright(_tiff(bytes(64), order=order, **fields))
+    assert rejected.value.kind == "not_a_photograph"
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("bits", "photometric", "extra"),
+    [(16, 2, []), (16, 2, [2]), (16, 5, []), (8, 2, [1]), (8, 1, [2]), (8, 8, [])],
+    ids=["16-bit RGB", "16-bit RGB with alpha", "16-bit CMYK", "alpha multiplied in", "grey with alpha", "LAB"],
+)
+def test_planes_that_pillow_mixes_up_are_rejected(bits: int, photometric: int, extra: list[int], order: str):
+    samples = {1: 1, 2: 3, 5: 4, 8: 3}[photometric] + len(extra)
+    fields: dict[str, Any] = {"extra": extra} if extra else {}
+    tiff = _tiff(*[b"\x80\x40"] * samples, bits=[bits] * samples, photometric=photometric, order=order, planes=[2], **fields)
+    with pytest.raises(PictureRejectedError, match="PlanarConfiguration 2") as rejected:
+        decode_upright(tiff)
+    assert rejected.value.kind == "not_a_photograph"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [_flat("I", 5, "tif"), _flat("F", 5, "tif"), _tiff(bytes(4), bits=[32]), b"Pf 1 1 -1.0\n" + bytes(4)],
+    ids=["signed tif", "float tif", "32-bit tif", "pfm"],
+)
+def test_pixels_without_an_agreed_range_are_no_photograph(content: bytes):
+    with pytest.raises(PictureRejectedError, match=r"SampleFormat|no agreed range") as rejected:
+        decode_upright(content)
     assert rejected.value.kind == "not_a_photograph"
 
 
@@ -186,7 +340,11 @@ _SAVED: dict[str, Callable[[], bytes]] = {
     "tif": lambda: picture_bytes(_noise(), "tif"),
     "lzw tif": lambda: picture_bytes(_noise(), "tif", compression="tiff_lzw"),
     "gif": lambda: picture_bytes(_noise(), "gif"),
+    "ppm": lambda: picture_bytes(_noise(), "ppm"),
+    "16-bit pgm": lambda: b"P5 64 64 65535\n" + bytes(2 * 64 * 64),
 }
+if features.check("avif"):
+    _SAVED["avif"] = lambda: picture_bytes(_noise(), "avif")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95, 0.99])
@@ -251,6 +409,38 @@ def test_a_decompression_bomb_is_refused_by_its_header(size: tuple[int, int]):
     with pytest.raises(PictureRejectedError, match="pixels") as rejected:
         decode_upright(_png(8, 2, b"no pixels at all", width=size[0], height=size[1]))
     assert rejected.value.kind == "too_large"
+
+
+_HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAAAERA"
+    "AAEAAQAAAAABoQABAAAAAAAAAQcAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/WlwcnAAAADdaXBjbwAA"
+    "AHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq"
+    "5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xhcAAAAEAAAAABAAAA"
+    "MAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBpeGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAAQ9tZGF0AAABAygBrwY4Wve238OH///S"
+    "PPof0J+idFb8aVjaq+Kid9+TdH/97GEwpEa3WFf89sTzrLK6ANbyuwRXNUF0rWPs0iFzd2f8+8/ihkdB4OolqQRaG/e6CCbYF3npaI8gMz8b/ZE3//GH"
+    "7/+ddQLihd/+7ff/zyeOMf1ohf/hb12qUM17foziyI+XWd++Mt+PGl5wcXGX5JtesF/nYbx3Wlj/tmvkUMOHLNABEs9wCvP/Zhj9Om7xyc4l94hP2QYA"
+    "DXd0RJOcdlT/pswHK7JHS0NusL8W4Nu/DFMQsvUhD5OSjKMB818IYxiA3iSuJl1vs+vsEadgL3/kq2x6F88M1XEv4/kzZVQ="
+)
+"""64 x 48 px: above red and green, below blue and light grey."""
+
+
+@pytest.mark.skipif(".heic" not in IMAGE_SUFFIXES, reason="needs the extra `heif`")
+def test_heif_is_read_where_the_extra_is_installed():
+    pixels = _pixels(_HEIC)
+    corners = pixels[[3, 3, -3, -3], [3, -3, 3, -3]]
+    assert pixels.shape == (48, 64, 3)
+    assert np.abs(corners - [(200, 40, 40), (40, 200, 40), (40, 40, 200), (220, 220, 220)]).max() <= 6
+    for share in (0.3, 0.6, 0.95):
+        with pytest.raises(PictureRejectedError):
+            decode_upright(_HEIC[: int(share * len(_HEIC))])
+
+
+@pytest.mark.skipif(".heic" in IMAGE_SUFFIXES, reason="needs a machine without the extra `heif`")
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_heif_is_rejected_with_what_to_install_where_it_is_not_read(brand: bytes):
+    with pytest.raises(PictureRejectedError, match="extra `heif`") as rejected:
+        decode_upright(_HEIC.replace(b"ftypheic", b"ftyp" + brand))
+    assert rejected.value.kind == "not_an_image"
 
 
 def test_the_format_page_names_every_kind_of_rejection():
