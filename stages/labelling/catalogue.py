@@ -2,7 +2,8 @@
 
 A source is a tar (in the manner of WebDataset) or a folder. An image that is there but cannot be taken, and damage after
 which there may have been more, is a problem of a kind in ProblemKind; nothing is left out without a word except what no
-suffix says to be an image, and hidden files. Names from a source are only text here: no path is ever made from a tar's.
+suffix says to be an image, hidden files, and another format or a field of a photograph that is taken. Names from a source
+are only text here: no path is ever made from a tar's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import glob
 import hashlib
 import io
 import os
+import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,7 +23,7 @@ from typing import Literal
 import braceexpand
 
 from manifests import Problem
-from stages.labelling.pictures import IMAGE_SUFFIXES
+from stages.labelling.pictures import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from stages.labelling.tar_members import TarMember, member_before, read_members
 
 ProblemKind = Literal[
@@ -31,6 +34,7 @@ ProblemKind = Literal[
     "duplicate_key",
     "duplicate_key_across_sources",
     "empty_tar",
+    "extra_image_in_sample",
     "linked_folder",
     "long_zero_tail",
     "missing_end",
@@ -38,11 +42,14 @@ ProblemKind = Literal[
     "no_images",
     "not_a_file",
     "not_utf8",
+    "unread_suffix",
     "unreadable",
 ]
 """All kinds of problems of a source; docs/format.md says what each means."""
 _MAX_NAME = 96
 """Of a source. Names of files are made from it, some 50 characters longer, and some file systems end at 143."""
+_FIELD = re.compile(r"(?!v\d+\Z)[^\W\d][\w-]*", re.IGNORECASE)
+"""What a field of a sample is called: `seg`, `depth`, `mask_0`; not `05`, nor `v2`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +194,14 @@ def _read_folder(source: Source) -> tuple[list[CatalogueRow], int, list[Problem]
     def unreadable(error: OSError) -> None:
         problem("unreadable", error.filename, f"cannot be read: {error.strerror}")
 
+    unread = _Unread()
     for folder, subfolders, files in os.walk(source.location, onerror=unreadable):
         subfolders[:] = sorted(name for name in subfolders if not _hidden(name))
         for path in (Path(folder, name) for name in subfolders):
             if os.path.islink(path):
                 problem("linked_folder", path, "a link to a folder is not followed; give the folder as a source of its own")
-        for path in (Path(folder, name) for name in sorted(files) if _is_image(name)):
+        taken = [name for name in sorted(files) if _is_image(name)]
+        for path in (Path(folder, name) for name in taken):
             member = path.relative_to(source.location).as_posix()
             if not _is_utf8(member):
                 problem("not_utf8", path, "the path is not UTF-8; rename it")
@@ -205,7 +214,35 @@ def _read_folder(source: Source) -> tuple[list[CatalogueRow], int, list[Problem]
                     rows.append(CatalogueRow(key=_as_text(member), member=member, offset=0, size_bytes=size_bytes))
                 except OSError as error:
                     unreadable(error)
-    return rows, sum(row.size_bytes for row in rows), problems
+        photographs = {PurePosixPath(name).stem for name in taken}
+        for name in sorted(files):
+            if _is_unread(name) and PurePosixPath(name).stem not in photographs:
+                unread.add(name, os.path.relpath(Path(folder, name), source.location))
+    return rows, sum(row.size_bytes for row in rows), problems + unread.problems()
+
+
+class _Unread:
+    """Images in formats that are not read, by their suffix: each suffix is one problem of a source, however many there are."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._count = Counter[str]()
+
+    def add(self, name: str, where: str) -> None:
+        suffix = _suffix(name)
+        self._first.setdefault(suffix, where)
+        self._count[suffix] += 1
+
+    def problems(self) -> list[Problem]:
+        return [
+            _problem(
+                "unread_suffix",
+                self._first[suffix],
+                f"{count} {'image' if count == 1 else 'images, of which this is the first,'} with the suffix {suffix},"
+                f" which is not read; {UNREAD_SUFFIXES[suffix]}",
+            )
+            for suffix, count in self._count.items()
+        ]
 
 
 def _is_utf8(text: str) -> bool:
@@ -217,8 +254,16 @@ def _read_tar(source: Source) -> tuple[list[CatalogueRow], int, list[Problem]]:
     return _group_samples(members, source.location.name, problems), size_bytes, problems
 
 
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
 def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not _hidden(name)
+    return _suffix(name) in IMAGE_SUFFIXES and not _hidden(name)
+
+
+def _is_unread(name: str) -> bool:
+    return _suffix(name) in UNREAD_SUFFIXES and not _hidden(name)
 
 
 def _hidden(name: str) -> bool:
@@ -227,44 +272,79 @@ def _hidden(name: str) -> bool:
 
 
 def _group_samples(members: list[TarMember], tar_name: str, problems: list[Problem]) -> list[CatalogueRow]:
-    """One row per image. A WebDataset key ends at the first dot of the file's name.
+    """One row per photograph. A WebDataset key ends at the first dot of the file's name.
 
-    `7.jpg` beside `7.seg.png` and `7.json` is one sample with one photograph. Where no member of a sample has a plain image
-    suffix (`shot.v1.jpg`, `shot.v2.jpg`), the names are merely dotted: each is an image with its own key.
+    `7.jpg` beside `7.seg.png` and `7.json` is one sample with one photograph and two fields. `2021.05.jpg` beside `2021.jpg`
+    is no field, for what stands between the dots is no word: it is left out and named. Where no member of a sample has a plain
+    image suffix (`shot.v1.jpg`, `shot.v2.jpg`), the names are merely dotted: each is a photograph with its own key.
     """
-    samples: dict[str, list[tuple[PurePosixPath, TarMember]]] = {}
+    samples: dict[str, list[_Entry]] = {}
+    unread = _Unread()
     for member in members:
         path = PurePosixPath(_as_text(member.name))
         if member.kind == "file" and not _hidden(path.name):
             samples.setdefault(str(path.with_name(path.name.split(".")[0])), []).append((path, member))
-        elif member.kind not in ("file", "folder") and _is_image(path.name):
+        elif member.kind not in ("file", "folder") and (_is_image(path.name) or _is_unread(path.name)):
             message = f"a {member.kind}, of which the tar has no bytes; pack it with --dereference --hard-dereference"
             problems.append(_problem("not_a_file", f"{tar_name}:{path}", message))
     rows = []
     for key, group in samples.items():
-        images = [(path, member) for path, member in group if _is_image(path.name)]
-        plain = [(path, member) for path, member in images if path.name.count(".") == 1]
-        if not images:
-            names = ", ".join(str(path) for path, _ in group[:4])
-            message = f"the sample {key!r} has no image among {names}{', ...' if len(group) > 4 else ''}"
-            problems.append(_problem("no_image_in_sample", f"{tar_name}:{key}", message))
-        for path, member in plain or images:
-            own_key = key if plain else str(path.with_suffix(""))
-            row = CatalogueRow(
-                key=own_key,
-                member=_as_text(member.name),
-                offset=member.offset,
-                size_bytes=member.size_bytes,
-                header_bytes=member.header_bytes,
-            )
-            rows.append(row)
+        photographs = _photographs(key, group, tar_name, problems)
+        for own_key, files in photographs.items():
+            taken = [(path, member) for path, member in files if _is_image(path.name)]
+            for path, _ in () if taken else files:
+                unread.add(path.name, f"{tar_name}:{path}")
+            rows += [
+                CatalogueRow(
+                    key=own_key,
+                    member=_as_text(member.name),
+                    offset=member.offset,
+                    size_bytes=member.size_bytes,
+                    header_bytes=member.header_bytes,
+                )
+                for _, member in taken
+            ]
+    problems += unread.problems()
     return rows
 
 
+_Entry = tuple[PurePosixPath, TarMember]
+
+
+def _photographs(key: str, group: list[_Entry], tar_name: str, problems: list[Problem]) -> dict[str, list[_Entry]]:
+    """The images of one sample by the key of their photograph, in whatever formats it has; others are left out and named."""
+    images = [(path, member) for path, member in group if _is_image(path.name) or _is_unread(path.name)]
+    if not images:
+        names = ", ".join(str(path) for path, _ in group[:4])
+        message = f"the sample {key!r} has no image among {names}{', ...' if len(group) > 4 else ''}"
+        problems.append(_problem("no_image_in_sample", f"{tar_name}:{key}", message))
+    plain = [(path, member) for path, member in images if path.name.count(".") == 1]
+    if not plain:
+        dotted: dict[str, list[_Entry]] = {}
+        for path, member in images:
+            dotted.setdefault(str(path.with_suffix("")), []).append((path, member))
+        return dotted
+    for path, _ in images:
+        between = path.name.split(".")[1:-1]
+        if between and not _FIELD.fullmatch(between[0]):
+            message = (
+                f"left out beside {plain[0][0].name}: a key ends at the first dot, so both are one sample,"
+                f" and {between[0]!r} is not the name of a field; pack it under a name with one dot"
+            )
+            problems.append(_problem("extra_image_in_sample", f"{tar_name}:{path}", message))
+    return {key: plain}
+
+
 def read_images(source: Source, rows: Sequence[CatalogueRow]) -> Iterator[bytes]:
-    """The bytes of each row's file, in order. Raises OSError where they cannot be read in full, or are in another place."""
+    """The bytes of each row's file, in order.
+
+    Raises OSError where they cannot be read in full, where the tar has another member in their place, and on a machine that
+    does not read their format, unlike the one that catalogued them.
+    """
     for row in rows:
         path = source.location / row.member if source.kind == "folder" else source.location
+        if (suffix := _suffix(PurePosixPath(row.member).name)) not in IMAGE_SUFFIXES:
+            raise OSError(f"{path}: {row.member} was catalogued, but here {suffix} is not read; {UNREAD_SUFFIXES.get(suffix)}")
         with path.open("rb") as file:
             same = source.kind == "folder" or _is_in_place(file, row)
             content = file.read(row.size_bytes)

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -25,6 +26,7 @@ from stages.labelling.catalogue import (
     read_images,
     read_source,
 )
+from stages.labelling.pictures import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from tests.conftest import write_tar
 
 
@@ -134,6 +136,45 @@ def test_images_that_a_tar_only_links_to_are_named_and_folders_are_not(tmp_path:
     assert "a hard link" in found.problems[0].message
 
 
+def _problems(content: SourceContent, kind: str) -> dict[str, str]:
+    return {problem.where: problem.message for problem in content.problems if problem.kind == kind}
+
+
+def test_images_of_a_suffix_that_is_not_read_are_one_problem_with_their_count_and_what_to_do(tmp_path: Path):
+    names = ["a.jpg", "b.ARW", "c.arw", "c.json", "d.svg", "e.arw", "e.jpg", "f.txt"]
+    found = read_source(_tar(write_tar(tmp_path / "x.tar", dict.fromkeys(names, b"1"))))
+    assert [row.member for row in found.rows] == ["a.jpg", "e.jpg"]
+    assert _kinds(found) == ["no_image_in_sample", "unread_suffix", "unread_suffix"]
+    unread = _problems(found, "unread_suffix")
+    assert re.match(r"2 images.* suffix \.arw, which is not read; .*develop", unread["x.tar:b.ARW"])
+    assert re.match(r"1 image .* suffix \.svg, which is not read; convert", unread["x.tar:d.svg"])
+
+
+def test_a_photograph_that_is_not_read_is_not_replaced_by_a_field_of_its_sample(tmp_path: Path):
+    found = read_source(
+        _tar(write_tar(tmp_path / "x.tar", dict.fromkeys(["7.psd", "7.seg.png", "8.v1.psd", "8.v2.png"], b"1")))
+    )
+    assert [row.key for row in found.rows] == ["8.v2"]
+    assert list(_problems(found, "unread_suffix")) == ["x.tar:7.psd"]
+    assert found.problems[-1].message.startswith("2 images")
+
+
+@pytest.mark.parametrize("between", ["seg", "depth", "mask_0", "normal-map", "Übersicht", "left.depth", "vis"])
+def test_a_field_beside_a_photograph_is_no_photograph(tmp_path: Path, between: str):
+    found = read_source(_written(tmp_path / "x.tar", ["7.jpg", f"7.{between}.png", f"7.{between}.jpg", "7.json"]))
+    assert ([row.key for row in found.rows], found.problems) == (["7"], ())
+
+
+@pytest.mark.parametrize("between", ["05", "05.17", "5 rome", "v2", "V10", "", "1st"])
+def test_a_photograph_whose_name_ends_early_at_a_dot_is_left_out_and_named(tmp_path: Path, between: str):
+    found = read_source(_written(tmp_path / "x.tar", ["2021.jpg", f"2021.{between}.jpg", f"2021.{between}.arw", "2022.05.jpg"]))
+    assert [row.key for row in found.rows] == ["2021", "2022.05"]
+    extra = _problems(found, "extra_image_in_sample")
+    assert list(extra) == [f"x.tar:2021.{between}.jpg", f"x.tar:2021.{between}.arw"]
+    assert "2021.jpg" in extra[f"x.tar:2021.{between}.jpg"]
+    assert len(found.problems) == 2
+
+
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("folder", ["", f"{'d' * 90}/{'e' * 60}/"])
 def test_a_tar_packed_anew_in_another_order_gives_no_key_another_picture(tmp_path: Path, form: int, folder: str):
@@ -153,6 +194,13 @@ def test_a_tar_packed_anew_in_another_order_gives_no_key_another_picture(tmp_pat
     for row, name in ((rows[0], "blue"), (rows[2], "plum")):
         with pytest.raises(OSError, match=rf"{name}\.jpg no longer has the 600 bytes"):
             list(read_images(source, [row]))
+
+
+def test_what_another_machine_reads_and_this_one_does_not_is_an_error_of_this_machine(tmp_path: Path):
+    source = _written(tmp_path / "x.tar", ["a.jpg"])
+    (row,) = read_source(source).rows
+    with pytest.raises(OSError, match=r"x\.tar: a\.jxl .* here \.jxl is not read; convert"):
+        list(read_images(source, [replace(row, member="a.jxl")]))
 
 
 _HOSTILE = ["../up.jpg", "/etc/root.jpg", "a/../../b.jpg", "nul\0é.jpg", "line\nbreak\x1b[2J.jpg", "caf\udce9.jpg"]
@@ -187,6 +235,29 @@ def test_a_folder_is_read_recursively_in_order(tmp_path: Path):
     assert [row.key for row in found.rows] == ["10.webp", "b.JPG", "a/a.tif", "a/z.png", "d.e/f.g.JPEG"]
     assert (found.problems, found.size_bytes) == ((), sum(len(row.key) for row in found.rows))
     assert list(read_images(source, found.rows)) == [row.key.encode() for row in found.rows]
+
+
+def test_photographs_in_a_folder_that_are_not_read_are_counted_by_suffix(tmp_path: Path):
+    source = _folder(tmp_path, "1.jpg", "2.CR2", "a/1.cr2", "a/3.cr2", "b/x.psd", ".hidden.psd", "notes.doc")
+    found = read_source(source)
+    assert [row.key for row in found.rows] == ["1.jpg"]
+    assert [(problem.kind, problem.where) for problem in found.problems] == [
+        ("unread_suffix", "2.CR2"),
+        ("unread_suffix", "b/x.psd"),
+    ]
+    assert re.match(r"3 images, of which this is the first, with the suffix \.cr2,", found.problems[0].message)
+
+
+def test_a_cameras_raw_file_beside_its_jpeg_is_the_same_photograph(tmp_path: Path):
+    found = read_source(_folder(tmp_path, "1.JPG", "1.dng", "a/2.dng", "a/2.jpeg", "b/1.dng"))
+    assert [row.key for row in found.rows] == ["1.JPG", "a/2.jpeg"]
+    assert [problem.where for problem in found.problems] == ["b/1.dng"]
+
+
+def test_suffixes_are_read_or_named_and_the_page_lists_them_all():
+    assert not IMAGE_SUFFIXES & UNREAD_SUFFIXES.keys()
+    page = (Path(__file__).parents[2] / "docs" / "labelling.md").read_text()
+    assert set(re.findall(r"`(\.\w+)`", page)) == IMAGE_SUFFIXES | UNREAD_SUFFIXES.keys()
 
 
 def test_odd_names_in_a_folder_are_read_or_named(tmp_path: Path):
