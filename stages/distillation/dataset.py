@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,6 +25,7 @@ from manifests import committed_parts, load_run, parts
 from stages.depth_space import DepthConversion, DepthSpace, convert_to_disparity
 from stages.distillation.columns import TrainPart, common_space, depth_spaces, matching_columns, trainable_parts
 from stages.distillation.fusion import agreement_weighted_average, fused_patches
+from stages.distillation.losses import LossTargets
 from stages.distillation.order import AVERAGE, PARTS_IN_WINDOW, UNCHANGED, BatchPlan, Color, SampleRequest
 from stages.label_store import Label, LabelReader, PatchLabel, PictureReader
 from stages.views import Box
@@ -35,17 +36,11 @@ LabelT = TypeVar("LabelT", bound=Label)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class Batch(LossTargets):
     """Samples of one teacher on the context grid of C x C, top-left aligned; what lies beyond a sample is 0 and invalid."""
 
     image: UInt8[Tensor, "b 3 c c"]
     extent: Int[Tensor, "b 2"]
-    label: Float[Tensor, "b c c"]
-    valid: Bool[Tensor, "b c c"]
-    patch_label: Float[Tensor, "b p k k"]
-    patch_valid: Bool[Tensor, "b p k k"]
-    patch_box: Int[Tensor, "b p 4"]
-    """Top, left, height, width on the context grid; all 0 where a sample has fewer than p patches."""
     keys: tuple[str, ...]
     """part/key of each sample, for messages; followed by #context where images have several."""
     teacher: str

@@ -38,6 +38,30 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossTargets:
+    """What a student's maps are compared with: one teacher's labels of whole contexts and of their patches.
+
+    Samples with fewer than p patches, and patches smaller than k, are filled up with pixels marked invalid.
+    """
+
+    label: Float[Tensor, "b c c"]
+    valid: Bool[Tensor, "b c c"]
+    patch_label: Float[Tensor, "b p k k"]
+    patch_valid: Bool[Tensor, "b p k k"]
+    patch_box: Int[Tensor, "b p 4"]
+    """Top, left, height, width on the context grid; all 0 where a sample has fewer than p patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPair:
+    """The student's tokens, those of the frozen encoder, and which of them show the picture (None: all)."""
+
+    student: Float[Tensor, "b n d"]
+    frozen: Float[Tensor, "b n d"]
+    valid: Bool[Tensor, "b n"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossTerms:
     """A batch's loss and what it is made of, before the weights; scalars. A term whose weight is 0 is 0."""
 
@@ -118,40 +142,29 @@ def output_scale(prediction: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"
 
 def cross_context_loss(
     prediction: Float[Tensor, "b c c"],
-    label: Float[Tensor, "b c c"],
-    valid: Bool[Tensor, "b c c"],
-    patch_label: Float[Tensor, "b p k k"],
-    patch_valid: Bool[Tensor, "b p k k"],
-    patch_box: Int[Tensor, "b p 4"],
+    targets: LossTargets,
     config: LossConfig,
     *,
-    student_tokens: Float[Tensor, "b n d"] | None = None,
-    frozen_tokens: Float[Tensor, "b n d"] | None = None,
-    token_valid: Bool[Tensor, "b n"] | None = None,
+    tokens: TokenPair | None = None,
     anchor: OutputScale | None = None,
     counts: Float[Tensor, "3"] | None = None,
 ) -> LossTerms:
     """Equation 9, the weighted sum of L_sc, L_lg, L_feat and L_grad, and the anchor; one student map serves all.
 
-    patch_box: top, left, height, width on the student's map. Samples with fewer than p patches, and patches smaller than
-    k, are filled up with pixels marked invalid; L_lg (equation 8) is each sample's mean over its own patches. Without tokens,
-    L_feat is 0, and without `anchor`, its term.
+    L_lg (equation 8) is each sample's mean over its own patches. Without `tokens`, L_feat is 0, and without `anchor`, its term.
     counts: `count_maps` of the whole step where this batch is a part of it. The terms, and their gradients, of all parts then
     add up to those of the whole.
     """
-    maps, samples_with_patches, samples = count_maps(valid, patch_valid) if counts is None else counts
+    label, valid = targets.label, targets.valid
+    maps, samples_with_patches, samples = count_maps(targets) if counts is None else counts
     shared = local = feature = gradient = anchored = prediction.new_zeros((), dtype=_wide(prediction))
     if config.shared_weight:
         how = config.normalization_shared, config.segments, config.trim_fraction
         shared = _mean(_distillation(prediction, label, valid, *how), maps)
-    if config.local_global_weight and patch_label.numel():
-        how = config.normalization_local, config.segments, config.trim_fraction
-        crops = crop_patches(prediction, patch_box, patch_label.shape[-1])
-        per_patch = _distillation(crops.flatten(0, 1), patch_label.flatten(0, 1), patch_valid.flatten(0, 1), *how)
-        patches = patch_valid.flatten(2).any(2).sum(1)
-        local = _mean(per_patch.view(patch_box.shape[:2]).sum(1) / patches.clamp(min=1), samples_with_patches)
-    if config.feature_weight and student_tokens is not None and frozen_tokens is not None:
-        feature = _mean(_feature(student_tokens, frozen_tokens, config.feature_margin, token_valid), samples)
+    if config.local_global_weight and targets.patch_label.numel():
+        local = _mean(_local_global(prediction, targets, config), samples_with_patches)
+    if config.feature_weight and tokens is not None:
+        feature = _mean(_feature(tokens.student, tokens.frozen, config.feature_margin, tokens.valid), samples)
     if config.gradient_weight:
         gradient = _mean(_gradient(prediction, label, valid), maps)
     if config.anchor_weight and anchor is not None:
@@ -163,10 +176,10 @@ def cross_context_loss(
     )
 
 
-def count_maps(valid: Bool[Tensor, "b c c"], patch_valid: Bool[Tensor, "b p k k"]) -> Float[Tensor, "3"]:
+def count_maps(targets: LossTargets) -> Float[Tensor, "3"]:
     """Maps with a valid pixel, samples with a valid patch, samples: what the terms are means over. Adds up over batches."""
-    samples = valid.new_ones(len(valid))
-    return torch.stack([has.sum() for has in (_any_valid(valid), patch_valid.flatten(1).any(1), samples)]).float()
+    samples, patches = targets.valid.new_ones(len(targets.valid)), targets.patch_valid.flatten(1).any(1)
+    return torch.stack([has.sum() for has in (_any_valid(targets.valid), patches, samples)]).float()
 
 
 def crop_patches(maps: Float[Tensor, "b c c"], patch_box: Int[Tensor, "b p 4"], side: int) -> Float[Tensor, "b p side side"]:
@@ -206,6 +219,15 @@ def _distillation(
         difference = rising * (torch.arange(rising.shape[1], device=rising.device) < rising.shape[1] - dropped[:, None])
         pixels = pixels - dropped
     return difference.flatten(1).sum(1) / pixels.clamp(min=1)
+
+
+def _local_global(prediction: Float[Tensor, "b c c"], targets: LossTargets, config: LossConfig) -> Float[Tensor, "b"]:
+    """Each sample's mean over its patches that have a valid pixel."""
+    labels, valid = targets.patch_label, targets.patch_valid
+    crops = crop_patches(prediction, targets.patch_box, labels.shape[-1]).flatten(0, 1)
+    how = config.normalization_local, config.segments, config.trim_fraction
+    per_patch = _distillation(crops, labels.flatten(0, 1), valid.flatten(0, 1), *how).view(labels.shape[:2])
+    return per_patch.sum(1) / valid.flatten(2).any(2).sum(1).clamp(min=1)
 
 
 def _gradient(

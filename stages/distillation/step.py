@@ -20,7 +20,15 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from stages.distillation.augmentation import color_jitter
 from stages.distillation.dataset import Batch
 from stages.distillation.features import FeatureTarget, token_mask
-from stages.distillation.losses import LossConfig, LossTerms, OutputScale, count_maps, cross_context_loss, output_scale
+from stages.distillation.losses import (
+    LossConfig,
+    LossTerms,
+    OutputScale,
+    TokenPair,
+    count_maps,
+    cross_context_loss,
+    output_scale,
+)
 from stages.distillation.student import Student
 
 _SPARSE = 4
@@ -104,7 +112,7 @@ def gradient_step(
 
     batches: this device's micro-batches. The outcome is that of all devices, and alike on all.
     """
-    counts = _summed(sum(count_maps(batch.valid, batch.patch_valid) for batch in batches))  # type: ignore[arg-type]
+    counts = _summed(sum(count_maps(batch) for batch in batches))  # type: ignore[arg-type]
     terms: Tensor | float = 0.0
     outputs: Tensor | float = 0.0
     disparity = torch.empty(0)
@@ -146,25 +154,14 @@ def _forward(
     output = learner.student.forward(
         color_jitter(batch.image, batch.color, batch.extent), bf16=bf16, with_tokens=target is not None
     )
-    tokens = {}
+    tokens = None
     if target is not None and output.tokens is not None:
-        tokens = {
-            "student_tokens": target.project(output.tokens),
-            "frozen_tokens": target.tokens(batch.image, output.grid, bf16=bf16),
-            "token_valid": token_mask(batch.extent, batch.image.shape[-1], output.grid),
-        }
-    terms = cross_context_loss(
-        output.disparity,
-        batch.label,
-        batch.valid,
-        batch.patch_label,
-        batch.patch_valid,
-        batch.patch_box,
-        learner.loss,
-        **tokens,
-        anchor=learner.anchor,
-        counts=counts,
-    )
+        tokens = TokenPair(
+            student=target.project(output.tokens),
+            frozen=target.tokens(batch.image, output.grid, bf16=bf16),
+            valid=token_mask(batch.extent, batch.image.shape[-1], output.grid),
+        )
+    terms = cross_context_loss(output.disparity, batch, learner.loss, tokens=tokens, anchor=learner.anchor, counts=counts)
     return terms, output.disparity
 
 

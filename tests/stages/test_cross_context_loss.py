@@ -13,6 +13,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from stages.distillation.losses import (
     LossConfig,
+    LossTargets,
+    LossTerms,
+    TokenPair,
     count_maps,
     cross_context_loss,
     distillation_loss,
@@ -33,8 +36,18 @@ from tests.stages.loss_references import (
 )
 
 
+def targets_of(every: dict[str, Any]) -> LossTargets:
+    return LossTargets(**{name: every[name] for name in ("label", "valid", "patch_label", "patch_valid", "patch_box")})
+
+
+def loss_of(every: dict[str, Any], config: LossConfig, **more: Any) -> LossTerms:
+    """`cross_context_loss` of what `everything` gives, or a part of it."""
+    pair = TokenPair(student=every["student_tokens"], frozen=every["frozen_tokens"], valid=every["token_valid"])
+    return cross_context_loss(every["prediction"], targets_of(every), config, tokens=pair, **more)
+
+
 def everything(seed: int) -> dict[str, Any]:
-    """The arguments of `cross_context_loss` for 6 samples: one without a valid pixel, one with a patch that has none, one
+    """What `loss_of` takes, for 6 samples: one without a valid pixel, one with a patch that has none, one
     without patches, and one without tokens."""
     prediction, label, valid = random_maps(seed, (6, 10, 10))
     patches = [patch_maps(seed + i) for i in range(3)]
@@ -61,19 +74,9 @@ def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
     ours, theirs, counted = (tokens[:2] for tokens in random_tokens(9))
     scale = output_scale(label, valid)
     config = LossConfig(normalization_shared="hybrid", normalization_local="global", anchor_weight=0.3, trim_fraction=0.1)
-    terms = cross_context_loss(
-        prediction,
-        label,
-        valid,
-        patch_label,
-        patch_valid,
-        BOXES,
-        config,
-        student_tokens=ours,
-        frozen_tokens=theirs,
-        token_valid=counted,
-        anchor=scale,
-    )
+    targets = LossTargets(label=label, valid=valid, patch_label=patch_label, patch_valid=patch_valid, patch_box=BOXES)
+    pair = TokenPair(student=ours, frozen=theirs, valid=counted)
+    terms = cross_context_loss(prediction, targets, config, tokens=pair, anchor=scale)
     local = []
     for sample, patches in ((0, 3), (1, 2)):
         crops = [prediction[sample, y : y + h, x : x + w] for y, x, h, w in BOXES[sample, :patches].tolist()]
@@ -100,28 +103,28 @@ def test_weights_of_zero_and_samples_without_patches_leave_the_shared_term() -> 
     prediction, label, valid = random_maps(13, (2, 10, 10))
     patch_label, patch_valid = patch_maps(14)
     off = LossConfig(local_global_weight=0.0, feature_weight=0.0, gradient_weight=0.0)
-    terms = cross_context_loss(prediction, label, valid, patch_label, patch_valid, BOXES, off)
+    targets = LossTargets(label=label, valid=valid, patch_label=patch_label, patch_valid=patch_valid, patch_box=BOXES)
+    terms = cross_context_loss(prediction, targets, off)
     assert terms.total == terms.shared_context
-    none = cross_context_loss(prediction, label, valid, patch_label[:, :0], patch_valid[:, :0], BOXES[:, :0], LossConfig())
+    no_patches = replace(targets, patch_label=patch_label[:, :0], patch_valid=patch_valid[:, :0], patch_box=BOXES[:, :0])
+    none = cross_context_loss(prediction, no_patches, LossConfig())
     assert none.local_global == 0
     assert none.total == none.shared_context + 2 * none.gradient
     every = everything(15)
     every["prediction"] = every["prediction"] * torch.nan  # a term that is off is not even computed
     config = LossConfig(shared_weight=0.0, local_global_weight=0.0, gradient_weight=0.0)
-    assert torch.isfinite(cross_context_loss(**every, config=config).total)
+    assert torch.isfinite(loss_of(every, config).total)
 
 
 def test_a_mean_leaves_out_maps_and_samples_that_have_nothing_to_compare() -> None:
     every = everything(20)
     maps = every["prediction"], every["label"], every["valid"]
-    terms = cross_context_loss(**every, config=LossConfig())
+    terms = loss_of(every, LossConfig())
     assert terms.shared_context == distillation_loss(*maps)
     assert terms.gradient == gradient_loss(*maps)
     assert terms.feature == feature_loss(every["student_tokens"], every["frozen_tokens"], valid=every["token_valid"])
     with_patches = {name: tensor[[0, 1, 2, 3, 5]] for name, tensor in every.items()}
-    assert terms.local_global.item() == pytest.approx(
-        cross_context_loss(**with_patches, config=LossConfig()).local_global.item()
-    )
+    assert terms.local_global.item() == pytest.approx(loss_of(with_patches, LossConfig()).local_global.item())
 
 
 ALL_TERMS = LossConfig(local_global_weight=0.7, anchor_weight=0.3, trim_fraction=0.1)
@@ -132,12 +135,12 @@ def test_the_terms_and_gradients_of_a_batchs_parts_add_up_to_those_of_the_batch(
     whole = everything(16)
     learned = [whole["prediction"].requires_grad_(), whole["student_tokens"].requires_grad_()]
     scale = output_scale(whole["label"], whole["valid"])
-    expected = cross_context_loss(**whole, config=ALL_TERMS, anchor=scale)
+    expected = loss_of(whole, ALL_TERMS, anchor=scale)
     slopes = torch.autograd.grad(expected.total, learned)
     parts = [dict(zip(whole, tensors, strict=True)) for tensors in zip(*(x.split(split) for x in whole.values()), strict=True)]
-    counts = torch.stack([count_maps(part["valid"], part["patch_valid"]) for part in parts]).sum(0)
-    assert counts.tolist() == count_maps(whole["valid"], whole["patch_valid"]).tolist() == [5, 5, 6]
-    terms = [cross_context_loss(**part, config=ALL_TERMS, anchor=scale, counts=counts) for part in parts]
+    counts = torch.stack([count_maps(targets_of(part)) for part in parts]).sum(0)
+    assert counts.tolist() == count_maps(targets_of(whole)).tolist() == [5, 5, 6]
+    terms = [loss_of(part, ALL_TERMS, anchor=scale, counts=counts) for part in parts]
     for name, value in vars(expected).items():
         assert value > 0
         assert sum(getattr(term, name).item() for term in terms) == pytest.approx(value.item(), rel=1e-12)
@@ -156,7 +159,7 @@ def test_the_gradient_of_the_total_equals_finite_differences() -> None:
 
     def total(prediction: Tensor, student_tokens: Tensor) -> Tensor:
         given = every | {"prediction": prediction, "student_tokens": student_tokens}
-        return cross_context_loss(**given, config=ALL_TERMS, anchor=scale).total
+        return loss_of(given, ALL_TERMS, anchor=scale).total
 
     assert torch.autograd.gradcheck(total, (every["prediction"], every["student_tokens"]), fast_mode=True)
 
@@ -176,8 +179,8 @@ def test_the_losses_never_wait_for_the_device() -> None:
         config = replace(ALL_TERMS, normalization_shared=normalization, normalization_local=normalization, segments=segments)
         with mode:
             scale = output_scale(every["prediction"], every["valid"])
-            counts = count_maps(every["valid"], every["patch_valid"])
-            cross_context_loss(**every, config=config, anchor=scale, counts=counts).total.backward()
+            counts = count_maps(targets_of(every))
+            loss_of(every, config, anchor=scale, counts=counts).total.backward()
 
 
 def test_the_loss_of_half_precision_under_autocast_is_float32() -> None:
@@ -186,9 +189,9 @@ def test_the_loss_of_half_precision_under_autocast_is_float32() -> None:
         every[name] = every[name].bfloat16()
     scale = output_scale(every["prediction"], every["valid"])
     with torch.autocast("cpu", torch.bfloat16):
-        terms = cross_context_loss(**every, config=ALL_TERMS, anchor=scale)
+        terms = loss_of(every, ALL_TERMS, anchor=scale)
     wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in every.items()}
-    for name, value in vars(cross_context_loss(**wide, config=ALL_TERMS, anchor=scale)).items():
+    for name, value in vars(loss_of(wide, ALL_TERMS, anchor=scale)).items():
         assert getattr(terms, name).dtype == torch.float32
         assert torch.equal(getattr(terms, name), value)
 
@@ -201,7 +204,8 @@ def test_mistake_local_global_compares_the_student_with_itself() -> None:
     patch_label, patch_valid = patch_maps(12)
     config = LossConfig(gradient_weight=0.0)
     prediction.requires_grad_()
-    terms = cross_context_loss(prediction, label, valid, patch_label, patch_valid, BOXES, config)
+    targets = LossTargets(label=label, valid=valid, patch_label=patch_label, patch_valid=patch_valid, patch_box=BOXES)
+    terms = cross_context_loss(prediction, targets, config)
     assert terms.local_global > 0.1  # a student compared with itself would have none
     (slope,) = torch.autograd.grad(terms.local_global, prediction)
     assert not slope[1, :2].any()  # outside every patch of the second sample
@@ -210,5 +214,6 @@ def test_mistake_local_global_compares_the_student_with_itself() -> None:
     crops = torch.stack([perfect[i, y : y + 6, x : x + 6] for i, (y, x) in enumerate(((0, 0), (0, 4), (4, 0)))])
     boxes = torch.tensor([[[0, 0, 6, 6], [0, 4, 6, 6], [4, 0, 6, 6]]])
     whole = torch.ones(1, 3, 6, 6, dtype=torch.bool)
-    found = cross_context_loss(prediction[:1], label[:1], valid[:1], 3 * crops[None] + 1, whole, boxes, config)
+    own = LossTargets(label=label[:1], valid=valid[:1], patch_label=3 * crops[None] + 1, patch_valid=whole, patch_box=boxes)
+    found = cross_context_loss(prediction[:1], own, config)
     assert found.local_global < 1e-9
