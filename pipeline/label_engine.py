@@ -170,11 +170,10 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
             if not queue.stopping:
                 state.end(queue.give_up_blocked())
             committed, failures = state.committed, state.failures
-    parts = {part.name for part in manifests.parts(run.record)}
     return LabelReport(
         committed=committed,
-        parts_done=sum(len(parts & manifests.committed_parts(run.run_dir, column)) for column in columns),
-        parts_total=len(parts) * len(columns),
+        parts_done=_parts_done(run),
+        parts_total=len(manifests.parts(run.record)) * len(columns),
         failures=tuple(failures),
         columns_given_up=queue.given_up,
         interrupted=queue.stopping,
@@ -193,6 +192,12 @@ def require_seen(manifest: Path, *, timeout_s: float) -> None:
             )
         time.sleep(0.05)
         os.listdir(manifest.parent)  # a network file system looks again, and no longer remembers that there was nothing
+
+
+def _parts_done(run: OpenRun) -> int:
+    """The parts of all columns that are committed now, whoever made them."""
+    parts = {part.name for part in manifests.parts(run.record)}
+    return sum(len(parts & manifests.committed_parts(run.run_dir, column.name)) for column in run.record.columns)
 
 
 def _proven(run: OpenRun, units: list[Unit]) -> set[str]:
