@@ -147,19 +147,17 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
         proven=_proven(run, units),
         teachers_first=True,
     )
-    failures: list[manifests.FailureRecord] = []
-    committed = 0
+    committed, failures = 0, list[manifests.FailureRecord]()
     if units:
         with ColumnProgress(run.record, units, _rejected_before(run, units)) as progress:
             state = _Drive(queue, progress, options.sight_timeout_s)
-            arguments = (options.batch_size, options.decode_threads)
             if options.workers == 0:
                 with _stop_on_interrupt(queue):
-                    state.here(LabelWorker(*arguments), columns)
+                    state.here(LabelWorker(options.batch_size, options.decode_threads), columns)
             else:
                 pool = WorkerPool(
                     {column: options.resources[column] for column in columns},
-                    arguments,
+                    (options.batch_size, options.decode_threads),
                     workers=options.workers,
                     most_workers=len(units),
                     address=options.address,
