@@ -7,27 +7,29 @@ those.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
 import re
 import secrets
-import time
 from pathlib import Path
 
 from manifests.schema import FileRecord
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_CLAIM_TIMEOUT_S = 10.0  # who holds a claim has two system calls to make
+_NO_EXCLUSIVE_RENAME = _NO_HARD_LINKS | {errno.EINVAL}
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # <fcntl.h>, <linux/fs.h>
 ASIDE_NAME = re.compile(r"\..+\.(\d+\.[0-9a-f]{16}|claim)")
+"""Names of files aside; and of claims, which older versions could leave."""
 
 
 def write_exclusively(path: Path, content: bytes) -> bool:
     """Creates `path` with `content` unless it exists; says whether it was us. Another's file is left untouched.
 
     Of any number of processes, on any number of machines that share the folder, exactly one gets True. When True is
-    returned the file and its name are on disk. Makes the folder where there is none. On a file system without hard links
-    the name is claimed first, see `_rename_exclusively`. Raises OSError where it cannot write; nothing is left then.
+    returned the file and its name are on disk. Makes the folder where there is none. Raises OSError where it cannot write,
+    also on a file system that has neither hard links nor exclusive renames; nothing is left then.
     """
     aside = _write_aside(path, content)
     try:
@@ -40,7 +42,7 @@ def write_exclusively(path: Path, content: bytes) -> bool:
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            if not _rename_exclusively(aside, path):
+            if not _rename_exclusively(aside, path, no_links=error):
                 return False
     finally:
         aside.unlink(missing_ok=True)
@@ -48,33 +50,26 @@ def write_exclusively(path: Path, content: bytes) -> bool:
     return True
 
 
-def _rename_exclusively(aside: Path, path: Path) -> bool:
-    """Renames `aside` to `path` unless that exists, where hard links are not to be had; says whether it did.
+def _rename_exclusively(aside: Path, path: Path, no_links: OSError) -> bool:
+    """Renames `aside` to `path` unless that exists, in one step of the kernel; says whether it did.
 
-    Creating `path` exclusively and then writing into it would leave a torn file when the writer dies. Here the right to
-    rename is what is created exclusively, as an empty file `.<name>.claim`, and the file appears whole as ever. A claim that
-    outlives its holder is taken over after some seconds, and delays the next writer by no more than that.
+    For a file system without hard links, of which vfat and cifs can do this. Raises OSError where this one cannot: whatever
+    else could be done there would let two writers win, or leave a torn file when the writer dies.
     """
-    claim = path.with_name(f".{path.name}.claim")
-    deadline_s = time.monotonic() + _CLAIM_TIMEOUT_S
-    while True:
-        try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            break
-        except FileExistsError:
-            if path.exists():
-                return False
-            if time.monotonic() > deadline_s:
-                claim.unlink(missing_ok=True)
-                deadline_s += _CLAIM_TIMEOUT_S
-            time.sleep(0.01)
-    try:
-        if path.exists():
-            return False
-        os.rename(aside, path)
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 and renameat2(_AT_FDCWD, os.fsencode(aside), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE) == 0:
         return True
-    finally:
-        claim.unlink(missing_ok=True)
+    number = ctypes.get_errno() if renameat2 else errno.ENOSYS
+    if number == errno.EEXIST:
+        return False
+    if number not in _NO_EXCLUSIVE_RENAME:
+        raise OSError(number, os.strerror(number), str(path))
+    raise OSError(
+        errno.EOPNOTSUPP,
+        f"this file system has neither hard links ({no_links.strerror}) nor renames that replace nothing "
+        f"({os.strerror(number)}), without which two writers could both believe that they had made a file; use another disk",
+        str(path),
+    ) from no_links
 
 
 def write_replacing(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import multiprocessing
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-import manifests.commit
 from manifests import FileRecord, fsync_tree, hash_tree, sha256_file, write_exclusively, write_replacing
 
 CONTENT_BYTES = 300_000
@@ -52,8 +52,45 @@ def no_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_hard_links")
-def test_without_hard_links_still_exactly_one_process_creates_the_file_whole(tmp_path: Path) -> None:
-    test_of_many_processes_exactly_one_creates_the_file_and_its_content_is_whole(tmp_path)
+def test_without_hard_links_of_many_writers_of_one_file_exactly_one_wins_however_often(tmp_path: Path) -> None:
+    """All start at once and each file is there when some of them look: 8 writers, 200 files."""
+    context, files = multiprocessing.get_context("fork"), 200
+    start, results = context.Barrier(8), context.Queue()
+    racers = [context.Process(target=_race_for, args=(tmp_path, files, number, start, results)) for number in range(8)]
+    for racer in racers:
+        racer.start()
+    won = dict(results.get(timeout=60) for _ in racers)
+    for racer in racers:
+        racer.join()
+    assert sorted(file for files_won in won.values() for file in files_won) == list(range(files))
+    for number, files_won in won.items():
+        assert {(tmp_path / f"{file}.json").read_bytes() for file in files_won} <= {bytes([number]) * 5000}
+    assert len(os.listdir(tmp_path)) == files
+
+
+def _race_for(
+    folder: Path, files: int, number: int, start: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue
+) -> None:
+    start.wait()
+    results.put((number, [file for file in range(files) if write_exclusively(folder / f"{file}.json", bytes([number]) * 5000)]))
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_without_hard_links_a_writer_that_is_held_up_before_it_names_its_file_does_not_win_over_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it may take: no time after which a claim would lapse, of which two could be held."""
+    path, library, second = tmp_path / "a.json", ctypes.CDLL, []
+
+    def overtaken(*arguments: object, **options: object) -> ctypes.CDLL:
+        monkeypatch.setattr(ctypes, "CDLL", library)
+        second.append(write_exclusively(path, b"second"))
+        return library(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ctypes, "CDLL", overtaken)
+    assert (write_exclusively(path, b"first"), second) == (False, [True])
+    assert path.read_bytes() == b"second"
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 @pytest.mark.usefixtures("no_hard_links")
@@ -65,25 +102,31 @@ def test_without_hard_links_a_file_that_is_there_is_left_untouched(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("no_hard_links")
-def test_a_claim_whose_holder_died_is_taken_over_and_nothing_torn_is_ever_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, None])
+def test_a_disk_without_hard_links_and_exclusive_renames_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
 ) -> None:
-    monkeypatch.setattr(manifests.commit, "_CLAIM_TIMEOUT_S", 0.2)
-    path, rename = tmp_path / "a.json", os.rename
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(number or 0)
+        return -1
 
-    def die(source: Path, target: Path) -> None:
-        os._exit(9)
+    library = type("CDLL", (), {"__init__": lambda *_, **__: None} | ({"renameat2": refuse} if number else {}))
+    monkeypatch.setattr(ctypes, "CDLL", library)  # None: a C library that is too old
+    with pytest.raises(OSError, match=r"neither hard links .*not permitted.* use another disk.*a\.json") as caught:
+        write_exclusively(tmp_path / "a.json", b"x")
+    assert (caught.value.errno, os.listdir(tmp_path)) == (errno.EOPNOTSUPP, [])
 
-    monkeypatch.setattr(os, "rename", die)
-    writer = multiprocessing.get_context("fork").Process(target=write_exclusively, args=(path, b"first"))
-    writer.start()
-    writer.join()
-    assert (writer.exitcode, path.exists(), (tmp_path / ".a.json.claim").exists()) == (9, False, True)
-    monkeypatch.setattr(os, "rename", rename)
-    assert write_exclusively(path, b"second")
-    assert path.read_bytes() == b"second"
-    (aside,) = {path.name for path in tmp_path.iterdir()} - {"a.json"}
-    assert manifests.commit.ASIDE_NAME.fullmatch(aside)  # the dead writer's: `clean` takes it
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_any_other_failure_to_rename_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", type("CDLL", (), {"__init__": lambda *_, **__: None, "renameat2": fail}))
+    with pytest.raises(OSError, match=r"Input/output error.*a\.json"):
+        write_exclusively(tmp_path / "a.json", b"x")
+    assert os.listdir(tmp_path) == []
 
 
 def test_any_other_failure_to_link_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
