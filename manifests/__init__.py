@@ -4,7 +4,7 @@ docs/format.md is the contract. Importing this package imports neither torch, ra
 `python -m manifests summary RUN` answers at once.
 """
 
-from manifests.commit import fsync_tree, hash_tree, sha256_file, write_exclusively, write_replacing
+from manifests.commit import fsync_tree, hash_tree, make_folder, sha256_file, write_exclusively, write_replacing
 from manifests.compare import Difference, compare
 from manifests.litter import clean
 from manifests.lock import RunInUseError, hold_file, hold_run
@@ -99,6 +99,7 @@ __all__ = [
     "load_failure",
     "load_part",
     "load_run",
+    "make_folder",
     "manifest_path",
     "parse_catalogue",
     "parse_failure",

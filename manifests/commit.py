@@ -109,7 +109,8 @@ def sha256_file(path: Path) -> str:
 
 
 def _write_aside(path: Path, content: bytes) -> Path:
-    _make_folder(path.parent)
+    if not path.parent.is_dir():
+        make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}")
     try:
         with aside.open("xb") as stream:
@@ -122,11 +123,16 @@ def _write_aside(path: Path, content: bytes) -> Path:
     return aside
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Returns when there is this folder and its name is on disk, with those of the folders above it that it had to make."""
     if not folder.is_dir():
-        _make_folder(folder.parent)
+        make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        fsync_path(folder.parent)
+    # Synced also where it was there: its maker may have died before it could.
+    try:
+        fsync_path(folder.absolute().parent)
+    except PermissionError:  # a folder that may be entered and changed, but not read, cannot be opened for syncing
+        os.sync()
 
 
 def fsync_path(path: Path) -> None:

@@ -137,7 +137,7 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
     """
     columns = tuple(column.name for column in run.record.columns)
     for column in columns:
-        manifests.column_dir(run.run_dir, column).mkdir(parents=True, exist_ok=True)
+        manifests.make_folder(manifests.column_dir(run.run_dir, column))
     queue = LabelQueue(
         units,
         {teacher.name: teacher for teacher in run.teachers},

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from manifests import FileRecord, fsync_tree, hash_tree, sha256_file, write_exclusively, write_replacing
+from manifests import FileRecord, fsync_tree, hash_tree, make_folder, sha256_file, write_exclusively, write_replacing
 
 CONTENT_BYTES = 300_000
 
@@ -237,6 +237,35 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, write) -> None
         with pytest.raises(OSError, match="folder"):
             write(tmp_path / "folder", b"x")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_every_folder_that_is_made_is_synced_in_its_parent_also_where_its_maker_died_before_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    make_folder(tmp_path / "run/columns/images")
+    assert synced == [str((tmp_path / place).resolve()) for place in ("..", "", "run", "run/columns")]
+    (tmp_path / "dead/columns").mkdir(parents=True)
+    synced.clear()
+    for again in (["dead", "dead/columns"], ["dead/columns"]):
+        make_folder(tmp_path / "dead/columns/images")
+        assert synced == [str(tmp_path / place) for place in again]
+        synced.clear()
+
+
+def test_a_folder_whose_parent_may_be_changed_but_not_read_is_made_all_the_same(tmp_path: Path) -> None:
+    parent = tmp_path / "dropbox"
+    parent.mkdir()
+    parent.chmod(0o333)
+    script = (
+        "import os, sys; from pathlib import Path; from manifests import make_folder\n"
+        "os.getuid() or os.seteuid(65534)\n"
+        "make_folder(Path('run')); print(os.path.isdir('run'))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script], cwd=parent, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_a_tree_is_listed_with_digests_sorted_by_path(tmp_path: Path) -> None:
