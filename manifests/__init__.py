@@ -4,7 +4,14 @@ docs/format.md is the contract. Importing this package imports neither torch, ra
 `python -m manifests summary RUN` answers at once.
 """
 
-from manifests.commit import fsync_tree, hash_tree, make_folder, sha256_file, write_exclusively, write_replacing
+from manifests.commit import (
+    UnexpectedFilesError,
+    make_folder,
+    settle_files,
+    sha256_file,
+    write_exclusively,
+    write_replacing,
+)
 from manifests.compare import Difference, compare
 from manifests.litter import clean
 from manifests.lock import RunInUseError, hold_file, hold_run
@@ -81,6 +88,7 @@ __all__ = [
     "RunSummary",
     "SourceProblems",
     "SourceRecord",
+    "UnexpectedFilesError",
     "ValidationProblem",
     "Volatile",
     "catalogue_path",
@@ -91,8 +99,6 @@ __all__ = [
     "drop_parts",
     "failure_path",
     "fingerprint_differences",
-    "fsync_tree",
-    "hash_tree",
     "hold_file",
     "hold_run",
     "load_catalogue",
@@ -108,6 +114,7 @@ __all__ = [
     "part_names",
     "parts",
     "repair",
+    "settle_files",
     "sha256_file",
     "summarize",
     "table_path",

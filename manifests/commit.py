@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from manifests.schema import FileRecord
@@ -22,6 +23,10 @@ _NO_EXCLUSIVE_RENAME = _NO_HARD_LINKS | {errno.EINVAL}
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # <fcntl.h>, <linux/fs.h>
 ASIDE_NAME = re.compile(r"\..+\.(\d+\.[0-9a-f]{16}|claim)")
 """Names of files aside; and of claims, which older versions could leave."""
+
+
+class UnexpectedFilesError(OSError):
+    """A folder does not hold the files that were written into it."""
 
 
 def write_exclusively(path: Path, content: bytes) -> bool:
@@ -83,23 +88,52 @@ def write_replacing(path: Path, content: bytes) -> None:
     fsync_path(path.parent)
 
 
-def fsync_tree(folder: Path) -> None:
-    """Returns when every file and folder under `folder`, and its name in its parent, is on disk."""
-    for place, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            fsync_path(Path(place, name))
-        fsync_path(Path(place))
+def settle_files(folder: Path, sizes: Mapping[str, int]) -> tuple[FileRecord, ...]:
+    """Returns when these files of `folder`, and their names up to that of `folder`, are on disk; says what is in them.
+
+    sizes: bytes that were written, by path relative to `folder`. The records' paths are relative to the folder's parent,
+    and sorted. Raises UnexpectedFilesError where the folder holds other files than these, or these with other sizes, and
+    where there are none; OSError for whatever cannot be listed, read or synced.
+    """
+    _refuse_other_files(folder, sizes)
+    folders = {folder}
+    for name in sizes:
+        fsync_path(folder / name)
+        folders.update(folder / parent for parent in Path(name).parents)
+    for place in sorted(folders, reverse=True):  # what is inside of a folder comes before it
+        fsync_path(place)
     fsync_path(folder.absolute().parent)
-
-
-def hash_tree(folder: Path, relative_to: Path) -> tuple[FileRecord, ...]:
-    """Every file under `folder`, with paths relative to `relative_to`, sorted by path."""
-    files = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
-    records = [
-        FileRecord(path=file.relative_to(relative_to).as_posix(), size_bytes=file.stat().st_size, sha256=sha256_file(file))
-        for file in files
-    ]
+    records = (_record(folder, name, size) for name, size in sizes.items())
     return tuple(sorted(records, key=lambda record: record.path))
+
+
+def _refuse_other_files(folder: Path, sizes: Mapping[str, int]) -> None:
+    found = set(_names_under(folder))
+    wrong = [f"{name} was written and is gone" for name in sorted(sizes.keys() - found)]
+    wrong += [f"{name} is there and was not written" for name in sorted(found - sizes.keys())]
+    if wrong or not sizes:
+        listed = "; ".join(wrong[:5]) + f"; and {len(wrong) - 5} more" * (len(wrong) > 5) or "nothing was written into it"
+        raise UnexpectedFilesError(f"{folder}: {listed}; someone else changes this folder, or the disk has lost it: try again")
+
+
+def _names_under(folder: Path, prefix: str = "") -> Iterator[str]:
+    """Whatever is in a folder and is no folder itself, links too; raises OSError for what cannot be listed."""
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if is_folder:
+            yield from _names_under(folder / name, f"{prefix}{name}/")
+        else:
+            yield prefix + name
+
+
+def _record(folder: Path, name: str, size_bytes: int) -> FileRecord:
+    with (folder / name).open("rb") as stream:
+        found = os.fstat(stream.fileno()).st_size
+        if found != size_bytes:
+            raise UnexpectedFilesError(f"{folder / name}: found {found} bytes, but {size_bytes} were written; try again")
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileRecord(path=f"{folder.name}/{name}", size_bytes=size_bytes, sha256=digest)
 
 
 def sha256_file(path: Path) -> str:

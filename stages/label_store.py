@@ -1,14 +1,15 @@
 """The label store: one part's arrays in one Zarr group, as docs/format.md describes it.
 
 Labels go in as float32 maps with a validity mask and come back within half a quantisation step of each view's own range;
-invalid pixels come back invalid. A lost chunk or a flipped bit raises when it is read, and never becomes a depth.
+invalid pixels come back invalid. A lost chunk or a flipped bit raises when it is read, and never becomes a depth. Whoever
+writes a part gets the size of each file from the writing itself: nothing is learned by looking into the folder.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,8 @@ from jaxtyping import Bool, Float32, UInt8, UInt16
 from PIL import Image
 from zarr.codecs import Crc32cCodec
 from zarr.codecs.numcodecs import PCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
 
 from manifests import PartStatistics
 from stages.views import Box, SourceBox
@@ -101,11 +104,11 @@ def decode_label(codes: UInt16[np.ndarray, "h w"], scale: np.float32, offset: np
 
 def write_labels(
     folder: Path, labels: Sequence[ImageLabels | None], *, context_px: int, depth_space: str, contexts_per_image: int = 1
-) -> None:
+) -> Mapping[str, int]:
     """Write one part of a teacher's column: a row for each context of each image, image by image; None where rejected.
 
-    The folder must not exist. Raises ValueError where the rows are not whole images, and for a non-finite value in a valid
-    pixel.
+    Returns the size in bytes of each file, by its path in the folder. Raises FileExistsError where there is the folder,
+    ValueError where the rows are not whole images, and for a non-finite value in a valid pixel.
     """
     _refuse_torn_images(folder, labels, contexts_per_image)
     with LabelWriter(
@@ -118,6 +121,7 @@ def write_labels(
     ) as writer:
         for item in labels:
             writer.append(item)
+    return writer.files()
 
 
 class LabelWriter:
@@ -125,6 +129,7 @@ class LabelWriter:
 
     A shard is written when it is full: memory (a shard, and its compressed bytes) does not grow with the part. boxes: of all
     patches that may come; fewer come where an image is rejected late. The bytes on disk depend on arguments and rows alone.
+    Raises FileExistsError where there is the folder.
     """
 
     def __init__(
@@ -138,7 +143,8 @@ class LabelWriter:
         contexts_per_image: int = 1,
     ) -> None:
         side = max((max(box.height, box.width) for box in boxes), default=1)
-        self._group = _create_group(folder, contexts_per_image, {"depth_space": depth_space})
+        self._store = _NewFolder(folder)
+        self._group = _create_group(self._store, contexts_per_image, {"depth_space": depth_space})
         self._contexts = _ViewWriter(self._group, "context", rows, context_px)
         self._patches = _ViewWriter(self._group, "patch", len(boxes), side)
         self._extents: list[tuple[int, ...]] = []
@@ -154,6 +160,10 @@ class LabelWriter:
         self._extents.append((0, 0) if labels is None else labels.context.values.shape)
         self._counts.append(len(patches))
         self._boxes += [patch.box for patch in patches]
+
+    def files(self) -> Mapping[str, int]:
+        """The size in bytes of each file that was written so far, by its path in the folder."""
+        return dict(self._store.sizes)
 
     def statistics(self) -> PartStatistics:
         """Over all valid pixels so far, with the largest error that quantisation made, measured."""
@@ -231,10 +241,13 @@ class _ViewWriter:
         _write_array(self._group, f"{self._name}_offset", np.array(self._offsets, np.float32))
 
 
-def write_pictures(folder: Path, pictures: Sequence[ContextPicture | None], *, contexts_per_image: int = 1) -> None:
-    """Write one part of the column `images`; rows and refusals as in `write_labels`."""
+def write_pictures(
+    folder: Path, pictures: Sequence[ContextPicture | None], *, contexts_per_image: int = 1
+) -> Mapping[str, int]:
+    """Write one part of the column `images`; rows, refusals and what is returned as in `write_labels`."""
     _refuse_torn_images(folder, pictures, contexts_per_image)
-    group = _create_group(folder, contexts_per_image, {})
+    store = _NewFolder(folder)
+    group = _create_group(store, contexts_per_image, {})
     files = [b"" if item is None else item.jpeg for item in pictures]
     starts = np.concatenate([[0], np.cumsum([len(file) for file in files])]).astype(np.int64)
     _write_array(group, "jpeg", np.frombuffer(b"".join(files), np.uint8), chunk=_JPEG_CHUNK_BYTES)
@@ -245,6 +258,7 @@ def write_pictures(folder: Path, pictures: Sequence[ContextPicture | None], *, c
     _write_array(group, "context_extent", np.array(extents, np.int32).reshape(-1, 2))
     _write_array(group, "source_size", np.array(sizes, np.int32).reshape(-1, 2))
     _write_array(group, "context_box", np.array(boxes, np.float64).reshape(-1, 4))
+    return store.sizes
 
 
 def _refuse_torn_images(folder: Path, rows: Sequence[object | None], contexts_per_image: int) -> None:
@@ -258,9 +272,50 @@ def _refuse_torn_images(folder: Path, rows: Sequence[object | None], contexts_pe
             )
 
 
-def _create_group(folder: Path, contexts_per_image: int, attributes: dict[str, Any]) -> zarr.Group:
+class _NewFolder(LocalStore):
+    """A folder that is yet to be made, for one group; remembers the size in bytes of every file that is written, by its key.
+
+    A file that comes to be in another way is in nobody's list, and its part cannot be committed.
+    """
+
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self.sizes: dict[str, int] = {}
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await super().set(key, value)
+        self.sizes[key] = len(value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        await super().set_if_not_exists(key, value)
+        self.sizes.setdefault(key, len(value))
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        super().set_sync(key, value)
+        self.sizes[key] = len(value)
+
+    async def delete(self, key: str) -> None:
+        await super().delete(key)
+        self._forget(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        await super().delete_dir(prefix)
+        self._forget(prefix)
+
+    def delete_sync(self, key: str) -> None:
+        super().delete_sync(key)
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        gone = key.rstrip("/")
+        for name in [name for name in self.sizes if name == gone or name.startswith(f"{gone}/") or not gone]:
+            del self.sizes[name]
+
+
+def _create_group(store: _NewFolder, contexts_per_image: int, attributes: dict[str, Any]) -> zarr.Group:
+    store.root.mkdir(parents=True)
     attributes = {"format_version": 1, "contexts_per_image": contexts_per_image, **attributes}
-    return zarr.create_group(folder, zarr_format=3, attributes=attributes)
+    return zarr.create_group(store, zarr_format=3, attributes=attributes)
 
 
 def encode_picture(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:

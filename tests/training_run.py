@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from manifests.commit import hash_tree
+from manifests.commit import settle_files
 from manifests.run import column_dir
 from manifests.schema import (
     ColumnRecord,
@@ -105,11 +105,12 @@ def _write_part(
         for row in range(i * contexts, (i + 1) * contexts)
     ]
     if column.depth_space is None:
-        write_pictures(folder, [None if scene is None else _picture(scene) for scene in scenes], contexts_per_image=contexts)
+        pictures = [None if scene is None else _picture(scene) for scene in scenes]
+        files = write_pictures(folder, pictures, contexts_per_image=contexts)
     else:
         labels = [None if scene is None else _labels(scene, *AFFINE[column.name]) for scene in scenes]
         space = column.depth_space
-        write_labels(folder, labels, context_px=CONTEXT_PX, depth_space=space, contexts_per_image=contexts)
+        files = write_labels(folder, labels, context_px=CONTEXT_PX, depth_space=space, contexts_per_image=contexts)
     outcomes = (
         ImageOutcome(key=f"scene-{i}", status="labelled")
         if i not in rejected
@@ -122,7 +123,7 @@ def _write_part(
         fingerprint=column.fingerprint,
         zarr=folder.name,
         images=tuple(outcomes),
-        files=hash_tree(folder, folder.parent),
+        files=settle_files(folder, files),
         statistics=PartStatistics(views=len(scenes), pixels=0, label_bytes=0),
         depth_space=column.depth_space,
         licence=None,

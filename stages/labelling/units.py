@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -110,7 +110,7 @@ def label_images_part(unit: Unit, clock: Clock, *, threads: int = 1) -> UnitResu
                 pictures.append(picture)
                 clock.beat()
         missing = (None,) * unit.plan.contexts_per_image
-        write_pictures(
+        files = write_pictures(
             unit.folder,
             [context for picture in pictures for context in picture.contexts or missing],
             contexts_per_image=unit.plan.contexts_per_image,
@@ -123,7 +123,7 @@ def label_images_part(unit: Unit, clock: Clock, *, threads: int = 1) -> UnitResu
         )
         rows = zip(unit.rows, pictures, strict=True)
         outcomes = [_outcome(row, picture.problem, picture.content_sha256) for row, picture in rows]
-        return _commit(unit, outcomes, statistics, clock)
+        return _commit(unit, files, outcomes, statistics, clock)
 
 
 def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size: int = 8, threads: int = 1) -> UnitResult:
@@ -155,7 +155,9 @@ def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size
             collector.finish()
         rows = zip(unit.rows, collector.problems, known.digests, strict=True)
         outcomes = [_outcome(row, problem, digest) for row, problem, digest in rows]
-        return _commit(unit, outcomes, writer.statistics(), clock, teacher=teacher, batch_size=predictor.batch_size)
+        return _commit(
+            unit, writer.files(), outcomes, writer.statistics(), clock, teacher=teacher, batch_size=predictor.batch_size
+        )
 
 
 def try_image(unit: Unit, index: int, teacher: Teacher | None, clock: Clock) -> None:
@@ -305,6 +307,7 @@ def _attempt(unit: Unit) -> Iterator[None]:
 
 def _commit(
     unit: Unit,
+    files: Mapping[str, int],
     outcomes: list[manifests.ImageOutcome],
     statistics: manifests.PartStatistics,
     clock: Clock,
@@ -312,27 +315,35 @@ def _commit(
     teacher: Teacher | None = None,
     batch_size: int | None = None,
 ) -> UnitResult:
-    """Make the arrays durable, then create the manifest; whoever creates it first wins, a loser removes its arrays."""
-    manifests.fsync_tree(unit.folder)
-    column_dir = unit.folder.parent
+    """Make the arrays durable, then create the manifest; whoever creates it first wins, a loser removes its arrays.
+
+    files: the size in bytes of each file of the arrays, by its path in the attempt's folder.
+    """
+    records = manifests.settle_files(unit.folder, files)
     manifest = manifests.PartManifest(
         column=unit.column,
         part=unit.part,
         fingerprint=dict(unit.fingerprint),
         zarr=unit.folder.name,
         images=tuple(outcomes),
-        files=manifests.hash_tree(unit.folder, column_dir),
+        files=records,
         statistics=statistics,
         depth_space=teacher.spec.depth_space if teacher else None,
         licence=teacher.spec.licence if teacher else None,
-        versions={name: version(name) for name in _VERSIONED},
+        versions=_versions(),
         volatile=clock.volatile(unit.attempt, batch_size),
     )
-    committed = manifests.write_exclusively(column_dir / f"{unit.part}.json", manifests.to_json(manifest))
+    path = manifests.manifest_path(unit.run_dir, unit.column, unit.part)
+    committed = manifests.write_exclusively(path, manifests.to_json(manifest))
     if not committed:
         shutil.rmtree(unit.folder)
     labelled = sum(image.status == "labelled" for image in outcomes)
     return UnitResult(committed=committed, labelled=labelled, rejected=len(outcomes) - labelled, batch_size=batch_size)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _VERSIONED}
 
 
 def _outcome(row: CatalogueRow, problem: manifests.Reason | None, content_sha256: str | None = None) -> manifests.ImageOutcome:

@@ -96,7 +96,7 @@ def commit_part(run_dir: Path, column: str, part: manifests.PartId, rejected: in
             )
             for i, is_bad in zip(indices, bad, strict=True)
         ),
-        files=manifests.hash_tree(folder / name, folder),
+        files=file_records(folder / name),
         statistics=statistics(column, part),
         depth_space=SPACES[column],
         licence=None if column == "images" else "Apache-2.0",
@@ -115,6 +115,12 @@ def _write_arrays(folder: Path, name: str, rejected: Sequence[bool]) -> None:
     for array, values, chunk in (("context", codes, 4), ("context_extent", extents, len(extents))):
         shape = (chunk, *values.shape[1:])
         group.create_array(array, data=values, chunks=shape, shards=values.shape, compressors=None, fill_value=0)
+
+
+def file_records(folder: Path) -> tuple[manifests.FileRecord, ...]:
+    """What a manifest says of the files of a folder, all that there are."""
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return manifests.settle_files(folder, files)
 
 
 def statistics(column: str, part: manifests.PartId) -> manifests.PartStatistics:

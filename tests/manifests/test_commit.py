@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import multiprocessing.synchronize
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from manifests import FileRecord, fsync_tree, hash_tree, make_folder, sha256_file, write_exclusively, write_replacing
+from manifests import (
+    FileRecord,
+    UnexpectedFilesError,
+    make_folder,
+    settle_files,
+    sha256_file,
+    write_exclusively,
+    write_replacing,
+)
 
 CONTENT_BYTES = 300_000
 
@@ -239,6 +248,85 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, write) -> None
     assert os.listdir(tmp_path) == ["folder"]
 
 
+CONTENTS = {"zarr.json": b"{}", "a/c/0": b"", "a-b": b"x" * 3_000_000, "a.b/c": b"\0"}
+SIZES = {name: len(content) for name, content in CONTENTS.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with CONTENTS, and something beside it."""
+    for name, content in CONTENTS.items():
+        (tmp_path / "p.zarr" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p.zarr" / name).write_bytes(content)
+    (tmp_path / "beside").write_bytes(b"not in the folder")
+    return tmp_path / "p.zarr"
+
+
+def test_files_are_recorded_with_their_digests_sorted_by_path(folder: Path) -> None:
+    assert settle_files(folder, SIZES) == tuple(
+        FileRecord(path=f"p.zarr/{name}", size_bytes=len(CONTENTS[name]), sha256=hashlib.sha256(CONTENTS[name]).hexdigest())
+        for name in sorted(CONTENTS)
+    )
+    assert sha256_file(folder / "a-b") == hashlib.sha256(CONTENTS["a-b"]).hexdigest()
+
+
+def test_settling_files_syncs_each_and_every_folder_after_what_is_in_it_and_the_parent_last(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    settle_files(folder, SIZES)
+    places = [*CONTENTS, "a", "a/c", "a.b", ".", ".."]
+    assert sorted(synced) == sorted(str((folder / name).resolve()) for name in places)
+    for place in synced:
+        assert all(inner in synced[: synced.index(place)] for inner in synced if inner.startswith(f"{place}/"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "a/c/0").unlink(), "a/c/0 was written and is gone"),
+        (lambda folder: (folder / "a/c/1").touch(), "a/c/1 is there and was not written"),
+        (lambda folder: (folder / "a/link").symlink_to("c"), "a/link is there and was not written"),
+        (lambda folder: (folder / "a-b").write_bytes(b"x"), "found 1 bytes, but 3000000 were written"),
+        (lambda folder: shutil.rmtree(folder / "a"), "a/c/0 was written and is gone"),
+    ],
+)
+def test_a_folder_that_does_not_hold_what_was_written_is_refused(folder: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    change(folder)
+    with pytest.raises(UnexpectedFilesError, match=message):
+        settle_files(folder, SIZES)
+
+
+def test_a_folder_into_which_nothing_was_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.zarr").mkdir()
+    with pytest.raises(UnexpectedFilesError, match="nothing was written"):
+        settle_files(tmp_path / "p.zarr", {})
+
+
+def test_a_folder_that_is_gone_or_cannot_be_listed_is_an_error_at_every_depth(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EMFILE, say: once, at the n-th folder that is listed, for every n."""
+    scandir = os.scandir
+    for nth in range(4):
+        left = [nth]
+
+        def list_or_fail(path: Path, left: list[int] = left):  # type: ignore[no-untyped-def]
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+            return scandir(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", list_or_fail)
+            with pytest.raises(OSError, match="Too many open files"):
+                settle_files(folder, SIZES)
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match=r"p\.zarr"):
+        settle_files(folder, SIZES)
+
+
 def test_every_folder_that_is_made_is_synced_in_its_parent_also_where_its_maker_died_before_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,29 +354,3 @@ def test_a_folder_whose_parent_may_be_changed_but_not_read_is_made_all_the_same(
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", script], cwd=parent, env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True\n", "")
-
-
-def test_a_tree_is_listed_with_digests_sorted_by_path(tmp_path: Path) -> None:
-    contents = {"p.zarr/zarr.json": b"{}", "p.zarr/a/c/0": b"", "p.zarr/a-b": b"x" * 3_000_000, "p.zarr/a.b/c": b"\0"}
-    for name, content in contents.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "beside").write_bytes(b"not in the tree")
-    fsync_tree(tmp_path / "p.zarr")
-    assert hash_tree(tmp_path / "p.zarr", tmp_path) == tuple(
-        FileRecord(path=name, size_bytes=len(contents[name]), sha256=hashlib.sha256(contents[name]).hexdigest())
-        for name in sorted(contents)
-    )
-    assert sha256_file(tmp_path / "p.zarr/a-b") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
-
-
-def test_syncing_a_tree_reaches_every_file_and_folder_and_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("p.zarr/zarr.json", "p.zarr/a/c/0"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    synced: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
-    fsync_tree(tmp_path / "p.zarr")
-    expected = ["p.zarr/a/c/0", "p.zarr/a/c", "p.zarr/a", "p.zarr/zarr.json", "p.zarr", ""]
-    assert sorted(synced) == sorted(str((tmp_path / name).resolve()) for name in expected)
-    assert synced[-1] == str(tmp_path.resolve())

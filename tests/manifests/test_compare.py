@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import manifests
-from tests.manifests.small_run import write_run
+from tests.manifests.small_run import file_records, write_run
 
 PART = "columns/dav2/shard.00001.json"
 
@@ -40,7 +40,7 @@ def test_runs_that_differ_in_when_where_and_by_which_attempt_they_were_made_are_
         lambda part: {
             "volatile": volatile,
             "zarr": "shard.00001.a2.zarr",
-            "files": manifests.hash_tree(folder / "shard.00001.a2.zarr", folder),
+            "files": file_records(folder / "shard.00001.a2.zarr"),
         },
     )
     _rewrite_run(b, configuration={"workers": 4})

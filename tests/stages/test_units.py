@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +142,65 @@ def test_the_second_attempt_at_a_part_is_discarded_and_the_first_stays(tmp_path:
     assert manifest.read_bytes() == before
     assert not second.folder.exists()
     assert manifests.verify(images.run_dir) == []
+
+
+# --- what is removed, and what never ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "jpeg/c/0").unlink(), "jpeg/c/0 was written and is gone"),
+        (lambda folder: (folder / "jpeg/c/1").touch(), "jpeg/c/1 is there and was not written"),
+        (lambda folder: os.truncate(folder / "jpeg/c/0", 7), "found 7 bytes"),
+        (shutil.rmtree, "No such file or directory"),
+    ],
+)
+def test_arrays_that_are_not_what_was_written_are_not_committed(
+    tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object], message: str
+):
+    """They are changed when the commit begins, which is when the attempt's folder is listed."""
+    images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
+    scandir, changes = os.scandir, [change]
+
+    def list_changed(path: Path | int):
+        if path == images.folder and changes:
+            changes.pop()(images.folder)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", list_changed)
+    with pytest.raises(OSError, match=message):
+        label_images_part(images, WallClock())
+    assert os.listdir(images.folder.parent) == []
+
+
+def test_a_manifest_lists_every_file_that_was_written_even_where_a_folder_cannot_be_listed_in_the_meantime(
+    tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """EMFILE while the n-th folder is listed, for every n: another attempt, or the whole list; never a shorter one."""
+    images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
+    scandir, left = os.scandir, [0]
+
+    def list_or_fail(path: Path):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return scandir(path)
+
+    failed = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", list_or_fail)
+        while not manifests.committed_parts(images.run_dir, "images"):
+            left[0] = failed + 1
+            try:
+                label_images_part(replace(images, attempt=f"a{failed}"), WallClock())
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                failed += 1
+            left[0] = 0
+    assert failed > 10
+    assert manifests.verify(images.run_dir, deep=True) == []
 
 
 def test_statistics_tell_range_and_measured_quantisation_error(labelled_run: Path):
