@@ -2,7 +2,7 @@
 
 Everything goes through a file aside in the same folder, whose name begins with a dot, is synced to disk, and only then
 gets its real name. A process killed at any moment leaves at most such a dot file behind, never half a record; `clean` removes
-those.
+those. What fails leaves nothing where it can help it, and raises what went wrong first.
 """
 
 from __future__ import annotations
@@ -34,24 +34,32 @@ def write_exclusively(path: Path, content: bytes) -> bool:
 
     Of any number of processes, on any number of machines that share the folder, exactly one gets True. When True is
     returned the file and its name are on disk. Makes the folder where there is none. Raises OSError where it cannot write,
-    also on a file system that has neither hard links nor exclusive renames; nothing is left then.
+    also on a file system that has neither hard links nor exclusive renames. Whoever meets an exception must look whether the
+    file is there: it may have come after the file had its name, as where the folder could not be synced.
     """
     aside = _write_aside(path, content)
     try:
-        try:
-            os.link(aside, path)
-        except FileExistsError:
-            # NFS may carry out a link, lose the answer, and find the file there when it asks again: count the names.
-            if os.stat(aside).st_nlink == 1:
-                return False
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            if not _rename_exclusively(aside, path, no_links=error):
-                return False
-    finally:
-        aside.unlink(missing_ok=True)
-    fsync_path(path.parent)
+        created = _name_exclusively(aside, path)
+    except BaseException as error:
+        _remove_after(error, aside)
+        raise
+    aside.unlink(missing_ok=True)
+    if created:
+        fsync_path(path.parent)
+    return created
+
+
+def _name_exclusively(aside: Path, path: Path) -> bool:
+    """Gives the file `aside` the name `path` unless that exists; says whether it did."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        # NFS may carry out a link, lose the answer, and find the file there when it asks again.
+        return os.path.samestat(os.lstat(aside), os.lstat(path))
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return _rename_exclusively(aside, path, no_links=error)
     return True
 
 
@@ -82,8 +90,8 @@ def write_replacing(path: Path, content: bytes) -> None:
     aside = _write_aside(path, content)
     try:
         os.replace(aside, path)
-    except OSError:
-        os.unlink(aside)
+    except BaseException as error:
+        _remove_after(error, aside)
         raise
     fsync_path(path.parent)
 
@@ -151,10 +159,21 @@ def _write_aside(path: Path, content: bytes) -> Path:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as error:  # a full disk, say: what was written of it is of no use
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{error.strerror}; could not write this file, and left nothing of it", str(path)) from error
+    except BaseException as error:  # a full disk, say: what was written of it is of no use
+        _remove_after(error, aside)
+        if isinstance(error, OSError):
+            message = f"{error.strerror}; could not write this file, and left nothing of it"
+            raise OSError(error.errno, message, str(path)) from error
+        raise
     return aside
+
+
+def _remove_after(error: BaseException, aside: Path) -> None:
+    """Removes a file aside, of which nothing came; where that fails too, the first error is the one to hear of."""
+    try:
+        aside.unlink(missing_ok=True)
+    except OSError as second:
+        error.add_note(f"and {aside} could not be removed ({second}); `python -m manifests clean` does so")
 
 
 def make_folder(folder: Path) -> None:

@@ -2,9 +2,10 @@
 
     unit -> decode -> views -> teacher -> arrays of this attempt -> manifest, created exclusively
 
-A unit that ends without an exception has a committed manifest, its own or that of whoever was first; one that ends with an
-exception leaves nothing behind. One bad image is rejected in its row and never costs its neighbours. Nothing here knows of
-Ray, or of other units.
+A unit that ends without an exception has a committed manifest, its own or that of whoever was first. One that ends with an
+exception, a signal's too, has removed its arrays or left them to `clean`; but where a manifest names them, or may do so, they
+stay: the exception may have come when all was done. One bad image is rejected in its row and never costs its neighbours.
+Nothing here knows of Ray, or of other units.
 """
 
 from __future__ import annotations
@@ -297,12 +298,33 @@ def _view_seed(seed: int, key: str, number: int) -> int:
 
 @contextmanager
 def _attempt(unit: Unit) -> Iterator[None]:
-    """Removes what the attempt has written when it does not come to its end."""
+    """Removes what the attempt has written when it does not come to its end, unless it has been committed."""
     try:
         yield
-    except BaseException:
-        shutil.rmtree(unit.folder, ignore_errors=True)
+    except BaseException as error:
+        try:
+            _discard_unless_named(unit)
+        except Exception as second:  # what went wrong first is what is to be mended
+            error.add_note(f"and {unit.folder} could not be removed ({type(second).__name__}: {second})")
         raise
+
+
+def _discard_unless_named(unit: Unit) -> bool:
+    """Removes the attempt's arrays where it is proven that no manifest names them; says whether one names them.
+
+    A manifest that is there and cannot be read proves nothing: whatever it names stays.
+    """
+    try:
+        named = manifests.load_part(unit.run_dir, unit.column, unit.part).zarr
+    except FileNotFoundError:
+        named = None
+    except (OSError, ValueError):
+        return False
+    if named == unit.folder.name:
+        return True
+    if unit.folder.exists():
+        shutil.rmtree(unit.folder)
+    return False
 
 
 def _commit(
@@ -334,9 +356,7 @@ def _commit(
         volatile=clock.volatile(unit.attempt, batch_size),
     )
     path = manifests.manifest_path(unit.run_dir, unit.column, unit.part)
-    committed = manifests.write_exclusively(path, manifests.to_json(manifest))
-    if not committed:
-        shutil.rmtree(unit.folder)
+    committed = manifests.write_exclusively(path, manifests.to_json(manifest)) or _discard_unless_named(unit)
     labelled = sum(image.status == "labelled" for image in outcomes)
     return UnitResult(committed=committed, labelled=labelled, rejected=len(outcomes) - labelled, batch_size=batch_size)
 

@@ -13,10 +13,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import manifests.commit
 from manifests import (
     FileRecord,
     UnexpectedFilesError,
@@ -325,6 +327,37 @@ def test_a_folder_that_is_gone_or_cannot_be_listed_is_an_error_at_every_depth(
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match=r"p\.zarr"):
         settle_files(folder, SIZES)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize("write", [write_exclusively, write_replacing])
+def test_a_writer_that_is_interrupted_before_its_file_has_its_name_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, write
+) -> None:  # type: ignore[no-untyped-def]
+    def interrupt(*_: object) -> None:
+        raise error
+
+    for call in ("fsync", "link" if write is write_exclusively else "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, interrupt)
+            with pytest.raises(type(error)):
+                write(tmp_path / "a.json", b"x")
+        assert os.listdir(tmp_path) == []
+
+
+def test_where_the_file_aside_cannot_be_removed_either_the_first_error_is_raised_and_the_second_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(message: str, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, message)
+
+    monkeypatch.setattr(os, "link", partial(fail, "the first"))
+    monkeypatch.setattr(os, "unlink", partial(fail, "the second"))
+    with pytest.raises(OSError, match="the first") as caught:
+        write_exclusively(tmp_path / "a.json", b"x")
+    assert "the second" in caught.value.__notes__[0]
+    (aside,) = os.listdir(tmp_path)
+    assert manifests.commit.ASIDE_NAME.fullmatch(aside)  # `clean` takes it
 
 
 def test_every_folder_that_is_made_is_synced_in_its_parent_also_where_its_maker_died_before_that(

@@ -147,6 +147,78 @@ def test_the_second_attempt_at_a_part_is_discarded_and_the_first_stays(tmp_path:
 # --- what is removed, and what never ---
 
 
+def _fails_after(call: Callable[..., object], error: BaseException, when: Callable[[Path], bool]) -> Callable[..., object]:
+    """The call, and then the error, where `when` holds for its first argument."""
+
+    def called(place: object, *arguments: object, **options: object) -> object:
+        returned = call(place, *arguments, **options)
+        if when(Path(f"/proc/self/fd/{place}").resolve() if isinstance(place, int) else Path(os.fspath(place))):  # type: ignore[call-overload]
+            raise error
+        return returned
+
+    return called
+
+
+_ERRORS = [OSError(errno.EIO, os.strerror(errno.EIO)), KeyboardInterrupt(), SystemExit(), MemoryError()]
+
+
+@pytest.mark.parametrize("error", _ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("call", ["link", "unlink", "fsync"])
+def test_whatever_is_raised_once_the_manifest_has_its_name_the_arrays_that_it_names_stay(
+    tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+):
+    images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
+    manifest = manifests.manifest_path(images.run_dir, "images", images.part)
+    struck = _fails_after(getattr(os, call), error, lambda path: manifest.exists())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, struck)
+        with pytest.raises(type(error)):
+            label_images_part(images, WallClock())
+    assert manifests.load_part(images.run_dir, "images", images.part).zarr == images.folder.name
+    assert manifests.verify(images.run_dir, deep=True) == []
+    assert not label_images_part(replace(images, attempt="b1"), WallClock()).committed
+
+
+@pytest.mark.parametrize("error", _ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_is_raised_before_that_nothing_of_the_attempt_is_left(
+    tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _fails_after(os.fsync, error, lambda path: path.name == images.folder.name))
+        with pytest.raises(type(error)):
+            label_images_part(images, WallClock())
+    assert os.listdir(images.folder.parent) == []
+
+
+def test_while_a_manifest_cannot_be_read_no_arrays_that_it_may_name_are_removed_and_the_first_error_is_raised(
+    tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+):
+    images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
+    manifest = manifests.manifest_path(images.run_dir, "images", images.part)
+    manifest.write_bytes(b"{}")
+    lost = replace(images, attempt="b1")
+    assert not label_images_part(lost, WallClock()).committed
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _fails_after(os.fsync, OSError("the first"), lambda path: path == images.folder))
+        with pytest.raises(OSError, match="the first"):
+            label_images_part(images, WallClock())
+    assert sorted(os.listdir(manifest.parent)) == sorted([manifest.name, images.folder.name, lost.folder.name])
+
+
+def test_a_removal_that_fails_does_not_hide_the_first_error(tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
+    images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EBUSY, "the second")
+
+    monkeypatch.setattr(os, "fsync", _fails_after(os.fsync, OSError("the first"), lambda path: True))
+    monkeypatch.setattr(os, "rmdir", refuse)
+    with pytest.raises(OSError, match="the first") as caught:
+        label_images_part(images, WallClock())
+    assert "the second" in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
