@@ -34,7 +34,7 @@ class _Campaign:
         self._folder, self._zygote, self._random = folder, zygote, random.Random(seed)
         self.kills = Counter[str]()
         self._source = write_tar(folder / "five.tar", {f"{i}.png": scene_bytes(i, side_px=64) for i in range(5)})
-        self._checkpoints = _save_teachers(folder / "checkpoints")
+        self._checkpoints = save_teachers(folder / "checkpoints")
 
     def arguments(self, run: Path, workers: int) -> list[str]:
         return label_arguments(run, self._source, self._checkpoints, "--workers", str(workers), "--max-attempts", "9")
@@ -72,7 +72,7 @@ class _Campaign:
         return done
 
 
-def _save_teachers(folder: Path) -> Path:
+def save_teachers(folder: Path) -> Path:
     torch.manual_seed(7)
     primary = build_depth_anything(hidden=24, layers=4, heads=2, patch_px=12, fusion=16, image_px=SIDE_PX)
     save_depth_anything(primary, folder / "primary", torch.float16, SIDE_PX)
