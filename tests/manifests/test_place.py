@@ -1,0 +1,124 @@
+"""The door to a run: only files, never through a link, never out of the run, and never half a list."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from manifests.place import MAX_DEPTH, LinkError, TooLargeError, WrongKindError, is_url, place_of
+
+NAME = "columns/dav2/a.json"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run" / "columns" / "dav2").mkdir(parents=True)
+    (tmp_path / "run" / NAME).write_bytes(b"0123456789")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "a.json").write_bytes(b"secret")
+    return tmp_path / "run"
+
+
+def test_a_file_is_read_whole_or_from_any_position(run: Path) -> None:
+    assert place_of(run).read(NAME, limit_bytes=10) == b"0123456789"
+    with place_of(run).open(NAME) as stream:
+        stream.seek(-3, 2)
+        assert stream.read(2) == b"78"
+
+
+def test_a_larger_file_than_expected_is_not_read(run: Path) -> None:
+    os.truncate(run / NAME, 1 << 40)
+    with pytest.raises(TooLargeError, match="found 1099511627776 bytes, expected at most 10"):
+        place_of(run).read(NAME, limit_bytes=10)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside/a.json", "/etc/passwd", "columns/../../outside/a.json", "a//b", "./a", "", "a\0b"]
+)
+def test_a_name_that_is_not_below_the_run_is_a_mistake_of_the_caller(run: Path, name: str) -> None:
+    place = place_of(run)
+    for call in (place.open, place.remove):
+        with pytest.raises(ValueError, match="expected"):
+            call(name)
+
+
+@pytest.mark.parametrize("link", ["columns", "columns/dav2", NAME])
+def test_no_link_is_followed_on_any_way(run: Path, link: str) -> None:
+    moved = run.parent / "moved"
+    (run / link).rename(moved)
+    (run / link).symlink_to(moved)
+    place = place_of(run)
+    with pytest.raises(LinkError, match="found a link"):
+        place.open(NAME)
+    if link != NAME:
+        for call in (place.entries, place.tree, place.remove):
+            with pytest.raises(LinkError, match="found a link"):
+                call("columns/dav2/x" if call == place.remove else "columns/dav2")
+    place.remove(link)
+    assert not (run / link).is_symlink()
+    assert moved.exists()
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(run: Path) -> None:
+    os.mkfifo(run / "pipe")
+    with pytest.raises(WrongKindError, match="found a pipe, socket or device, expected a file"):
+        place_of(run).open("pipe")
+    with pytest.raises(WrongKindError, match="found a folder, expected a file"):
+        place_of(run).open("columns")
+    with pytest.raises(WrongKindError, match="found a file, expected a folder"):
+        place_of(run).entries(NAME)
+    with pytest.raises(WrongKindError, match="found a pipe, socket or device, expected a folder"):
+        place_of(run).tree("pipe")
+
+
+def test_lists_name_everything_by_what_it_is_and_an_absent_folder_is_empty(run: Path) -> None:
+    os.mkfifo(run / "columns/.pipe")
+    (run / "columns/link").symlink_to(run.parent / "outside")
+    place = place_of(run)
+    assert [(entry.name, entry.kind) for entry in place.entries("columns")] == [
+        (".pipe", "other"),
+        ("dav2", "folder"),
+        ("link", "link"),
+    ]
+    tree = [(".pipe", "other", None), ("dav2", "folder", None), ("dav2/a.json", "file", 10), ("link", "link", None)]
+    assert [tuple(entry) for entry in place.tree("columns")] == tree
+    assert (place.entries("nothing"), place.tree("nothing/at/all")) == ([], [])
+
+
+def test_a_folder_that_cannot_be_listed_raises_and_is_not_half_a_list(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = os.stat(run / "columns/dav2").st_ino
+    scandir = os.scandir
+
+    def failing(path: int) -> object:
+        if os.fstat(path).st_ino == inner:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match="Too many open files"):
+        place_of(run).tree("columns")
+
+
+def test_a_folder_is_removed_with_all_in_it_but_nothing_that_its_links_point_to(run: Path) -> None:
+    (run / "columns/dav2/link").symlink_to(run.parent / "outside")
+    (run / "columns/dav2/x.zarr/c").mkdir(parents=True)
+    place_of(run).remove("columns/dav2")
+    assert not (run / "columns/dav2").exists()
+    assert (run.parent / "outside/a.json").read_bytes() == b"secret"
+    place_of(run).remove("columns/dav2")  # what is gone is no error
+
+
+def test_folders_without_end_are_an_error_and_no_recursion(run: Path) -> None:
+    deep = run.joinpath("columns", *["d"] * (MAX_DEPTH + 5))
+    deep.mkdir(parents=True)
+    for call in (place_of(run).tree, place_of(run).remove):
+        with pytest.raises(TooLargeError, match="folders in each other"):
+            call("columns")
+
+
+def test_a_url_is_told_from_a_path() -> None:
+    assert all(is_url(text) for text in ("s3://bucket/run", "gs://b", "az://c/x", "https://host/run", "file:///run"))
+    assert not any(is_url(text) for text in ("run", "/data/run", "s3:/odd", "a:b//c", "./s3://x"))
