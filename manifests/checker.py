@@ -3,7 +3,7 @@
 Annotations may be str, int, float, bool, None, Any, `Literal`, `tuple[X, ...]`, `Mapping[str, X]`, `X | None`, `Scalar`, other
 dataclasses, and `Annotated[X, Rule(...)]`. A dataclass may have a method `inconsistencies()` for what its fields say
 together. Numbers are finite; no key is added, and none left out but those of fields with a default: what a field that is
-newer than the file is read as.
+newer than the file is read as. What is said of a value holds no control characters, whatever the value holds.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ import json
 import sys
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 Scalar = str | int | float | bool | None
+MAX_PROBLEMS = 1000
+"""Of one record; with more of them it is something else altogether."""
+
+
+class TooManyProblemsError(Exception):
+    """More than MAX_PROBLEMS; those found so far are in the list."""
 
 
 class ValidationProblem(NamedTuple):
     """One thing wrong with a record. `path` is where in it (`images[3].status`), `kind` is for machines:
-    not_json, wrong_checksum, wrong_version, missing_key, unknown_key, wrong_type, wrong_value, unsafe_path, duplicate,
-    outside_zarr, not_sorted, wrong_place.
+    not_json, too_large, wrong_checksum, wrong_version, missing_key, unknown_key, wrong_type, wrong_value, unsafe_path,
+    duplicate, outside_zarr, not_sorted, wrong_place.
     """
 
     path: str
@@ -71,7 +78,7 @@ def read_value(value: Any, hint: Any, path: str, problems: list[ValidationProble
     if origin is Mapping:
         if not isinstance(value, dict):
             return _refuse(value, "an object", path, problems)
-        return {key: read_value(item, arguments[1], f"{path}.{key}", problems) for key, item in value.items()}
+        return {key: read_value(item, arguments[1], f"{path}.{_shown_key(key)}", problems) for key, item in value.items()}
     if hint == Scalar:
         return value if any(_is_plain(value, plain) for plain in _PLAIN) else _refuse(value, "a scalar", path, problems)
     return None if value is None else read_value(value, arguments[0], path, problems)  # what is left is `X | None`
@@ -82,15 +89,17 @@ def _read_object(value: Any, record_type: Any, path: str, problems: list[Validat
         return _refuse(value, "an object", path, problems)
     known, hints, prefix = len(problems), _field_hints(record_type), f"{path}." if path else ""
     for key in value.keys() - hints.keys():
-        problems.append(ValidationProblem(f"{prefix}{key}", "unknown_key", f"is unknown, expected {', '.join(hints)}"))
+        expected = f"is unknown, expected {', '.join(hints)}"
+        _add(ValidationProblem(f"{prefix}{_shown_key(key)}", "unknown_key", expected), problems)
     for key in _required_fields(record_type) - value.keys():
-        problems.append(ValidationProblem(f"{prefix}{key}", "missing_key", "is missing"))
+        _add(ValidationProblem(f"{prefix}{key}", "missing_key", "is missing"), problems)
     fields = {key: read_value(value[key], hint, prefix + key, problems) for key, hint in hints.items() if key in value}
     if len(problems) > known:
         return None
     record = record_type(**fields)
     if hasattr(record, "inconsistencies"):
-        problems += [problem._replace(path=prefix + problem.path) for problem in record.inconsistencies()]
+        for problem in record.inconsistencies():
+            _add(problem._replace(path=prefix + problem.path), problems)
     return record
 
 
@@ -101,12 +110,36 @@ def _is_plain(value: Any, hint: type) -> bool:
 
 
 def _refuse(value: Any, expected: str, path: str, problems: list[ValidationProblem], kind: str = "wrong_type") -> None:
-    problems.append(ValidationProblem(path, kind, f"found {shown(value)}, expected {expected}"))
+    _add(ValidationProblem(path, kind, f"found {shown(value)}, expected {expected}"), problems)
+
+
+def _add(problem: ValidationProblem, problems: list[ValidationProblem]) -> None:
+    if len(problems) == MAX_PROBLEMS:
+        raise TooManyProblemsError
+    problems.append(problem)
 
 
 def shown(value: Any) -> str:
-    text = json.dumps(value, default=repr)
+    """The value as JSON, cut where it is long; ASCII throughout."""
+    return _cut(json.dumps(value, default=repr))
+
+
+def _shown_key(key: str) -> str:
+    return printable(_cut(key))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def printable(text: str) -> str:
+    r"""The text with an escape (`\x1b`, `\n`, `\u202e`) for what moves a cursor, turns the order of letters or shows nothing.
+
+    For one line: what comes from a run may hold anything, and must not write lines of its own.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text)
 
 
 @functools.cache

@@ -2,19 +2,19 @@
 
 Litter is: `.zarr` folders that no manifest names, files aside that never got their name, failure records of parts that are
 committed since. A file that a sound manifest vouches for, a record, and anything that no command of ours writes, is never
-touched; nor are the folders of a part whose manifest is damaged, since there is no telling which of them it named.
+touched; nor are the folders of a part whose manifest cannot be read, since there is no telling which of them it named. Of a
+link with such a name only the link is litter.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 from manifests.commit import ASIDE_NAME
 from manifests.lock import hold_run
+from manifests.place import place_of
 from manifests.run import PartId, column_dir, failure_path, list_column, load_run, parts
 from manifests.summary import read_part
 
@@ -25,21 +25,19 @@ def clean(run_dir: Path, *, dry_run: bool = False) -> list[str]:
     Raises RunInUseError while a driver is known to be at work (not with `dry_run`), NotARunError, InvalidRecordError for
     run.json, OSError where it may not remove something.
     """
-    run, removed = load_run(run_dir), []
+    run, place = load_run(run_dir), place_of(run_dir)
     catalogued = {part.name: part for part in parts(run)}
     with nullcontext() if dry_run else hold_run(run_dir, exclusive=True):
-        folders = [Path(run_dir), Path(run_dir, "catalog"), *(column_dir(run_dir, column.name) for column in run.columns)]
-        litter = [path for folder in folders for path in _files_aside(folder)]
-        litter += [path for column in run.columns for path in column_litter(run_dir, column.name, catalogued)]
-        for path in litter:
-            if not dry_run:
-                remove(path)
-            removed.append(path.relative_to(run_dir).as_posix())
-    return removed
+        columns = [column_dir(Path(), column.name).as_posix() for column in run.columns]
+        litter = [name for folder in ("", "catalog", *columns) for name in _files_aside(run_dir, folder)]
+        litter += [name for column in run.columns for name in column_litter(run_dir, column.name, catalogued)]
+        for name in () if dry_run else litter:
+            place.remove(name)
+    return litter
 
 
-def column_litter(run_dir: Path, column: str, catalogued: Mapping[str, PartId]) -> Iterator[Path]:
-    """The folders of a column that no manifest names, and the failure records of its committed parts."""
+def column_litter(run_dir: Path, column: str, catalogued: Mapping[str, PartId]) -> Iterator[str]:
+    """The folders of a column that no manifest names, and the failure records of its committed parts; relative to the run."""
     listing = list_column(run_dir, column)
     named, unsure = set(), ()
     for part in sorted(listing.manifests):
@@ -49,20 +47,13 @@ def column_litter(run_dir: Path, column: str, catalogued: Mapping[str, PartId]) 
             unsure += (f"{part}.",)
         else:
             if part in listing.failures:
-                yield failure_path(run_dir, column, part)
+                yield failure_path(Path(), column, part).as_posix()
     for zarr in sorted(listing.zarrs - named):
         if not zarr.startswith(unsure):
-            yield column_dir(run_dir, column) / zarr
+            yield (column_dir(Path(), column) / zarr).as_posix()
 
 
-def remove(path: Path) -> None:
-    """Removes a file, a link, or a folder with all that is in it; what is gone already is no error."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _files_aside(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from (folder / name for name in sorted(os.listdir(folder)) if ASIDE_NAME.fullmatch(name))
+def _files_aside(run_dir: Path, folder: str) -> Iterator[str]:
+    for entry in place_of(run_dir).entries(folder):
+        if ASIDE_NAME.fullmatch(entry.name):
+            yield f"{folder}/{entry.name}".lstrip("/")

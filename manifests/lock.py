@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +35,11 @@ def hold_run(run_dir: Path, *, exclusive: bool) -> Iterator[None]:
 
 @contextmanager
 def hold_file(path: Path, *, exclusive: bool, in_use: str) -> Iterator[None]:
-    """As `hold_run`, on a lock file of any folder; `in_use` begins the message of RunInUseError."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    """As `hold_run`, on a lock file of any folder; `in_use` begins the message of RunInUseError.
+
+    Raises OSError also for a link in the file's place, which might make a file anywhere, and for anything else that is no file.
+    """
+    descriptor = _open(path)
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
@@ -47,3 +51,20 @@ def hold_file(path: Path, *, exclusive: bool, in_use: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise _not_a_lock(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_a_lock(path)
+    return descriptor
+
+
+def _not_a_lock(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "found a link, pipe or device, expected a lock file or nothing: remove it", str(path))

@@ -1,18 +1,19 @@
 """Reading a run: its record, its parts, and what has been committed of them.
 
-Everything here reads; nothing is cached, so that what is returned is what is on disk at that moment.
+Everything here reads, through `manifests.place`; nothing is cached, so that what is returned is what is on disk at that moment.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from manifests.place import place_of
 from manifests.schema import (
+    MAX_RECORD_BYTES,
     Catalogue,
     FailureRecord,
     InvalidRecordError,
@@ -68,20 +69,19 @@ def table_path(run_dir: Path, source: str) -> Path:
 
 
 def load_run(run_dir: Path) -> RunRecord:
-    """The run's record. Raises NotARunError where there is none, InvalidRecordError where it cannot be trusted."""
-    path = Path(run_dir, "run.json")
+    """The run's record. Raises NotARunError where there is none, OSError, InvalidRecordError where it cannot be trusted."""
     try:
-        raw = path.read_bytes()
+        raw = _read(run_dir, Path("run.json"))
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{run_dir}: not a run: found no run.json in it, expected a folder made by `python -m pipeline.label`"
         raise NotARunError(message) from error
-    return parse_run(raw, str(path))
+    return parse_run(raw, str(Path(run_dir, "run.json")))
 
 
 def load_catalogue(run_dir: Path, source: str) -> Catalogue:
     """The catalogue of a source. Raises OSError, or InvalidRecordError, also where it is another source's."""
     path = catalogue_path(run_dir, source)
-    catalogue = parse_catalogue(path.read_bytes(), str(path))
+    catalogue = parse_catalogue(_read(run_dir, catalogue_path(Path(), source)), str(path))
     _refuse_misplaced(path, [("source", catalogue.source, source)])
     return catalogue
 
@@ -89,7 +89,7 @@ def load_catalogue(run_dir: Path, source: str) -> Catalogue:
 def load_part(run_dir: Path, column: str, part: str) -> PartManifest:
     """The manifest of a committed part. Raises OSError, or InvalidRecordError, also where it is another part's."""
     path = manifest_path(run_dir, column, part)
-    manifest = parse_part(path.read_bytes(), str(path))
+    manifest = parse_part(_read(run_dir, manifest_path(Path(), column, part)), str(path))
     _refuse_misplaced(path, [("column", manifest.column, column), ("part", manifest.part, part)])
     return manifest
 
@@ -97,9 +97,13 @@ def load_part(run_dir: Path, column: str, part: str) -> PartManifest:
 def load_failure(run_dir: Path, column: str, part: str) -> FailureRecord:
     """Why a part failed. Raises OSError, or InvalidRecordError, also where it is another part's."""
     path = failure_path(run_dir, column, part)
-    failure = parse_failure(path.read_bytes(), str(path))
+    failure = parse_failure(_read(run_dir, failure_path(Path(), column, part)), str(path))
     _refuse_misplaced(path, [("column", failure.column, column), ("part", failure.part, part)])
     return failure
+
+
+def _read(run_dir: Path, name: Path) -> bytes:
+    return place_of(run_dir).read(name.as_posix(), limit_bytes=MAX_RECORD_BYTES)
 
 
 def _refuse_misplaced(path: Path, names: Iterable[tuple[str, str, str]]) -> None:
@@ -136,18 +140,18 @@ def committed_parts(run_dir: Path, column: str) -> set[str]:
 class ColumnListing:
     """The names in a column's folder: parts with a manifest, parts with a failure record, .zarr folders."""
 
-    manifests: set[str]
-    failures: set[str]
-    zarrs: set[str]
+    manifests: set[str] = field(default_factory=set)
+    failures: set[str] = field(default_factory=set)
+    zarrs: set[str] = field(default_factory=set)
 
 
 def list_column(run_dir: Path, column: str) -> ColumnListing:
-    """What lies in a column's folder; all empty where there is no such folder yet. Files still being written are left out."""
-    try:
-        with os.scandir(column_dir(run_dir, column)) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        names = []
+    """What lies in a column's folder; all empty where there is no such folder yet. Files still being written are left out.
+
+    Raises OSError where the folder cannot be listed, a LinkError where it is a link.
+    """
+    entries = place_of(run_dir).entries(column_dir(Path(), column).as_posix())
+    names = [entry.name for entry in entries if not entry.name.startswith(".")]
     failures = {name for name in names if name.endswith(FAILURE_SUFFIX)}
     return ColumnListing(
         manifests={name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX)}

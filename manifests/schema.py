@@ -19,10 +19,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from manifests.checker import Rule, Scalar, ValidationProblem, read_value, shown
+from manifests.checker import MAX_PROBLEMS, Rule, Scalar, TooManyProblemsError, ValidationProblem, printable, read_value, shown
 
 FORMAT_VERSION = 1
 CHECKSUM_KEY = "record_sha256"
+MAX_RECORD_BYTES = 1 << 25
+"""Of a record as a file, 32 MiB: room for some 100,000 images of a part, or sources of a run, or problems of a source."""
+_MAX_VALUES = 1 << 21  # what a few bytes of JSON can become is many times as large in memory
+_MAX_OF_PLAN = {"contexts_per_image": 4096, "context_px": 8192}  # what is made for each image, and the side of it
+_MAX_PARTS = 500_000  # a run's parts are listed in memory
 _CHECKSUM = re.compile(rb'\n  "%s": "([0-9a-f]{64})"' % CHECKSUM_KEY.encode())
 
 
@@ -34,9 +39,10 @@ class InvalidRecordError(ValueError):
         self.where, self.problems = where, tuple(problems)
 
     def __str__(self) -> str:
-        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        lines = "".join(f"\n  - {printable(str(problem))}" for problem in self.problems)
+        count = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
         return (
-            f"{self.where}: not a valid record, {len(self.problems)} problem{'s' * (len(self.problems) != 1)}:{lines}\n"
+            f"{printable(self.where)}: not a valid record, {count}:{lines}\n"
             "It is damaged, or something else wrote it: `python -m manifests verify RUN` lists all damage of the run."
         )
 
@@ -95,6 +101,13 @@ class RunRecord:
                 if (first := first_at[record.name]) < i:
                     message = f"found {record.name!r} here and in {field}[{first}], expected it once"
                     yield ValidationProblem(f"{field}[{i}].name", "duplicate", message)
+        if (parts := sum(-(-source.images // self.part_size) for source in self.sources)) > _MAX_PARTS:
+            message = f"found {parts} parts of {self.part_size} images, expected at most {_MAX_PARTS}: choose larger parts"
+            yield ValidationProblem("part_size", "wrong_value", message)
+        for key, most in _MAX_OF_PLAN.items():
+            if key in self.plan and not (type(value := self.plan[key]) is int and 1 <= value <= most):
+                message = f"found {shown(value)}, expected an integer from 1 to {most}"
+                yield ValidationProblem(f"plan.{key}", "wrong_value", message)
         if not self.columns or self.columns[0].name != "images":
             yield ValidationProblem("columns", "wrong_value", "expected the column 'images' to be first")
         for i, column in enumerate(self.columns):
@@ -302,6 +315,7 @@ def validate_failure(document: object) -> list[ValidationProblem]:
 
 
 def _parse(record_type: type[RecordT], raw: bytes, where: str) -> RecordT:
+    _refuse_large(raw, where)
     try:
         document = json.loads(raw.decode("utf-8"))
         record, problems = _read_record(document, record_type)
@@ -313,6 +327,14 @@ def _parse(record_type: type[RecordT], raw: bytes, where: str) -> RecordT:
     if problems:
         raise InvalidRecordError(where, problems)
     return record
+
+
+def _refuse_large(raw: bytes, where: str) -> None:
+    found = [(len(raw), MAX_RECORD_BYTES, "bytes"), (sum(map(raw.count, (b",", b"[", b"{"))), _MAX_VALUES, "values")]
+    for number, limit, what in found:
+        if number > limit:
+            message = f"found {number} {what}, expected at most {limit}"
+            raise InvalidRecordError(where, [ValidationProblem("", "too_large", message)])
 
 
 def _read_record(document: object, record_type: type[RecordT]) -> tuple[RecordT, list[ValidationProblem]]:
@@ -329,4 +351,8 @@ def _read_record(document: object, record_type: type[RecordT]) -> tuple[RecordT,
                 problems.append(ValidationProblem(key, kind, f"found {shown(found)}, expected {expected!r}"))
                 return typing.cast(RecordT, None), problems  # held against the wrong description, the rest would be noise
         body = {key: value for key, value in document.items() if key not in (*header, CHECKSUM_KEY)}
-    return read_value(body, record_type, "", problems), problems
+    try:
+        return read_value(body, record_type, "", problems), problems
+    except TooManyProblemsError:
+        problems.append(ValidationProblem("", "wrong_value", f"more than {MAX_PROBLEMS} problems; the others are not listed"))
+        return typing.cast(RecordT, None), problems
