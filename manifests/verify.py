@@ -2,22 +2,27 @@
 
 Quick, it reads every record and table and looks for every file of the arrays: any lost, cut, added or misplaced file of a
 committed part, any changed record, is named. Deep, it also reads every byte that the records vouch for and decodes every
-chunk: any changed bit is named. Damage never makes it stop early, and it changes nothing. What is not there yet (parts without
-a manifest, attempts that no manifest names) is not damage.
+chunk: any changed bit is named. Links are named wherever they are, and never followed. Damage never makes it stop early, and it
+changes nothing. What is not there yet (parts without a manifest, attempts that no manifest names) is not damage.
+
+What this machine cannot read, here and now, is named too, as `unreadable`: that is no proof of damage.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+import errno
+import hashlib
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from manifests.chunks import undecodable
-from manifests.commit import sha256_file
+from manifests.contents import faults
+from manifests.place import Entry, LinkError, TooLargeError, WrongKindError, place_of
 from manifests.run import (
+    ColumnListing,
     PartId,
     catalogue_path,
     column_dir,
@@ -34,14 +39,17 @@ from manifests.run import (
 )
 from manifests.schema import ColumnRecord, FileRecord, InvalidRecordError, PartManifest, RunRecord, SourceRecord
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _THREADS = 8  # reading and hashing release the interpreter's lock; a network disk wants several requests at once
 
 
 class Damage(NamedTuple):
     """One thing found wrong. `where` is a path relative to the run, `kind` is for machines: those of ValidationProblem, and
-    missing_file, missing_zarr, unlisted_file, wrong_size, wrong_sha256, undecodable, unreadable, wrong_fingerprint,
-    wrong_depth_space, wrong_images, other_input, unknown_part, unknown_column. `column` and `part` name the part that is
-    damaged by it.
+    missing_file, missing_zarr, unlisted_file, not_a_file, link, wrong_size, wrong_sha256, undecodable, wrong_array,
+    wrong_table, unreadable, wrong_fingerprint, wrong_depth_space, wrong_images, other_input, unknown_part, unknown_column.
+    `column` and `part` name the part that is damaged by it.
     """
 
     where: str
@@ -61,25 +69,31 @@ def examine(run_dir: Path, *, deep: bool = True) -> Iterator[list[Damage]]:
     run_dir = Path(run_dir)
     try:
         run = load_run(run_dir)
-    except (InvalidRecordError, OSError) as error:
+    except LinkError:
+        yield [Damage("run.json", "link", _LINK)]
+        return
+    except _UNREADABLE as error:
         yield _described(Path("run.json"), error)
         return
-    yield _unknown_columns(run_dir, run)
-    keys: dict[str, list[str]] = {}
+    yield _check_places(run_dir, run)
+    keys: dict[str, pa.ChunkedArray | None] = {}
     for source in run.sources:
         damage, keys[source.name] = _check_source(run_dir, source)
         yield damage
     known = {part.name: part for part in parts(run)}
     for column in run.columns:
-        listing = list_column(run_dir, column.name)
-        unknown = sorted((listing.manifests | listing.failures) - known.keys())
+        listing, damage = _listed(run_dir, column)
         place = column_dir(Path(), column.name)
-        yield [Damage(str(place / name), "unknown_part", "the run has no such part: remove its files") for name in unknown]
-        checks = [partial(_check_failure, run_dir, column, known[name]) for name in sorted(listing.failures & known.keys())]
+        unknown = sorted((listing.manifests | listing.failures) - known.keys())
+        damage += [Damage(str(place / name), "unknown_part", "the run has no such part: remove its files") for name in unknown]
+        yield damage + _check_links(run_dir, column, listing)
+        checks: list[Callable[[], list[Damage]]] = [
+            partial(_check_failure, run_dir, column, known[name]) for name in sorted(listing.failures & known.keys())
+        ]
+        zarrs = sorted(listing.zarrs)
         for name in sorted(listing.manifests & known.keys()):
-            part = known[name]
-            expected_keys = keys[part.source][part.number * run.part_size :][: part.images]
-            checks.append(partial(_check_part, run_dir, column, part, expected_keys, deep))
+            own = _of_part(zarrs, name)
+            checks.append(partial(_check_part, run_dir, run, column, known[name], own, keys[known[name].source], deep))
         with ThreadPoolExecutor(_THREADS) as pool:
             yield from pool.map(lambda check: check(), checks)
 
@@ -88,70 +102,155 @@ def count_checks(run_dir: Path) -> int:
     """How many lists `examine` will yield if nothing writes meanwhile. Raises NotARunError where there is no run.json."""
     try:
         run = load_run(run_dir)
-    except (InvalidRecordError, OSError):
+    except _UNREADABLE:
         return 1
     count, known = 1 + len(run.sources), {part.name for part in parts(run)}
     for column in run.columns:
-        listing = list_column(run_dir, column.name)
+        listing, _ = _listed(run_dir, column)
         count += 1 + len(listing.manifests & known) + len(listing.failures & known)
     return count
 
 
-def _described(place: Path, error: InvalidRecordError | OSError) -> list[Damage]:
-    """A record that could not be read, problem by problem."""
+_ADVICE = {
+    errno.EACCES: "may this user read it?",
+    errno.EPERM: "may this user read it?",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "this machine has too many files open",
+    errno.ENOMEM: "free some memory",
+    errno.ESTALE: "mount its file system again",
+    errno.EIO: "the disk, or the way to it, fails: try again, and from another machine; where that does not help, it is for "
+    "you to restore the file, or to remove its part by hand",
+}
+
+
+def _described(place: Path, error: Exception) -> list[Damage]:
+    """What could not be read, and why: problem by problem for a record, and apart from damage where this machine cannot."""
     if isinstance(error, InvalidRecordError):
         return [
             Damage(str(place), problem.kind, f"{problem.path}: {problem.message}" if problem.path else problem.message)
             for problem in error.problems
         ]
-    kind = "missing_file" if isinstance(error, FileNotFoundError) else "unreadable"
-    return [Damage(str(place), kind, error.strerror or str(error))]
+    if not isinstance(error, OSError):
+        return [Damage(str(place), "unreadable", f"cannot be read here: {str(error) or type(error).__name__}")]
+    if isinstance(error, LinkError):
+        return []  # named where its folder is listed
+    for kind, types in _PROVEN.items():
+        if isinstance(error, types):
+            return [Damage(str(place), kind, error.strerror or str(error))]
+    advice = _ADVICE.get(error.errno or 0, "try again, and from another machine")
+    return [Damage(str(place), "unreadable", f"cannot be read here and now: {error.strerror or error}; {advice}")]
 
 
-def _unknown_columns(run_dir: Path, run: RunRecord) -> list[Damage]:
-    known = {column.name for column in run.columns}
-    folder = run_dir / "columns"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-    message = f"run.json does not name this column, only {', '.join(sorted(known))}"
-    return [Damage(f"columns/{name}", "unknown_column", message) for name in names if name not in known]
+_PROVEN = {
+    "missing_file": FileNotFoundError,
+    "not_a_file": (WrongKindError, IsADirectoryError, NotADirectoryError),
+    "too_large": TooLargeError,
+}
+# What reading may raise for want of a package, of memory, of descriptors, or for what is in the file.
+_UNREADABLE = (InvalidRecordError, OSError, MemoryError, ImportError)
+_LINK = "found a link, which is not followed: put in its place what it points to, or remove it"
 
 
-def _check_source(run_dir: Path, source: SourceRecord) -> tuple[list[Damage], list[str]]:
-    """Damage of a source's catalogue and table, and the keys of its images; no keys where the table is not to be trusted."""
+def _check_places(run_dir: Path, run: RunRecord) -> list[Damage]:
+    """Links among the run's own files and folders, and columns that it does not have."""
+    known, damage = {column.name for column in run.columns}, []
+    for folder in ("", "catalog", "columns"):
+        try:
+            entries = place_of(run_dir).entries(folder)
+        except OSError as error:
+            damage += _described(Path(folder), error)
+            continue
+        damage += [Damage(str(Path(folder, entry.name)), "link", _LINK) for entry in entries if entry.kind == "link"]
+        if folder == "columns":
+            message = f"run.json does not name this column, only {', '.join(sorted(known))}"
+            names = [entry.name for entry in entries if entry.kind == "folder" and entry.name not in known]
+            damage += [Damage(f"columns/{name}", "unknown_column", message) for name in names]
+    return damage
+
+
+def _listed(run_dir: Path, column: ColumnRecord) -> tuple[ColumnListing, list[Damage]]:
+    """What a column has; nothing where that cannot be told."""
+    try:
+        return list_column(run_dir, column.name), []
+    except OSError as error:
+        return ColumnListing(), _described(column_dir(Path(), column.name), error)
+
+
+def _of_part(zarrs: Sequence[str], part: str) -> Sequence[str]:
+    """Of these names in order, the attempts at a part."""
+    first = bisect_left(zarrs, f"{part}.")
+    return zarrs[first : bisect_left(zarrs, f"{part}/", lo=first)]  # the character after the dot
+
+
+def _check_links(run_dir: Path, column: ColumnRecord, listing: ColumnListing) -> list[Damage]:
+    """Links in a column's folder, and in attempts at parts that are not committed; the others are told with their part."""
+    folder = column_dir(Path(), column.name)
+    try:
+        entries = place_of(run_dir).entries(folder.as_posix())
+    except OSError:
+        return []  # said where the column was listed
+    damage = [Damage(str(folder / entry.name), "link", _LINK) for entry in entries if entry.kind == "link"]
+    zarrs = sorted(listing.zarrs)
+    uncommitted = listing.zarrs.difference(*(_of_part(zarrs, part) for part in listing.manifests))
+    for zarr in sorted(uncommitted):
+        damage += _links_in(run_dir, folder / zarr)
+    return damage
+
+
+def _links_in(run_dir: Path, zarr: Path) -> list[Damage]:
+    """Links in an attempt that no manifest names; that it cannot be read is no damage."""
+    try:
+        entries = place_of(run_dir).tree(zarr.as_posix())
+    except OSError:
+        return []
+    return [Damage(str(zarr / entry.name), "link", _LINK) for entry in entries if entry.kind == "link"]
+
+
+def _check_source(run_dir: Path, source: SourceRecord) -> tuple[list[Damage], pa.ChunkedArray | None]:
+    """Damage of a source's catalogue and table, and the keys of its images; None where the table is not to be trusted."""
     place, table_place = catalogue_path(Path(), source.name), table_path(Path(), source.name)
     try:
         catalogue = load_catalogue(run_dir, source.name)
-    except (InvalidRecordError, OSError) as error:
-        return _described(place, error), []
+    except _UNREADABLE as error:
+        return _described(place, error), None
     damage = _check_digest(run_dir, place, source.catalogue_sha256)
     if catalogue.images != source.images:
         message = f"found {catalogue.images} images, expected the {source.images} of run.json"
         damage.append(Damage(str(place), "wrong_images", message))
     table_damage = _check_digest(run_dir, table_place, catalogue.table_sha256)
-    keys: list[str] = []
+    keys = None
     if not table_damage:
-        keys, table_damage = _read_keys(run_dir, table_place)
-        if not table_damage and len(keys) != source.images:
-            message = f"found {len(keys)} rows, expected the {source.images} images of run.json"
-            table_damage.append(Damage(str(table_place), "wrong_images", message))
-    return damage + table_damage, [] if damage or table_damage else keys
+        keys, table_damage = _read_keys(run_dir, table_place, source.images)
+    return damage + table_damage, None if damage else keys
 
 
-def _read_keys(run_dir: Path, place: Path) -> tuple[list[str], list[Damage]]:
-    import pyarrow  # here, so that a summary does not wait for it
-    import pyarrow.parquet
-
+def _read_keys(run_dir: Path, place: Path, images: int) -> tuple[pa.ChunkedArray | None, list[Damage]]:
+    """The keys of a table that has as many rows as the source has images; they are read only then."""
     try:
-        with pyarrow.parquet.ParquetFile(run_dir / place) as table:
-            return table.read(columns=["key"])["key"].to_pylist(), []
-    except (OSError, KeyError, pyarrow.ArrowException) as error:
-        return [], [Damage(str(place), "unreadable", f"expected a parquet table with a column 'key': {error}")]
+        import pyarrow as pa  # here, so that a summary does not wait for it
+        import pyarrow.parquet
+    except ImportError as error:
+        return None, _described(place, error)
+    try:
+        with (
+            place_of(run_dir).open(place.as_posix()) as stream,
+            pyarrow.parquet.ParquetFile(stream, read_dictionary=["key"]) as table,
+        ):
+            if (rows := table.metadata.num_rows) != images:
+                message = f"found {rows} rows, expected the {images} images of run.json"
+                return None, [Damage(str(place), "wrong_images", message)]
+            return table.read(columns=["key"])["key"], []
+    except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+        return None, [Damage(str(place), "wrong_table", f"expected a parquet table with a column 'key': {error}")]
+    except (OSError, MemoryError) as error:
+        return None, _described(place, error)
 
 
 def _check_digest(run_dir: Path, place: Path, expected: str) -> list[Damage]:
     try:
-        found = sha256_file(run_dir / place)
-    except OSError as error:
+        with place_of(run_dir).open(place.as_posix()) as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, MemoryError) as error:
         return _described(place, error)
     message = f"found sha256 {found}, expected {expected}"
     return [Damage(str(place), "wrong_sha256", message)] if found != expected else []
@@ -165,25 +264,37 @@ def _check_failure(run_dir: Path, column: ColumnRecord, part: PartId) -> list[Da
         if failure.images != part.images:
             message = f"found {failure.images} images, expected the {part.images} of this part"
             damage = [Damage(str(place), "wrong_images", message)]
-    except (InvalidRecordError, OSError) as error:
+    except _UNREADABLE as error:
         damage = _described(place, error)
     return [item._replace(column=column.name, part=part.name) for item in damage]
 
 
-def _check_part(run_dir: Path, column: ColumnRecord, part: PartId, keys: Sequence[str], deep: bool) -> list[Damage]:
-    """Damage of a manifest and of the files it lists. `keys`: of the part's images, or empty where they are not known."""
+def _check_part(
+    run_dir: Path,
+    run: RunRecord,
+    column: ColumnRecord,
+    part: PartId,
+    zarrs: Sequence[str],
+    keys: pa.ChunkedArray | None,
+    deep: bool,
+) -> list[Damage]:
+    """Damage of a manifest and of the files it lists. `zarrs`: all attempts at the part; `keys`: of the source's images, None
+    where they are not known."""
     place = manifest_path(Path(), column.name, part.name)
+    damage: list[Damage] = []
     try:
         manifest = load_part(run_dir, column.name, part.name)
-    except (InvalidRecordError, OSError) as error:
-        damage = _described(place, error)
-    else:
-        damage = _check_manifest(place, manifest, column, part, keys) + _check_input(run_dir, place, manifest)
+        own = [] if keys is None else keys.slice(part.number * run.part_size, part.images).to_pylist()
+        damage += _check_manifest(place, manifest, column, part, own) + _check_input(run_dir, place, manifest)
         place = column_dir(Path(), column.name) / manifest.zarr
         damage += _check_files(run_dir, place, manifest, deep)
         if deep and not damage:  # where something is not as it was written, there is nothing to learn from decoding
-            found = undecodable(run_dir / place, manifest)
-            damage = [Damage(str(place / array), "undecodable", message) for array, message in found]
+            found = faults(place_of(run_dir), place.as_posix(), manifest, run.plan)
+            damage = [Damage(str(place / array), kind, message) for array, kind, message in found]
+        for zarr in zarrs:
+            damage += _links_in(run_dir, place.parent / zarr) if zarr != manifest.zarr else []
+    except _UNREADABLE as error:
+        damage += _described(place, error)
     return [item._replace(column=column.name, part=part.name) for item in damage]
 
 
@@ -213,7 +324,7 @@ def _check_input(run_dir: Path, place: Path, manifest: PartManifest) -> list[Dam
     try:
         pictures = load_part(run_dir, "images", manifest.part).images
     except (InvalidRecordError, OSError):
-        return []  # damage, or an absence, of its own
+        return []  # damage, an absence or a failure to read that is named where that part is checked
     return [
         Damage(str(place), "other_input", f"{own.key!r}: made from a file of sha256 {own.content_sha256}, its picture is not")
         for own, picture in zip(manifest.images, pictures, strict=False)
@@ -223,24 +334,33 @@ def _check_input(run_dir: Path, place: Path, manifest: PartManifest) -> list[Dam
 
 
 def _check_files(run_dir: Path, place: Path, manifest: PartManifest, deep: bool) -> list[Damage]:
-    if not (run_dir / place).is_dir():
+    """Damage of a part's files: each is looked for, and with `deep` read. Raises OSError where they cannot be listed."""
+    found = {str(place / entry.name): entry for entry in place_of(run_dir).tree(place.as_posix())}
+    if not found:
         return [Damage(str(place), "missing_zarr", f"no such folder, though {manifest.part} is committed")]
-    folder = run_dir / place.parent
-    found = {Path(top, name).relative_to(folder).as_posix() for top, _, names in os.walk(run_dir / place) for name in names}
-    damage = [
-        Damage(str(place.parent / path), "unlisted_file", f"the manifest of {manifest.part} does not list this file: remove it")
-        for path in sorted(found - {file.path for file in manifest.files})
-    ]
-    for file in manifest.files:
-        damage += _check_file(run_dir, place.parent / file.path, file, deep)
+    listed = {str(place.parent / file.path): file for file in manifest.files}
+    damage = []
+    for name in sorted(found.keys() - listed.keys()):
+        if found[name].kind == "link":
+            damage.append(Damage(name, "link", _LINK))
+        elif found[name].kind != "folder":
+            message = f"the manifest of {manifest.part} does not list this file: remove it"
+            damage.append(Damage(name, "unlisted_file", message))
+    links = {Path(name) for name, entry in found.items() if entry.kind == "link"}
+    for name, file in listed.items():
+        if not links.isdisjoint(Path(name).parents):
+            continue  # behind a link, which is named already
+        damage += _check_file(name, found.get(name), file) or (_check_digest(run_dir, Path(name), file.sha256) if deep else [])
     return damage
 
 
-def _check_file(run_dir: Path, place: Path, file: FileRecord, deep: bool) -> list[Damage]:
-    try:
-        size_bytes = (run_dir / place).stat().st_size
-    except OSError as error:
-        return _described(place, error)
-    if size_bytes != file.size_bytes:
-        return [Damage(str(place), "wrong_size", f"found {size_bytes} bytes, expected {file.size_bytes}")]
-    return _check_digest(run_dir, place, file.sha256) if deep else []
+def _check_file(name: str, found: Entry | None, file: FileRecord) -> list[Damage]:
+    if found is None:
+        return [Damage(name, "missing_file", "No such file or directory")]
+    if found.kind == "link":
+        return [Damage(name, "link", _LINK)]
+    if found.kind != "file":
+        return [Damage(name, "not_a_file", f"found a {found.kind.replace('other', 'pipe or device')}, expected a file")]
+    if found.size_bytes != file.size_bytes:
+        return [Damage(name, "wrong_size", f"found {found.size_bytes} bytes, expected {file.size_bytes}")]
+    return []

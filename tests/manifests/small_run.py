@@ -1,24 +1,37 @@
-"""A small run written by hand: two sources, two columns, and arrays that are real but say nothing."""
+"""A small run written by hand: two sources, two columns, and arrays that are small but real."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-import zarr
 
 import manifests
+from stages.label_store import (
+    ContextPicture,
+    ImageLabels,
+    Label,
+    LabelWriter,
+    PatchLabel,
+    encode_picture,
+    write_pictures,
+)
+from stages.views import Box, SourceBox
 
 FINGERPRINTS = {"images": {"seed": 7, "part_size": 3}, "dav2": {"seed": 7, "part_size": 3, "weights_sha256": "a" * 64}}
 SPACES: dict[str, manifests.DepthSpace | None] = {"images": None, "dav2": "disparity_affine_invariant"}
 SOURCES = {"shard": 7, "photos.v1": 2}
+CONTEXT_PX, EXTENT_PX, PATCH = 12, 10, Box(2, 3, 4, 4)
 PARTS = {"shard.00000": 3, "shard.00001": 3, "shard.00002": 1, "photos.v1.00000": 2}
 
 
@@ -29,6 +42,7 @@ def write_run(
     problems: Sequence[manifests.Problem] = (),
     commit: Sequence[str] = tuple(PARTS),
     rejected: int = 4,
+    configuration: Mapping[str, object] = {"sources": ["shard.tar"]},
 ) -> Path:
     """Nine images in four parts. `images`: how many each source has; `problems`: of the source `shard`; `commit`: parts
     to commit in each column; `rejected`: the image of `shard` that could not be decoded."""
@@ -37,7 +51,7 @@ def write_run(
         manifests.ColumnRecord(name=name, depth_space=SPACES[name], fingerprint=FINGERPRINTS[name]) for name in SPACES
     )
     run = manifests.RunRecord(
-        seed=7, part_size=3, plan={"context_px": 48}, sources=sources, columns=columns, configuration={"sources": ["shard.tar"]}
+        seed=7, part_size=3, plan={"context_px": CONTEXT_PX}, sources=sources, columns=columns, configuration=configuration
     )
     manifests.write_exclusively(run_dir / "run.json", manifests.to_json(run))
     for part in manifests.parts(run):
@@ -81,7 +95,10 @@ def commit_part(run_dir: Path, column: str, part: manifests.PartId, rejected: in
     unreadable = manifests.Reason(kind="undecodable", message="image file is truncated")
     indices = range(part.number * 3, part.number * 3 + part.images)
     bad = [part.source == "shard" and i == rejected for i in indices]
-    _write_arrays(folder / name, f"{column} {part.name}", bad)
+    arrays, statistics = _arrays(column, part, tuple(bad))
+    for path, content in arrays.items():
+        (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name / path).write_bytes(content)
     manifest = manifests.PartManifest(
         column=column,
         part=part.name,
@@ -97,24 +114,14 @@ def commit_part(run_dir: Path, column: str, part: manifests.PartId, rejected: in
             for i, is_bad in zip(indices, bad, strict=True)
         ),
         files=file_records(folder / name),
-        statistics=statistics(column, part),
+        statistics=statistics,
         depth_space=SPACES[column],
         licence=None if column == "images" else "Apache-2.0",
-        versions={"torch": "2.13.0"},
+        versions={"torch": "2.13.0", "numcodecs": version("numcodecs")},
         volatile=manifests.Volatile(attempt="a1", host="node17", seconds=2, created_at="2025-01-01T00:00:00Z"),
     )
     assert manifests.write_exclusively(manifests.manifest_path(run_dir, column, part.name), manifests.to_json(manifest))
     return manifest
-
-
-def _write_arrays(folder: Path, name: str, rejected: Sequence[bool]) -> None:
-    """Two arrays in five files: `context`, different for every name, and `context_extent`."""
-    group = zarr.create_group(folder, zarr_format=3, attributes={"made_for": name})
-    codes = np.random.default_rng(zlib.crc32(name.encode())).integers(1, 2**16, 12, np.uint16)
-    extents = np.array([(0, 0) if is_bad else (2, 3) for is_bad in rejected], np.int32)
-    for array, values, chunk in (("context", codes, 4), ("context_extent", extents, len(extents))):
-        shape = (chunk, *values.shape[1:])
-        group.create_array(array, data=values, chunks=shape, shards=values.shape, compressors=None, fill_value=0)
 
 
 def file_records(folder: Path) -> tuple[manifests.FileRecord, ...]:
@@ -123,15 +130,60 @@ def file_records(folder: Path) -> tuple[manifests.FileRecord, ...]:
     return manifests.settle_files(folder, files)
 
 
-def statistics(column: str, part: manifests.PartId) -> manifests.PartStatistics:
-    """Made up, and different for every part."""
-    counts = manifests.PartStatistics(views=part.images, pixels=100 * part.images, label_bytes=200 * part.images)
-    if column == "images":
-        return counts
-    low = -1.0 - part.number
-    return dataclasses.replace(
-        counts, min=low, max=2.0 + part.images, mean=1.0 + part.number, max_quantisation_error=0.5**part.images
+def commit_again(run_dir: Path, column: str = "dav2", *, versions: Mapping[str, str] | None = None) -> None:
+    """The manifest of the part shard.00001, anew: it lists the files that are there now, whatever became of them."""
+    part = manifests.load_part(run_dir, column, "shard.00001")
+    folder = manifests.column_dir(run_dir, column)
+    changed = dataclasses.replace(
+        part, files=file_records(folder / part.zarr), versions=versions or part.versions
     )
+    manifests.manifest_path(run_dir, column, "shard.00001").write_bytes(manifests.to_json(changed))
+
+
+@functools.cache
+def _arrays(column: str, part: manifests.PartId, bad: tuple[bool, ...]) -> tuple[dict[str, bytes], manifests.PartStatistics]:
+    """The files of a part's arrays, different for every part, and what is true of them."""
+    seed = zlib.crc32(f"{column} {part.name}".encode())
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "arrays")
+        if column == "images":
+            picture = _picture(seed)
+            write_pictures(folder, [None if is_bad else picture for is_bad in bad])
+            labelled = bad.count(False)
+            pixels = labelled * EXTENT_PX**2
+            statistics = manifests.PartStatistics(views=labelled, pixels=pixels, label_bytes=2 * pixels)
+        else:
+            statistics = _write_labels(folder, part, bad, seed)
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return files, statistics
+
+
+def _picture(seed: int) -> ContextPicture:
+    pixels = np.random.default_rng(seed).integers(0, 256, (EXTENT_PX, EXTENT_PX, 3), np.uint8)
+    source = SourceBox(0.0, 0.0, 2.0 * EXTENT_PX, 2.0 * EXTENT_PX)
+    size = (2 * EXTENT_PX, 2 * EXTENT_PX)
+    return ContextPicture(jpeg=encode_picture(pixels), extent=(EXTENT_PX, EXTENT_PX), source_size=size, source=source)
+
+
+def value_range(part: manifests.PartId) -> tuple[float, float]:
+    """The lowest and the highest label of a part, different for every part; the mean is halfway between them."""
+    return -1.0 - part.number, 2.0 + part.images
+
+
+def _write_labels(folder: Path, part: manifests.PartId, bad: Sequence[bool], seed: int) -> manifests.PartStatistics:
+    boxes = [PATCH] * bad.count(False)
+    space = SPACES["dav2"] or ""
+    with LabelWriter(folder, rows=len(bad), boxes=boxes, context_px=CONTEXT_PX, depth_space=space) as writer:
+        for i, is_bad in enumerate(bad):
+            context, patch = (_ramp(side, part, seed + i) for side in (EXTENT_PX, PATCH.height))
+            patches = (PatchLabel(values=patch.values, valid=patch.valid, box=PATCH),)
+            writer.append(None if is_bad else ImageLabels(context=context, patches=patches))
+    return writer.statistics()
+
+
+def _ramp(side: int, part: manifests.PartId, turn: int) -> Label:
+    values = np.linspace(*value_range(part), side * side, dtype=np.float32)
+    return Label(values=np.roll(values, turn).reshape(side, side), valid=np.ones((side, side), bool))
 
 
 def fail_part(run_dir: Path, column: str, part: str, kind: str = "out_of_memory") -> None:

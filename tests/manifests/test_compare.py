@@ -56,7 +56,7 @@ def test_every_setting_that_differs_is_named_with_both_values(runs: tuple[Path, 
     _rewrite_run(b, seed=8, plan={"context_px": 64}, columns=columns, sources=record.sources[:1])
     assert manifests.compare(a, b) == [
         ("run.json", "seed", "7", "8"),
-        ("run.json", "plan.context_px", "48", "64"),
+        ("run.json", "plan.context_px", "12", "64"),
         ("run.json", "sources.photos.v1.kind", '"tar"', "nothing"),
         ("run.json", "sources.photos.v1.images", "2", "nothing"),
         ("run.json", "columns.dav2.fingerprint.weights_sha256", f'"{"a" * 64}"', f'"{"b" * 64}"'),
@@ -82,7 +82,7 @@ def test_parts_images_and_label_bytes_that_differ_are_named(runs: tuple[Path, Pa
     assert [(item.where, item.field) for item in found] == [
         (PART, f"images.{key}.status"),
         (PART, f"images.{key}.problem"),
-        (PART, "files.context/c/0"),
+        (PART, "files.context/c/0/0/0"),
         (PART, "statistics.max"),
         (PART, f"images.{key}.problem.kind"),
         (PART, f"images.{key}.problem.message"),

@@ -45,7 +45,7 @@ def _made_with(run: Path, pillow: str) -> None:
 
 
 DAMAGE: list[Callable[[Path], object]] = [
-    lambda run: _spoil(run / "columns/dav2/shard.00001.a1.zarr/context/c/0"),
+    lambda run: _spoil(run / "columns/dav2/shard.00001.a1.zarr/context/c/0/0/0"),
     lambda run: shutil.rmtree(run / "columns/dav2/shard.00001.a1.zarr"),
     lambda run: (run / "columns/dav2/shard.00001.a1.zarr/zarr.json").unlink(),
     lambda run: _spoil(run / "columns/dav2/shard.00001.json"),
@@ -88,7 +88,7 @@ def test_files_that_should_not_be_there_are_removed_and_the_part_stays(run: Path
 
 
 def test_labels_outlive_their_images_only_where_the_same_pixels_will_come_back(run: Path) -> None:
-    jpeg = run / "columns/images/shard.00001.a1.zarr/context/c/0"
+    jpeg = run / "columns/images/shard.00001.a1.zarr/jpeg/c/0"
     for pillow, expected in ((version("pillow"), [IMAGES_PART]), ("1.0", [DAV2_PART, IMAGES_PART])):
         _made_with(run, pillow)
         content = jpeg.read_bytes()
@@ -132,7 +132,7 @@ def test_a_repair_that_dies_at_any_step_leaves_every_part_complete_or_absent(
     run: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _spoil(run / "columns/images/shard.00001.json")
-    _spoil(run / "columns/dav2/shard.00000.a1.zarr/context/c/0")
+    _spoil(run / "columns/dav2/shard.00000.a1.zarr/context/c/0/0/0")
     unlink, left = os.unlink, [steps]
 
     def die_after_some(path: object, **options: int | None) -> None:

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+import numpy as np
 import pytest
+from numcodecs.pcodec import PCodec
 
 import manifests
 from manifests.verify import count_checks, examine
-from tests.manifests.small_run import fail_part, file_records, write_run
+from tests.manifests.small_run import commit_again, fail_part, write_run
 
 PART = "columns/dav2/shard.00001"
 ZARR = f"{PART}.a1.zarr"
@@ -92,12 +95,12 @@ DAMAGE: list[tuple[Change, str, str, str]] = [
         "other_input",
         "made from a file of sha256 cccc",
     ),
-    (_rewrite(lambda part: {"files": part.files[1:]}), f"{ZARR}/context/c/0", "unlisted_file", "does not list"),
+    (_rewrite(lambda part: {"files": part.files[1:]}), f"{ZARR}/context/c/0/0/0", "unlisted_file", "does not list"),
     (_remove(ZARR), ZARR, "missing_zarr", "shard.00001 is committed"),
-    (_remove(f"{ZARR}/context/c/0"), f"{ZARR}/context/c/0", "missing_file", "No such file"),
-    (_append(f"{ZARR}/context/c/0"), f"{ZARR}/context/c/0", "wrong_size", "bytes, expected"),
+    (_remove(f"{ZARR}/context/c/0/0/0"), f"{ZARR}/context/c/0/0/0", "missing_file", "No such file"),
+    (_append(f"{ZARR}/context/c/0/0/0"), f"{ZARR}/context/c/0/0/0", "wrong_size", "bytes, expected"),
     (_change_first_byte(f"{ZARR}/zarr.json"), f"{ZARR}/zarr.json", "wrong_sha256", "expected"),
-    (_create(f"{ZARR}/context/c/1"), f"{ZARR}/context/c/1", "unlisted_file", "does not list"),
+    (_create(f"{ZARR}/context/c/1/0/0"), f"{ZARR}/context/c/1/0/0", "unlisted_file", "does not list"),
     (_create("columns/dav2/shard.00009.json"), "columns/dav2/shard.00009", "unknown_part", "no such part"),
     (_create("columns/dav2/other.00000.failure.json"), "columns/dav2/other.00000", "unknown_part", "no such part"),
     (_create("columns/midas/shard.00000.json"), "columns/midas", "unknown_column", "only dav2, images"),
@@ -128,7 +131,7 @@ def test_records_that_are_sound_but_do_not_fit_together_are_damage(run: Path) ->
     assert [(item.where, item.kind) for item in manifests.verify(run)] == [
         ("catalog/shard.json", "wrong_sha256"),
         ("catalog/shard.json", "wrong_images"),
-        ("catalog/shard.parquet", "unreadable"),
+        ("catalog/shard.parquet", "wrong_table"),
         ("columns/dav2/shard.00000.failure.json", "wrong_images"),
     ]
 
@@ -161,8 +164,8 @@ def test_damage_in_many_places_is_all_named(run: Path) -> None:
     changes = [
         _append("catalog/photos.v1.parquet"),
         _rewrite(lambda part: {"fingerprint": FOREIGN}),
-        _append(f"{ZARR}/context/c/0"),
-        _create(f"{ZARR}/context/c/1"),
+        _append(f"{ZARR}/context/c/0/0/0"),
+        _create(f"{ZARR}/context/c/1/0/0"),
         _remove(f"{ZARR}/zarr.json"),
         _append("columns/images/shard.00002.json"),
     ]
@@ -172,8 +175,8 @@ def test_damage_in_many_places_is_all_named(run: Path) -> None:
         ("catalog/photos.v1.parquet", "wrong_sha256"),
         ("columns/images/shard.00002.json", "wrong_checksum"),
         (f"{PART}.json", "wrong_fingerprint"),
-        (f"{ZARR}/context/c/1", "unlisted_file"),
-        (f"{ZARR}/context/c/0", "wrong_size"),
+        (f"{ZARR}/context/c/1/0/0", "unlisted_file"),
+        (f"{ZARR}/context/c/0/0/0", "wrong_size"),
         (f"{ZARR}/zarr.json", "missing_file"),
     ]
 
@@ -212,7 +215,7 @@ def test_of_a_thousand_flipped_bits_in_files_of_every_kind_all_are_noticed(tiny_
     contents = {path: path.read_bytes() for path in sorted(tiny_run.rglob("*")) if path.is_file()}
     records = {path for path in contents if path.suffix == ".json" and path.parent.name in ("catalog", "images", "dav2")}
     groups = [{tiny_run / "run.json"}, records, contents.keys() - records - {tiny_run / "run.json"}]
-    assert [len(group) for group in groups] == [1, 1 + 2 + 1, 1 + 2 * 5]
+    assert [len(group) for group in groups] == [1, 1 + 2 + 1, 1 + 19 + 11]
     for _ in range(1000 // len(contents) + 1):
         for group in groups:
             for path in sorted(group):
@@ -253,7 +256,7 @@ def test_the_number_of_checks_is_known_beforehand(run: Path) -> None:
 
 
 def test_quick_finds_what_is_lost_and_misplaced_and_deep_every_changed_byte(run: Path) -> None:
-    _change_first_byte(f"{ZARR}/context/c/0")(run)
+    _change_first_byte(f"{ZARR}/context/c/0/0/0")(run)
     assert manifests.verify(run, deep=False) == []
     _remove(f"{ZARR}/zarr.json")(run)
     _append("catalog/shard.parquet")(run)
@@ -262,15 +265,7 @@ def test_quick_finds_what_is_lost_and_misplaced_and_deep_every_changed_byte(run:
         ("wrong_sha256", None, None),
         ("missing_file", "dav2", "shard.00001"),
     ]
-    assert {item.where for item in manifests.verify(run)} - {item.where for item in quick} == {f"{ZARR}/context/c/0"}
-
-
-def _commit_again(run: Path) -> None:
-    """The manifest of a part whose arrays were changed before it was written."""
-    part = manifests.load_part(run, "dav2", "shard.00001")
-    folder = manifests.column_dir(run, "dav2")
-    changed = dataclasses.replace(part, files=file_records(folder / part.zarr))
-    manifests.manifest_path(run, "dav2", "shard.00001").write_bytes(manifests.to_json(changed))
+    assert {item.where for item in manifests.verify(run)} - {item.where for item in quick} == {f"{ZARR}/context/c/0/0/0"}
 
 
 def _flip_last_byte(path: str) -> Change:
@@ -281,36 +276,105 @@ def _replace(path: str, old: bytes, new: bytes) -> Change:
     return lambda run: (run / path).write_bytes((run / path).read_bytes().replace(old, new))
 
 
-@pytest.mark.parametrize(
-    ("change", "array", "message"),
-    [
-        (_flip_last_byte(f"{ZARR}/context/c/0"), "context", "cannot be decoded"),
-        (_change_first_byte(f"{ZARR}/context/zarr.json"), "context", "cannot be decoded"),
-        (_replace(f"{ZARR}/context/zarr.json", b"sharding_indexed", b"nobody_has_this"), "context", "nobody_has_this"),
-        (_replace(f"{ZARR}/zarr.json", b'"group"', b'"array"'), "zarr.json", "cannot be decoded"),
-        (_remove(f"{ZARR}/context_extent"), "context_extent", "cannot be decoded"),
-        (
-            _replace(f"{ZARR}/zarr.json", b'"made_for"', b'"contexts_per_image": 2, "made_for"'),
-            "context_extent",
-            "expected 2 for",
-        ),
-        (_remove(f"{ZARR}/context_extent/c"), "context_extent", "is labelled"),
-        (
-            lambda run: (shutil.rmtree(run / ZARR), shutil.copytree(run / "columns/dav2/shard.00002.a1.zarr", run / ZARR)),
-            "context_extent",
-            "found 1 rows, expected 1 for each of the 3 images",
-        ),
-    ],
-)
+SPOILT: list[tuple[Change, str, str, str]] = [
+    (_flip_last_byte(f"{ZARR}/context/c/0/0/0"), "context", "undecodable", "checksum is wrong"),
+    (_change_first_byte(f"{ZARR}/patch_box/c/0/0"), "patch_box", "undecodable", "checksum is wrong"),
+    (_change_first_byte(f"{ZARR}/context/zarr.json"), "context", "wrong_array", "expected JSON"),
+    (
+        _replace(f"{ZARR}/context/zarr.json", b"sharding_indexed", b"nobody_has_this"),
+        "context",
+        "wrong_array",
+        "nobody_has_this",
+    ),
+    (
+        _replace(f"{ZARR}/context/zarr.json", b"numcodecs.pcodec", b"numcodecs.pickle"),
+        "context",
+        "wrong_array",
+        "codecs: found",
+    ),
+    (
+        _replace(f"{ZARR}/patch/zarr.json", b'"fill_value": 0', b'"fill_value": 9'),
+        "patch",
+        "wrong_array",
+        "fill_value: found 9",
+    ),
+    (_replace(f"{ZARR}/zarr.json", b'"group"', b'"array"'), "zarr.json", "wrong_array", "node_type"),
+    (_remove(f"{ZARR}/context_extent"), "context_extent", "wrong_array", "no zarr.json"),
+    (_replace(f"{ZARR}/zarr.json", b'image": 1', b'image": 2'), "zarr.json", "wrong_array", "found 2, expected 1"),
+    (_replace(f"{ZARR}/zarr.json", b"disparity_aff", b"depth_aff"), "zarr.json", "wrong_array", "depth_space"),
+    (_create(f"{ZARR}/context/c/1/0/0"), "context/c/1/0/0", "wrong_array", "no such file in this place"),
+    (
+        lambda run: (shutil.rmtree(run / ZARR), shutil.copytree(run / "columns/dav2/shard.00002.a1.zarr", run / ZARR)),
+        "context",
+        "wrong_array",
+        "shape: found [1, 12, 12], expected [3, 12, 12]",
+    ),
+    (
+        lambda run: (shutil.rmtree(run / ZARR), shutil.copytree(run / "columns/dav2/shard.00000.a1.zarr", run / ZARR)),
+        "context_extent",
+        "wrong_array",
+        "is rejected",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "array", "kind", "message"), SPOILT)
 def test_arrays_that_were_spoilt_before_they_were_committed_are_found_by_decoding(
-    run: Path, change: Change, array: str, message: str
+    run: Path, change: Change, array: str, kind: str, message: str
 ) -> None:
     change(run)
-    _commit_again(run)
+    commit_again(run)
     assert manifests.verify(run, deep=False) == []
     found = manifests.verify(run)
-    assert {(item.where, item.kind) for item in found} == {(f"{ZARR}/{array}", "undecodable")}
+    assert {(item.where, item.kind) for item in found} == {(f"{ZARR}/{array}", kind)}
     assert message in found[0].message
+
+
+@pytest.mark.parametrize(("column", "arrays"), [("dav2", 9), ("images", 5)])
+def test_an_array_without_any_chunk_is_damage_though_it_reads_as_zeros(run: Path, column: str, arrays: int) -> None:
+    group = run / "columns" / column / "shard.00001.a1.zarr"
+    chunks = sorted(group.glob("*/c"))
+    assert len(chunks) == arrays
+    for folder in chunks:
+        folder.rename(run / "aside")
+        commit_again(run, column)
+        assert {item.kind for item in manifests.verify(run)} == {"wrong_array"}, folder
+        (run / "aside").rename(folder)
+    commit_again(run, column)
+    assert manifests.verify(run) == []
+
+
+def test_a_chunk_that_only_another_version_could_decode_is_not_called_damaged(run: Path) -> None:
+    """PCodec says no to bytes that carry the right checksums: a later version may have written them."""
+    shard = run / ZARR / "context/c/0/0/0"
+    index = 16 * 3 + 4
+    content = bytearray(shard.read_bytes())
+    offset, size = np.frombuffer(content[-index:-4], "<u8")[:2].tolist()
+    content[offset : offset + 4] = b"????"
+    content[offset + size - 4 : offset + size] = google_crc32c.value(bytes(content[offset : offset + size - 4])).to_bytes(
+        4, "little"
+    )
+    shard.write_bytes(content)
+    for version, kind in ((None, "undecodable"), ("0.1", "unreadable")):
+        commit_again(run, versions={"numcodecs": version} if version else None)
+        (found,) = manifests.verify(run)
+        assert (found.where, found.kind) == (f"{ZARR}/context", kind)
+        assert "written with numcodecs" in found.message
+    assert [item.kind for item in manifests.repair(run).left] == ["unreadable"]
+    assert "shard.00001" in manifests.committed_parts(run, "dav2")
+
+
+def test_a_bomb_of_values_in_a_few_bytes_is_refused_without_unpacking_it(run: Path) -> None:
+    """PCodec packs 40 million equal numbers into a few hundred bytes; unpacked whole, they would take 80 MB."""
+    shard = run / ZARR / "context/c/0/0/0"
+    bomb = PCodec(level=8).encode(np.full(40_000_000, 7, np.uint16))
+    chunk = bytes(bomb) + google_crc32c.value(bytes(bomb)).to_bytes(4, "little")
+    index = np.array([0, len(chunk)] * 3, "<u8").tobytes()
+    shard.write_bytes(chunk + index + google_crc32c.value(index).to_bytes(4, "little"))
+    commit_again(run)
+    (found,) = manifests.verify(run)
+    assert (found.where, found.kind) == (f"{ZARR}/context", "undecodable")
+    assert "144 values or more, expected 144" in found.message
 
 
 def test_verifying_changes_nothing(run: Path) -> None:
