@@ -1,6 +1,7 @@
 """`python -m manifests COMMAND RUN`: what a run holds, whether it is sound, and what to do where it is not.
 
 Exit status 0: finished, sound, mended, the same. 1: not so, and it says why. 2: the command line is wrong, or RUN is no run.
+141: whoever read the output has closed it. What comes from a run is printed without control characters.
 """
 
 from __future__ import annotations
@@ -9,23 +10,27 @@ import argparse
 import dataclasses
 import io
 import json
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from manifests.checker import printable
 from manifests.compare import compare
 from manifests.licences import licence_class
 from manifests.litter import clean
 from manifests.lock import RunInUseError
+from manifests.place import is_url
 from manifests.repair import repair
 from manifests.run import NotARunError
 from manifests.schema import InvalidRecordError
 from manifests.summary import ColumnSummary, RunSummary, summarize
 from manifests.verify import Damage, count_checks, examine
 
-SOUND, PROBLEMS, USAGE_ERROR = 0, 1, 2
+SOUND, PROBLEMS, USAGE_ERROR, OUTPUT_CLOSED = 0, 1, 2, 128 + signal.SIGPIPE
 _SHOWN_DIFFERENCES = 50
 _REWRITE = (
     "run.json and catalog/ say what the run is, and cannot be made from the rest of it. Restore them from a copy; or move both "
@@ -43,13 +48,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"summary": _summary, "verify": _verify, "repair": _repair, "clean": _clean, "compare": _compare}
     options = vars(arguments)
     try:
-        return commands[options.pop("command")](**options)
+        status = commands[options.pop("command")](**options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
+        return OUTPUT_CLOSED
     except NotARunError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        _complain(parser.prog, error)
         return USAGE_ERROR
-    except (InvalidRecordError, RunInUseError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+    except (InvalidRecordError, RunInUseError, OSError, ImportError, MemoryError) as error:
+        _complain(parser.prog, error)
         return PROBLEMS
+
+
+def _complain(program: str, error: Exception) -> None:
+    lines = f"{program}: {str(error) or type(error).__name__}".split("\n")
+    print(*map(printable, lines), sep="\n", file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    print(printable(line))
+
+
+def _run_folder(argument: str) -> Path:
+    """RUN as it was given; its run.json stands for it."""
+    if is_url(argument):
+        raise argparse.ArgumentTypeError(f"{argument}: a URL; runs are read from folders: copy it to one, and name that")
+    path = Path(argument)
+    return path.parent if path.name == "run.json" and path.is_file() else path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, *runs: str, **flags: str) -> None:
         command = commands.add_parser(name, help=text, description=text)
         for run in runs or ("RUN",):
-            command.add_argument(run.lower(), type=Path, metavar=run, help="the run's folder")
+            command.add_argument(run.lower(), type=_run_folder, metavar=run, help="the run's folder")
         for flag, meaning in flags.items():
             command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=meaning)
         command.add_argument("--json", dest="as_json", action="store_true", help="for programs: JSON instead of text")
@@ -92,8 +119,9 @@ def _summary(run: Path, as_json: bool) -> int:
     if as_json:
         _print_json(dataclasses.asdict(summary) | {"complaints": complaints})
     else:
-        print("\n".join(_summary_lines(summary)))
-        print(f"Not finished or not sound: {', '.join(complaints)}." if complaints else "Finished, no problems.")
+        for line in _summary_lines(summary):
+            _say(line)
+        _say(f"Not finished or not sound: {', '.join(complaints)}." if complaints else "Finished, no problems.")
     return PROBLEMS if complaints else SOUND
 
 
@@ -104,6 +132,7 @@ def _summary_lines(summary: RunSummary) -> list[str]:
     for column in summary.columns:
         if column.rejected:
             lines.append(f"{column.name}: rejected {_kinds(column.rejected)}")
+        lines += [f"{column.name}: rejected {example}" for example in column.examples]
         if column.failures:
             lines.append(f"{column.name}: failed {_kinds(column.failures)}: the next run tries these parts again")
         if column.litter:
@@ -165,9 +194,9 @@ def _verify(run: Path, deep: bool, as_json: bool) -> int:
         _print_json({"run_dir": str(run), "deep": deep, "damage": [item._asdict() for item in damage]})
     else:
         _print_damage(damage)
-        problems = f"{_counted(len(damage), 'problem')} found; `python -m manifests repair` drops what is damaged"
+        problems = f"{_counted(len(damage), 'problem')} found; `python -m manifests repair` drops what is proven damaged"
         sound = "sound" if deep else "sound as far as records, places and sizes tell; --deep reads the arrays too"
-        print(f"{run}: {problems if damage else sound}")
+        _say(f"{run}: {problems if damage else sound}")
     return PROBLEMS if damage else SOUND
 
 
@@ -184,7 +213,7 @@ def _examined(run: Path, deep: bool) -> Iterator[Damage]:
 
 def _print_damage(damage: Sequence[Damage]) -> None:
     for item in damage:
-        print(f"{item.where}: {item.message} [{item.kind}]")
+        _say(f"{item.where}: {item.message} [{item.kind}]")
 
 
 def _counted(count: int, what: str) -> str:
@@ -198,17 +227,17 @@ def _repair(run: Path, quick: bool, dry_run: bool, as_json: bool) -> int:
         _print_json({"run_dir": str(run), "dry_run": dry_run} | dataclasses.asdict(report) | {"left": left})
     else:
         for item in report.dropped:
-            print(f"{'would drop' if dry_run else 'dropped'} {item.column}/{item.part}: {item.why}")
+            _say(f"{'would drop' if dry_run else 'dropped'} {item.column}/{item.part}: {item.why}")
         for name in report.removed:
-            print(f"{'would remove' if dry_run else 'removed'} {name}")
+            _say(f"{'would remove' if dry_run else 'removed'} {name}")
         if report.left:
             print("Not to be repaired here:")
             _print_damage(report.left)
         if any(item.where == "run.json" or item.where.startswith("catalog/") for item in report.left):
             print(_REWRITE)
-        print(f"{run}: {_counted(len(report.dropped), 'part')} {'to drop' if dry_run else 'dropped'}", end="")
         again = "it" if len(report.dropped) == 1 else "them"
-        print(f"; to make {again} again, give the command that made the run" if report.dropped else "")
+        advice = f"; to make {again} again, give the command that made the run" if report.dropped else ""
+        _say(f"{run}: {_counted(len(report.dropped), 'part')} {'to drop' if dry_run else 'dropped'}{advice}")
     return PROBLEMS if report.left else SOUND
 
 
@@ -217,8 +246,9 @@ def _clean(run: Path, dry_run: bool, as_json: bool) -> int:
     if as_json:
         _print_json({"run_dir": str(run), "dry_run": dry_run, "removed": removed})
     else:
-        print("".join(f"{'would remove' if dry_run else 'removed'} {name}\n" for name in removed), end="")
-        print(f"{run}: {len(removed)} pieces of litter" if removed else f"{run}: no litter")
+        for name in removed:
+            _say(f"{'would remove' if dry_run else 'removed'} {name}")
+        _say(f"{run}: {len(removed)} pieces of litter" if removed else f"{run}: no litter")
     return SOUND
 
 
@@ -229,7 +259,7 @@ def _compare(run_a: Path, run_b: Path, as_json: bool) -> int:
         _print_json({"run_a": str(run_a), "run_b": str(run_b), "differences": found})
     else:
         for item in differences[:_SHOWN_DIFFERENCES]:
-            print(f"{item.where}: {item.field}{': ' * bool(item.field)}{item.a} in A, {item.b} in B")
+            _say(f"{item.where}: {item.field}{': ' * bool(item.field)}{item.a} in A, {item.b} in B")
         if (more := len(differences) - _SHOWN_DIFFERENCES) > 0:
             print(f"... and {more} more: --json prints them all")
         print(f"{_counted(len(differences), 'difference')}" if differences else "The same, volatile fields aside.")

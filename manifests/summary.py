@@ -1,7 +1,10 @@
 """How far a run is and what came out of it, in numbers that add up.
 
 For every column: labelled + rejected + failed + pending = catalogued images, whatever state the folder is in. A manifest
-that cannot be trusted counts as pending and is named in `damage`; all its problems are `verify`'s to say.
+that cannot be trusted, or not be read, counts as pending and is named in `damage`; all its problems are `verify`'s to say.
+
+Whether a run is finished is judged as the labelling judges it: by the share of rejected images, and the tolerance of damaged
+sources, that run.json records.
 """
 
 from __future__ import annotations
@@ -10,13 +13,26 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 from manifests.licences import UNKNOWN, most_restrictive
-from manifests.run import PartId, list_column, load_catalogue, load_failure, load_part, load_run, manifest_path, parts
-from manifests.schema import ColumnRecord, DepthSpace, PartStatistics, has_right_checksum
+from manifests.place import place_of
+from manifests.run import (
+    ColumnListing,
+    PartId,
+    list_column,
+    load_catalogue,
+    load_failure,
+    load_part,
+    load_run,
+    manifest_path,
+    parts,
+)
+from manifests.schema import MAX_RECORD_BYTES, ColumnRecord, DepthSpace, PartStatistics, RunRecord, has_right_checksum
+
+_NAMED_REJECTIONS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +40,7 @@ class ColumnSummary:
     """One column. `licences` are those of the weights its labels were made with, `unknown` where none is stated. `rejected` and
     `failures` count images by kind of problem; `pixels` are valid label pixels, and `min`, `max`, `mean`,
     `max_quantisation_error` are over them, in `depth_space`; `bytes` is the size of the arrays' files; `litter` counts .zarr
-    folders that no manifest names."""
+    folders that no manifest names; `examples` name the first rejected images, where there are more of them than was allowed."""
 
     name: str
     depth_space: DepthSpace | None
@@ -47,6 +63,16 @@ class ColumnSummary:
     max_quantisation_error: float | None
     litter: int
     damage: tuple[str, ...]
+    examples: tuple[str, ...] = ()
+
+    def excess(self, max_rejected_fraction: float | None) -> str | None:
+        """That more than this share of the images was rejected, in words; None where it was not, or nothing was asked for."""
+        rejected, images = sum(self.rejected.values()), self.labelled + sum(self.rejected.values())
+        if max_rejected_fraction is None or rejected <= max_rejected_fraction * images:
+            return None
+        return (
+            f"{rejected} of {images} images rejected in {self.name} (more than the share of {max_rejected_fraction:g} allowed)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +87,8 @@ class SourceProblems:
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """A run: its columns in order, and the sources that have problems. `most_restrictive_licences` are, of all the columns'
-    weights, those that bind the labels the most; empty while there are no labels."""
+    weights, those that bind the labels the most; empty while there are no labels. `max_rejected_fraction` (None where run.json
+    does not say) and `allow_damaged_sources` are what the labelling was told to put up with."""
 
     run_dir: str
     parts_total: int
@@ -71,6 +98,8 @@ class RunSummary:
     source_problems: tuple[SourceProblems, ...]
     most_restrictive_licences: tuple[str, ...]
     damage: tuple[str, ...]
+    max_rejected_fraction: float | None = None
+    allow_damaged_sources: bool = False
 
     def complaints(self) -> list[str]:
         """Why the run is not finished and sound, in words; empty when it is."""
@@ -78,10 +107,11 @@ class RunSummary:
         counts = {
             "failed images": sum(column.failed for column in self.columns),
             "pending images": sum(column.pending for column in self.columns),
-            "catalogue problems": problems,
+            "catalogue problems": 0 if self.allow_damaged_sources else problems,
             "damaged records": len(self.damage) + sum(len(column.damage) for column in self.columns),
         }
-        return [f"{count} {what}" for what, count in counts.items() if count]
+        excess = [message for column in self.columns if (message := column.excess(self.max_rejected_fraction))]
+        return [f"{count} {what}" for what, count in counts.items() if count] + excess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +143,11 @@ def summarize(run_dir: Path) -> RunSummary:
             kinds = dict(Counter(problem.kind for problem in found))
             source_problems.append(SourceProblems(source=source.name, kinds=kinds, example=example))
     columns = tuple(_summarize_column(run_dir, column, catalogued) for column in run.columns)
+    budget = _allowed_rejections(run)
+    columns = tuple(
+        replace(column, examples=tuple(_rejections(run_dir, column.name))) if column.excess(budget) else column
+        for column in columns
+    )
     return RunSummary(
         run_dir=str(run_dir),
         parts_total=len(catalogued),
@@ -122,13 +157,37 @@ def summarize(run_dir: Path) -> RunSummary:
         source_problems=tuple(source_problems),
         most_restrictive_licences=most_restrictive({licence for column in columns for licence in column.licences}),
         damage=tuple(damage),
+        max_rejected_fraction=budget,
+        allow_damaged_sources=run.configuration.get("allow_damaged_sources") is True,
     )
 
 
+def _allowed_rejections(run: RunRecord) -> float | None:
+    fraction = run.configuration.get("max_rejected_fraction")
+    return float(fraction) if isinstance(fraction, int | float) else None
+
+
+def _rejections(run_dir: Path, column: str) -> list[str]:
+    """The first rejected images of a column, with the reason."""
+    named: list[str] = []
+    for part in sorted(list_column(run_dir, column).manifests):
+        try:
+            images = load_part(run_dir, column, part).images
+        except (OSError, ValueError):
+            continue  # it is in `damage`
+        named += [f"{part}: {image.key}: {why.message} [{why.kind}]" for image in images if (why := image.problem)]
+        if len(named) >= _NAMED_REJECTIONS:
+            break
+    return named[:_NAMED_REJECTIONS]
+
+
 def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[str, PartId]) -> ColumnSummary:
-    listing = list_column(run_dir, column.name)
     done: list[PartSummary] = []
     damage: dict[str, str] = {}
+    try:
+        listing = list_column(run_dir, column.name)
+    except OSError as error:
+        listing, damage[""] = ColumnListing(), _first_lines(error)
     for name in sorted(listing.manifests):
         if name not in catalogued:
             damage[name] = f"{manifest_path(run_dir, column.name, name)}: the run has no such part"
@@ -215,8 +274,7 @@ def read_part(run_dir: Path, column: str, part: PartId) -> PartSummary:
     OSError, or ValueError where the manifest is damaged, another part's, or does not account for every image.
     """
     path = manifest_path(run_dir, column, part.name)
-    with open(path, "rb", buffering=0) as stream:
-        raw = stream.read()
+    raw = place_of(run_dir).read(manifest_path(Path(), column, part.name).as_posix(), limit_bytes=MAX_RECORD_BYTES)
     found = _skim(raw, column, part.name) if has_right_checksum(raw) else None
     if found is None:
         manifest = load_part(run_dir, column, part.name)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import manifests
+from manifests.__main__ import main
 from tests.manifests.small_run import fail_part, write_run
 
 
@@ -36,7 +37,7 @@ def test_the_summary_of_a_finished_run_is_a_table_and_exit_status_0(finished: Pa
     lines = done.stdout.splitlines()
     assert lines[0] == f"{finished}: 9 images, 4 parts, 2 sources"
     assert lines[2].split()[:6] == ["column", "parts", "labelled", "rejected", "failed", "pending"]
-    assert lines[4].split()[:9] == ["dav2", "4/4", "8", "1", "0", "0", "-3", "1.556", "5"]
+    assert lines[4].split()[:9] == ["dav2", "4/4", "8", "1", "0", "0", "-3", "1.5", "5"]
     end = lines[2].index("pending") + len("pending")
     assert [line[end - 2 : end + 1] for line in lines[3:5]] == [" 0 "] * 2
     assert "dav2: rejected 1 undecodable" in lines
@@ -84,7 +85,7 @@ def test_verify_names_the_damage_and_exits_with_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         f"{name}: No such file or directory [missing_file]",
-        f"{run}: 1 problem found; `python -m manifests repair` drops what is damaged",
+        f"{run}: 1 problem found; `python -m manifests repair` drops what is proven damaged",
     ]
     as_json = _run("verify", run, "--json")
     assert as_json.returncode == 1
@@ -131,7 +132,7 @@ def test_a_wrong_command_line_exits_with_2(arguments: tuple[str, ...]) -> None:
 
 def test_repair_says_what_it_drops_and_what_to_do_next(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    array = run / "columns/dav2/shard.00001.a1.zarr/context/c/0"
+    array = run / "columns/dav2/shard.00001.a1.zarr/context/c/0/0/0"
     array.write_bytes(bytes(array.stat().st_size))
     assert _run("repair", run, "--quick").stdout == f"{run}: 0 parts dropped\n"
     dry = _run("repair", run, "--dry-run", "--json")
@@ -139,7 +140,7 @@ def test_repair_says_what_it_drops_and_what_to_do_next(tmp_path: Path) -> None:
     assert (dropped["column"], dropped["part"], "wrong_sha256" in dropped["why"]) == ("dav2", "shard.00001", True)
     done = _run("repair", run)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("dropped dav2/shard.00001: columns/dav2/shard.00001.a1.zarr/context/c/0: found sha256")
+    assert done.stdout.startswith("dropped dav2/shard.00001: columns/dav2/shard.00001.a1.zarr/context/c/0/0/0: found sha256")
     assert done.stdout.splitlines()[-1] == f"{run}: 1 part dropped; to make it again, give the command that made the run"
     assert _run("verify", run, "--deep").returncode == 0
 
@@ -200,3 +201,60 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path: Path) -> None
     done = _run("verify", run, PYTHONIOENCODING="ascii")
     assert done.returncode == 1
     assert r"caf\udce9" in done.stdout
+
+
+def test_more_rejected_images_than_the_labelling_was_allowed_are_a_problem_and_are_named(tmp_path: Path) -> None:
+    """As `pipeline.label` judged it when it ended: run.json records what it was told to put up with."""
+    allowed = write_run(tmp_path / "allowed", configuration={"max_rejected_fraction": 0.12})
+    assert _run("summary", allowed).stdout.splitlines()[-1] == "Finished, no problems."
+    run = write_run(tmp_path / "run", configuration={"max_rejected_fraction": 0.1})
+    done = _run("summary", run)
+    assert done.returncode == 1
+    assert "images: rejected shard.00001: shard/Straße 004: image file is truncated [undecodable]" in done.stdout.splitlines()
+    excess = "1 of 9 images rejected in {} (more than the share of 0.1 allowed)"
+    complaints = [excess.format("images"), excess.format("dav2")]
+    assert done.stdout.splitlines()[-1] == f"Not finished or not sound: {', '.join(complaints)}."
+    assert json.loads(_run("summary", run, "--json").stdout)["complaints"] == complaints
+
+
+def test_damaged_sources_that_the_labelling_was_told_to_accept_are_shown_and_no_problem(tmp_path: Path) -> None:
+    problems = [manifests.Problem(kind="truncated", where="offset 512", message="cut inside a member")]
+    run = write_run(tmp_path, problems=problems, configuration={"allow_damaged_sources": True})
+    done = _run("summary", run)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "Finished, no problems.")
+    assert "source shard: 1 truncated" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path: Path) -> None:
+    """As `manifests compare A B | head -1` does it, with more output than a pipe holds."""
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    columns = [dataclasses.replace(column, fingerprint={}) for column in manifests.load_run(b).columns]
+    columns[1] = dataclasses.replace(columns[1], fingerprint={f"k{i:05d}": "x" * 100 for i in range(5000)})
+    (b / "run.json").write_bytes(manifests.to_json(dataclasses.replace(manifests.load_run(b), columns=tuple(columns))))
+    command = [sys.executable, "-m", "manifests", "compare", str(a), str(b), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "{\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + 13
+
+
+def test_the_runs_record_stands_for_the_run(finished: Path) -> None:
+    done = _run("verify", finished / "run.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{finished}: sound")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/run", "az://a/b", "https://host/run", "file:///run"])
+@pytest.mark.parametrize("command", ["summary", "verify", "repair", "clean", "compare"])
+def test_a_url_is_refused_in_words_and_never_taken_for_a_folder(
+    tmp_path: Path, command: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(Path(url))  # what a command that takes it for a path would find
+    with pytest.raises(SystemExit) as exit_status:
+        main([command, url] + [url] * (command == "compare"))
+    assert exit_status.value.code == 2
+    assert f"{url}: a URL; runs are read from folders" in capsys.readouterr().err

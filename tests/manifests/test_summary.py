@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import manifests
 from manifests.schema import CHECKSUM_KEY
 from manifests.summary import _skim
-from tests.manifests.small_run import PARTS, fail_part, write_run
+from tests.manifests.small_run import EXTENT_PX, PARTS, PATCH, fail_part, write_run
 
 
 def _accounted(column: manifests.ColumnSummary) -> int:
@@ -23,6 +23,8 @@ def _accounted(column: manifests.ColumnSummary) -> int:
 def test_a_finished_run_is_described_in_full(tmp_path: Path) -> None:
     summary = manifests.summarize(write_run(tmp_path))
     images, dav2 = summary.columns
+    pixels = EXTENT_PX**2 + PATCH.height**2  # of each labelled image; 3, 2, 1 and 2 of them in the four parts
+    parts = [manifests.load_part(tmp_path, "dav2", part).statistics for part in PARTS]
     size_bytes = sum(path.stat().st_size for path in (tmp_path / "columns/dav2").glob("*.zarr/**/*") if path.is_file())
     assert (summary.parts_total, summary.images_total, summary.sources_total) == (4, 9, 2)
     assert dav2 == manifests.ColumnSummary(
@@ -37,19 +39,19 @@ def test_a_finished_run_is_described_in_full(tmp_path: Path) -> None:
         failed=0,
         failures={},
         pending=0,
-        views=9,
-        pixels=900,
+        views=2 * 8,
+        pixels=pixels * 8,
         bytes=size_bytes,
-        bits_per_pixel=8 * size_bytes / 900,
+        bits_per_pixel=8 * size_bytes / (pixels * 8),
         min=-3.0,  # of shard.00002
         max=5.0,  # of the parts of three images
-        mean=(300 * 1 + 300 * 2 + 100 * 3 + 200 * 1) / 900,
-        max_quantisation_error=0.5,  # of the part of one image
+        mean=pytest.approx((3 * 2.0 + 2 * 1.5 + 1 * 0.0 + 2 * 1.5) / 8, abs=1e-6),  # type: ignore[arg-type]
+        max_quantisation_error=max(part.max_quantisation_error or 0 for part in parts),
         litter=0,
         damage=(),
     )
     assert (images.depth_space, images.min, images.mean, images.max_quantisation_error) == (None, None, None, None)
-    assert (images.labelled, images.pixels, images.licences) == (8, 900, ())
+    assert (images.labelled, images.pixels, images.licences) == (8, 800, ())
     assert summary.complaints() == []
 
 
