@@ -1,13 +1,16 @@
 """The label store: one part's arrays in one Zarr group, as docs/format.md describes it.
 
 Labels go in as float32 maps with a validity mask and come back within half a quantisation step of each view's own range;
-invalid pixels come back invalid. A lost chunk or a flipped bit raises when it is read, and never becomes a depth. Whoever
-writes a part gets the size of each file from the writing itself: nothing is learned by looking into the folder.
+invalid pixels come back invalid. A lost file or chunk, and a flipped bit, raises when it is read, and never becomes a depth
+or a pixel without one. Nothing in a part is executed, followed out of it, or believed about its size. Whoever writes a part
+gets the size of each file from the writing itself: nothing is learned by looking into the folder.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +28,8 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from manifests import PartStatistics
+from manifests import PartManifest, PartStatistics
+from manifests.part_files import differing_digests, differing_sizes, refuse_problems
 from stages.views import Box, SourceBox
 
 # PCodec is registered by numcodecs and readable wherever numcodecs is; docs/format.md names it.
@@ -35,6 +39,12 @@ _MAX_CODE = 65535
 _JPEG_CHUNK_BYTES = 1 << 16
 _SHARD_BYTES = 1 << 26
 """Codes of a shard before compression: about what writing needs beside the labels; a few files hold a part."""
+_READ_BYTES = 1 << 26
+"""The most that one read may bring, so that a part that says otherwise of itself cannot fill the memory."""
+_EVERY_CHUNK = "every_chunk_written"
+"""Attribute of a group in which no chunk is left out for being all 0, as they were before there was this attribute."""
+_REPAIR = "run `python -m manifests repair` on the run, then label again"
+_ABSENT = 2**64 - 1  # in the index of a shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +324,7 @@ class _NewFolder(LocalStore):
 
 def _create_group(store: _NewFolder, contexts_per_image: int, attributes: dict[str, Any]) -> zarr.Group:
     store.root.mkdir(parents=True)
-    attributes = {"format_version": 1, "contexts_per_image": contexts_per_image, **attributes}
+    attributes = {"format_version": 1, "contexts_per_image": contexts_per_image, _EVERY_CHUNK: True, **attributes}
     return zarr.create_group(store, zarr_format=3, attributes=attributes)
 
 
@@ -325,10 +335,19 @@ def encode_picture(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_picture(jpeg: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels that teachers and student see."""
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return np.asarray(image.convert("RGB"))
+def decode_picture(jpeg: bytes, extent: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels that teachers and student see, `extent` of them in height and width.
+
+    Raises ValueError for what is no JPEG file of that size: the decoders of other formats start programs, and a file that says
+    it is larger fills the memory.
+    """
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            if image.size != extent[::-1]:
+                raise ValueError(f"found a picture of {image.size[::-1]}, expected {extent} in height and width")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, Image.DecompressionBombError) as error:  # Pillow's words for bytes that are no such picture
+        raise ValueError(f"cannot be decoded as JPEG: {error}") from error
 
 
 def _write_array(group: zarr.Group, name: str, values: np.ndarray, *, chunk: int | None = None) -> None:
@@ -351,7 +370,7 @@ def _create_array(
     shard_rows: int,
     serializer: Any = "auto",
 ) -> zarr.Array:
-    """Checksummed, and 0 where nothing is written."""
+    """Checksummed, and 0 where nothing is written; what is written is there even if it is all 0, so that absence is damage."""
     return group.create_array(
         name,
         shape=shape,
@@ -361,6 +380,7 @@ def _create_array(
         serializer=serializer,
         compressors=[Crc32cCodec()],  # type: ignore[list-item]  # a checksum is a bytes codec like any other
         fill_value=0,
+        config={"write_empty_chunks": True},
     )
 
 
@@ -368,26 +388,94 @@ def _create_array(
 
 
 class _PartReader:
-    """Opens the group when it is first read, so that a reader can be sent to another process."""
+    """Opens the group when it is first read, so that a reader can be sent to another process.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    manifest: of the committed part, against which the files are held then: names and sizes of all, digests of the small ones.
+    Without it, as for an attempt that is not committed, only what the arrays say of themselves is known. Reading raises
+    ValueError for damage, and OSError where the files cannot be read.
+    """
+
+    def __init__(self, folder: Path, manifest: PartManifest | None = None) -> None:
+        self.folder, self.manifest = folder, manifest
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
+        return {"folder": self.folder, "manifest": self.manifest}
 
     @cached_property
     def _group(self) -> zarr.Group:
-        return zarr.open_group(self.folder, mode="r")
+        if self.manifest is not None:
+            refuse_problems(self.folder.parent, differing_sizes(self.folder.parent, self.manifest))
+            refuse_problems(self.folder.parent, differing_digests(self.folder.parent, self.manifest))
+        try:
+            return zarr.open_group(self.folder, mode="r", zarr_format=3)  # version 2 has codecs that execute what they read
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.folder}: found no group of Zarr version 3, expected the arrays of a part") from error
+
+    @cached_property
+    def _has_every_chunk(self) -> bool:
+        return bool(self._group.attrs.get(_EVERY_CHUNK, False))
+
+    @cached_property
+    def _listed(self) -> frozenset[str] | None:
+        return None if self.manifest is None else frozenset(file.path for file in self.manifest.files)
 
     def _array(self, name: str) -> zarr.Array:
-        array = self._group[name]
-        if not isinstance(array, zarr.Array):
-            raise ValueError(f"{self.folder}/{name}: found a group, expected an array")
+        array = self._group.get(name)
+        if not isinstance(array, zarr.Array) or array.shards is None or min(array.chunks) < 1:
+            raise ValueError(f"{self.folder}/{name}: found no array in shards, expected one")
+        self._refuse_size(name, math.prod(array.chunks) * array.dtype.itemsize)
         return array
 
     def _table(self, name: str) -> np.ndarray:
-        return np.asarray(self._array(name)[...])
+        array = self._array(name)
+        self._refuse_size(name, array.nbytes)
+        if array.shape[0] > array.chunks[0]:
+            raise ValueError(f"{self.folder}/{name}: found {array.chunks[0]} rows in a chunk, expected all {array.shape[0]}")
+        self._refuse_lost(name, array, 0, array.shape[0])
+        return np.asarray(array[...])
+
+    def _refuse_size(self, name: str, size_bytes: int) -> None:
+        if size_bytes > _READ_BYTES:
+            found = f"found {size_bytes} bytes to be read at once"
+            raise ValueError(f"{self.folder}/{name}: {found}, expected {_READ_BYTES} at most")
+
+    def _refuse_lost(self, name: str, array: zarr.Array, start: int, end: int) -> None:
+        """Raises ValueError unless every chunk of the rows is there; Zarr would read it as 0."""
+        assert array.shards is not None
+        chunk_rows, shard_rows = array.chunks[0], array.shards[0]
+        in_shard = shard_rows // chunk_rows
+        for shard in range(start // shard_rows, -(-end // shard_rows)):
+            path = Path(self.folder, name, "c", str(shard), *["0"] * (array.ndim - 1))
+            if not self._is_promised(path):
+                continue
+            stored, first = _stored_chunks(path, in_shard), shard * in_shard
+            for chunk in range(max(start // chunk_rows, first), min(-(-end // chunk_rows), first + in_shard)):
+                if chunk - first >= len(stored) or not stored[chunk - first]:
+                    raise ValueError(f"{self.folder}/{name}: row {chunk * chunk_rows} has lost its chunk; {_REPAIR}")
+
+    def _is_promised(self, shard: Path) -> bool:
+        """Whether a shard must be there: always, but in a part of old, whose writer left out what is all 0."""
+        if self._listed is None:
+            return self._has_every_chunk or os.path.lexists(shard)
+        if shard.relative_to(self.folder.parent).as_posix() in self._listed:
+            return True
+        if self._has_every_chunk or os.path.lexists(shard):
+            raise ValueError(f"{shard}: its array needs this file, and the part's manifest does not list it; {_REPAIR}")
+        return False
+
+
+def _stored_chunks(shard: Path, chunks: int) -> Bool[np.ndarray, "_"]:
+    """Which chunks of a shard are there, none where its index is not. The index is 16 bytes for each chunk at the shard's end,
+    before the 4 of its checksum, which Zarr looks at whenever it reads a chunk."""
+    try:
+        with shard.open("rb") as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(max(size_bytes - 16 * chunks - 4, 0))
+            index = file.read(16 * chunks)
+    except FileNotFoundError:
+        index = b""
+    places = np.frombuffer(index if len(index) == 16 * chunks else b"", "<u8").reshape(-1, 2)
+    return places[:, 1] != np.uint64(_ABSENT)
 
 
 class LabelReader(_PartReader):
@@ -418,16 +506,17 @@ class LabelReader(_PartReader):
         return [PatchLabel(values=view.values, valid=view.valid, box=boxes[patch]) for patch, view in views.items()]
 
     def _view(self, name: str, row: int, height: int, width: int) -> Label:
+        array = self._codes[name]
         try:
-            codes = np.asarray(self._codes[name][row])[:height, :width]
+            codes = np.asarray(array[row])[:height, :width]
         except (ValueError, RuntimeError) as error:  # a checksum, or what the decoder makes of other bytes
-            raise ValueError(
-                f"{self.folder}/{name}: row {row} is damaged ({error}); run `python -m manifests repair` on the run, then "
-                "label again"
-            ) from error
+            raise ValueError(f"{self.folder}/{name}: row {row} is damaged ({error}); {_REPAIR}") from error
         scale, offset = self._small[f"{name}_scale"][row], self._small[f"{name}_offset"][row]
-        if not codes.any() and (scale or offset):  # a view that was written without any value has both 0
-            raise ValueError(f"{self.folder}/{name}: row {row} has lost its chunk; run `python -m manifests verify` on the run")
+        if not codes.any():  # a view without any value, which is rare, or one that was lost
+            if scale or offset:  # a view that was written without any value has both 0
+                raise ValueError(f"{self.folder}/{name}: row {row} has lost its chunk; {_REPAIR}")
+            if self._has_every_chunk:
+                self._refuse_lost(name, array, row, row + 1)
         return decode_label(codes, scale, offset)
 
 
@@ -437,6 +526,10 @@ class PictureReader(_PartReader):
     @cached_property
     def _starts(self) -> np.ndarray:
         return self._table("jpeg_start")
+
+    @cached_property
+    def _extents(self) -> np.ndarray:
+        return self._table("context_extent")
 
     @cached_property
     def _jpeg(self) -> zarr.Array:
@@ -457,4 +550,12 @@ class PictureReader(_PartReader):
     def picture(self, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
         """The context's decoded pixels, or None for a rejected image."""
         start, end = (int(byte) for byte in self._starts[row : row + 2])
-        return decode_picture(np.asarray(self._jpeg[start:end]).tobytes()) if end > start else None
+        if end <= start:
+            return None
+        height, width = (int(side) for side in self._extents[row])
+        self._refuse_size("jpeg", max(end - start, 3 * height * width))
+        self._refuse_lost("jpeg", self._jpeg, start, end)
+        try:
+            return decode_picture(np.asarray(self._jpeg[start:end]).tobytes(), (height, width))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.folder}/jpeg: row {row} is damaged ({error}); {_REPAIR}") from error

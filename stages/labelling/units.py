@@ -234,7 +234,7 @@ class KnownImages:
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
         committed = manifests.load_part(unit.run_dir, IMAGES, unit.part)
-        self._reader = PictureReader(unit.run_dir / "columns" / IMAGES / committed.zarr)
+        self._reader = PictureReader(unit.run_dir / "columns" / IMAGES / committed.zarr, committed)
         self.digests = [image.content_sha256 for image in committed.images]
         self.problems = [unit.excluded.get(index, image.problem) for index, image in enumerate(committed.images)]
         self.usable = [index for index, problem in enumerate(self.problems) if problem is None]

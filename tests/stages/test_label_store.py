@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -148,6 +151,82 @@ def test_a_lost_chunk_is_an_error_that_names_it(tmp_path: Path, name: str):
         reader.context(0) if name == "context" else reader.patches(0)
 
 
+def _nothing(side: int) -> Label:
+    return Label(values=np.zeros((side, side), np.float32), valid=np.zeros((side, side), bool))
+
+
+def _zeros(side: int) -> Label:
+    return Label(values=np.zeros((side, side), np.float32), valid=np.ones((side, side), bool))
+
+
+def _with_patch(label: Label) -> ImageLabels:
+    return ImageLabels(context=_label(0, 32, 48), patches=(PatchLabel(box=Box(0, 0, 20, 20), **vars(label)),))
+
+
+_TABLES = ("context_extent", "context_scale", "context_offset", "patch_start", "patch_box", "patch_scale", "patch_offset")
+
+
+@pytest.mark.parametrize("name", _TABLES)
+def test_a_lost_table_is_an_error_and_not_zeros(tmp_path: Path, name: str):
+    write_labels(tmp_path / "a.zarr", [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
+    (chunk,) = (path for path in (tmp_path / "a.zarr" / name / "c").rglob("*") if path.is_file())
+    chunk.unlink()
+    with pytest.raises(ValueError, match=f"{name}: row 0 has lost its chunk; .*manifests repair"):
+        LabelReader(tmp_path / "a.zarr").context(0)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg_start", "context_extent", "source_size"])
+def test_a_lost_array_of_pictures_is_an_error_and_not_zeros(tmp_path: Path, name: str):
+    jpeg = encode_picture(np.full((24, 40, 3), 99, np.uint8))
+    stored = ContextPicture(jpeg=jpeg, extent=(24, 40), source_size=(24, 40), source=SourceBox(0, 0, 24, 40))
+    write_pictures(tmp_path / "a.zarr", [stored])
+    (chunk,) = (path for path in (tmp_path / "a.zarr" / name / "c").rglob("*") if path.is_file())
+    chunk.unlink()
+    reader = PictureReader(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match=f"{name}: row 0 has lost its chunk"):
+        _ = (reader.source_size(0), reader.picture(0))
+
+
+@pytest.mark.parametrize("view", [_nothing(20), _zeros(20)], ids=["without any value", "zero everywhere"])
+@pytest.mark.parametrize("within_its_shard", [False, True])
+def test_a_lost_view_of_nothing_or_of_zeros_is_an_error_and_one_that_is_there_comes_back(
+    tmp_path: Path, view: Label, within_its_shard: bool
+):
+    write_labels(tmp_path / "a.zarr", [_with_patch(view), _labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
+    (patch,) = LabelReader(tmp_path / "a.zarr").patches(0)
+    assert (patch.valid == view.valid).all()
+    assert (patch.values == 0).all()
+    if within_its_shard:  # Zarr drops a chunk that it is told to empty, and writes the shard anew with right checksums
+        array = zarr.open_group(tmp_path / "a.zarr", mode="r+", zarr_format=3)["patch"]
+        assert isinstance(array, zarr.Array)
+        array.with_config({"write_empty_chunks": False})[0] = 0
+    else:
+        (tmp_path / "a.zarr/patch/c/0/0/0").unlink()
+    reader = LabelReader(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match="patch: row 0 has lost its chunk"):
+        reader.patches(0)
+    assert not within_its_shard or len(reader.patches(1)) == 3
+
+
+def test_a_part_whose_writer_left_out_what_is_zero_is_read_as_before(tmp_path: Path):
+    labels = [_with_patch(_nothing(20)), None]
+    write_labels(tmp_path / "a.zarr", labels, context_px=48, depth_space="depth_metric")
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r+", zarr_format=3)
+    for _, array in list(group.arrays()):
+        array.with_config({"write_empty_chunks": False})[...] = np.asarray(array[...])
+    del group.attrs["every_chunk_written"]
+    chunks = [path for path in (tmp_path / "a.zarr").glob("*/c/**/*") if path.is_file()]
+    left_out = {"patch", "patch_scale", "patch_offset"}
+    assert {path.relative_to(tmp_path / "a.zarr").parts[0] for path in chunks} == {"context", *_TABLES} - left_out
+    reader = LabelReader(tmp_path / "a.zarr")
+    assert not reader.patches(0)[0].valid.any()
+    assert reader.context(1) is None
+    label, wanted = reader.context(0), labels[0]
+    assert label is not None
+    assert wanted is not None
+    assert (label.valid == wanted.context.valid).all()
+
+
 def test_a_view_without_any_valid_pixel_comes_back_as_one(tmp_path: Path):
     nothing = Label(values=np.zeros((9, 9), np.float32), valid=np.zeros((9, 9), bool))
     write_labels(tmp_path / "a.zarr", [ImageLabels(context=nothing, patches=())], context_px=9, depth_space="depth_metric")
@@ -188,3 +267,54 @@ def test_pictures_come_back_as_the_jpeg_pixels(tmp_path: Path):
     assert back is not None
     assert back.shape == (24, 40, 3)
     assert np.abs(back.astype(int) - picture).max() < 8
+
+
+# --- parts from a stranger ------------------------------------------------------------------------------------------
+
+
+def _one_picture(folder: Path, content: bytes, extent: tuple[int, int] = (24, 40)) -> PictureReader:
+    write_pictures(folder, [ContextPicture(jpeg=content, extent=extent, source_size=extent, source=SourceBox(0, 0, *extent))])
+    return PictureReader(folder)
+
+
+def test_a_picture_that_is_a_program_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    interpreter = tmp_path / "bin" / "gs"
+    interpreter.parent.mkdir()
+    interpreter.write_text(f"#!/bin/sh\ntouch {tmp_path}/trace\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setenv("PATH", str(interpreter.parent), prepend=os.pathsep)
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 24\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match=r"jpeg: row 0 is damaged \(cannot be decoded as JPEG"):
+        _one_picture(tmp_path / "a.zarr", program).picture(0)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_picture_of_another_format_or_size_than_stated_is_refused(tmp_path: Path):
+    png = io.BytesIO()
+    Image.new("RGB", (40, 24)).save(png, "PNG")
+    with pytest.raises(ValueError, match="cannot be decoded as JPEG"):
+        _one_picture(tmp_path / "a.zarr", png.getvalue()).picture(0)
+    large = io.BytesIO()
+    Image.new("L", (20_000, 4_000)).save(large, "JPEG")
+    with pytest.raises(ValueError, match=r"found a picture of \(4000, 20000\), expected \(24, 40\)"):
+        _one_picture(tmp_path / "b.zarr", large.getvalue()).picture(0)
+
+
+def test_a_group_of_zarr_version_2_whose_codecs_may_execute_what_they_read_is_not_opened(tmp_path: Path):
+    group = zarr.create_group(tmp_path / "a.zarr", zarr_format=2)
+    for name in _TABLES:
+        group.create_array(name, data=np.zeros((1, 4), np.int32))
+    with pytest.raises(ValueError, match="found no group of Zarr version 3"):
+        LabelReader(tmp_path / "a.zarr").context(0)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("context_scale", [10**9]), ("context", [1, 10**6, 10**6])])
+def test_an_array_that_says_it_is_huge_is_refused_before_it_fills_the_memory(tmp_path: Path, name: str, shape: list[int]):
+    write_labels(tmp_path / "a.zarr", [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
+    path = tmp_path / "a.zarr" / name / "zarr.json"
+    document = json.loads(path.read_text())
+    document["shape"] = document["chunk_grid"]["configuration"]["chunk_shape"] = shape
+    document["codecs"][0]["configuration"]["chunk_shape"] = shape
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=rf"{name}: found \d+ bytes to be read at once, expected 67108864 at most"):
+        LabelReader(tmp_path / "a.zarr").context(0)
