@@ -1,16 +1,20 @@
 """Which committed parts can be trained on together, and what exactly was in them.
 
-Takes the records of a run and gives, for each part that every column has, where its arrays are and which rows every teacher
-has labelled. Refused, naming the field: columns that were made from other views or other files, depth spaces that do not fit,
-and parts of other settings. A part's digest covers what decides its content; not when, where and by which attempt it came.
+Takes the records of a run and gives, for each part that every column has, which rows every teacher has labelled. Refused,
+naming the field: columns that were made from other views or other files, depth spaces that do not fit, and parts of other
+settings; and, naming the file, parts of which something is lost or cut. A part's digest covers what decides its content; not
+when, where and by which attempt it came.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from manifests import (
@@ -23,10 +27,12 @@ from manifests import (
     load_part,
     parts,
 )
+from manifests.part_files import differing_sizes, refuse_problems
 from stages.depth_space import DEPTH_CONVERSIONS, DepthConversion, DepthSpace, can_convert, is_disparity
 
 IMAGES = "images"
 _SHOWN = 3  # parts named in a message
+_THREADS = 8  # a network disk wants several requests at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +43,12 @@ class TrainPart:
     """
 
     name: str
-    pictures: Path
-    labels: tuple[Path, ...]
     rows: tuple[int, ...]
     joined_keys: str
     digests: tuple[str, ...]
     """One for each column, `images` first."""
+    rejected: Mapping[tuple[str, str], int]
+    """How many of its images are left out, by the first column that rejected them and the kind of problem."""
 
     @property
     def keys(self) -> list[str]:
@@ -86,12 +92,22 @@ def trainable_parts(
 ) -> tuple[TrainPart, ...]:
     """The parts that all columns have committed, in the order of the run, or `only` those of these names.
 
-    Raises ValueError for one that does not belong.
+    Raises ValueError for one that does not belong, or of which a file is lost, cut or a link.
     """
     committed = set.intersection(*(committed_parts(run_dir, column.name) for column in columns))
     committed = committed if only is None else committed & set(only)
     contexts = int(run.plan.get("contexts_per_image", 1))
-    return tuple(_trainable_part(run_dir, part.name, columns, contexts) for part in parts(run) if part.name in committed)
+    make = partial(_trainable_part, run_dir, columns, contexts)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return tuple(pool.map(make, [part.name for part in parts(run) if part.name in committed]))
+
+
+def part_digest(record: PartManifest) -> str:
+    """What decides a part's content; alike for two attempts with the same outcome."""
+    files = [(file.path.removeprefix(record.zarr), file.sha256) for file in record.files]
+    images = [(image.key, image.status, image.content_sha256) for image in record.images]
+    content = [sorted(record.fingerprint.items()), record.depth_space, images, files]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def lock_differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
@@ -109,32 +125,29 @@ def lock_differences(found: Mapping[str, str], expected: Mapping[str, str]) -> l
     ]
 
 
-def _trainable_part(run_dir: Path, name: str, columns: Sequence[ColumnRecord], contexts: int) -> TrainPart:
+def _trainable_part(run_dir: Path, columns: Sequence[ColumnRecord], contexts: int, name: str) -> TrainPart:
     records = [load_part(run_dir, column.name, name) for column in columns]
     for column, record in zip(columns, records, strict=True):
         _refuse_foreign(run_dir, column, record)
+        folder = column_dir(run_dir, column.name)
+        refuse_problems(folder, differing_sizes(folder, record))
     status = zip(*(record.images for record in records), strict=True)
     labelled = [i for i, outcomes in enumerate(status) if all(o.status == "labelled" for o in outcomes)]
     for image in labelled:
         _refuse_other_input(run_dir, columns, records, image)
     rows = {image * contexts + c: f"#{c}" if contexts > 1 else "" for image in labelled for c in range(contexts)}
     keys = (records[0].images[row // contexts].key.replace("\0", "") + context for row, context in rows.items())
-    pictures, *labels = (column_dir(run_dir, c.name) / r.zarr for c, r in zip(columns, records, strict=True))
+    rejected: Counter[tuple[str, str]] = Counter()
+    for outcomes in zip(*(record.images for record in records), strict=True):
+        reasons = ((c.name, o.problem.kind) for c, o in zip(columns, outcomes, strict=True) if o.problem is not None)
+        rejected.update([first] if (first := next(reasons, None)) else [])
     return TrainPart(
         name=name,
-        pictures=pictures,
-        labels=tuple(labels),
         rows=tuple(rows),
         joined_keys="\0".join(keys),
-        digests=tuple(_digest(record) for record in records),
+        digests=tuple(part_digest(record) for record in records),
+        rejected=dict(rejected),
     )
-
-
-def _digest(record: PartManifest) -> str:
-    files = [(file.path.removeprefix(record.zarr), file.sha256) for file in record.files]
-    images = [(image.key, image.status, image.content_sha256) for image in record.images]
-    content = [sorted(record.fingerprint.items()), record.depth_space, images, files]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _refuse_mixed_spaces(run_dir: Path, columns: Sequence[ColumnRecord], conversion: DepthConversion) -> None:

@@ -21,9 +21,18 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from manifests import committed_parts, load_run, parts
+from manifests import PartManifest, column_dir, load_part, load_run
 from stages.depth_space import DepthConversion, DepthSpace, convert_to_disparity
-from stages.distillation.columns import TrainPart, common_space, depth_spaces, matching_columns, trainable_parts
+from stages.distillation.columns import (
+    IMAGES,
+    TrainPart,
+    common_space,
+    depth_spaces,
+    matching_columns,
+    part_digest,
+    trainable_parts,
+)
+from stages.distillation.coverage import Coverage, coverage_of
 from stages.distillation.fusion import agreement_weighted_average, fused_patches
 from stages.distillation.losses import LossTargets
 from stages.distillation.order import AVERAGE, PARTS_IN_WINDOW, UNCHANGED, BatchPlan, Color, SampleRequest
@@ -79,7 +88,8 @@ class LabelDataset(Dataset[Sample]):
     """The contexts of all images that are labelled in `images` and in every teacher's column. Safe to send to worker processes.
 
     Raises ValueError, naming the field, for unknown columns, for depth spaces or view plans that differ, for parts that were
-    made with other settings than run.json says, and where no image is labelled by all teachers.
+    made with other settings than run.json says or of which a file is lost or cut, and where no image is labelled by all
+    teachers. A sample is read only from files that are as the part's manifest has them.
     """
 
     def __init__(
@@ -107,13 +117,13 @@ class LabelDataset(Dataset[Sample]):
         self.parts = trainable_parts(run, run_dir, columns, only_parts)
         self.part_sizes = tuple(len(part.rows) for part in self.parts)
         self._columns = tuple(column.name for column in columns)
+        self.run_dir = run_dir
+        self.coverage: Coverage = coverage_of(run, run_dir, self._columns, self.parts)
+        """How many of the run's images are in use, and why the others are not."""
         self._start = np.concatenate([[0], np.cumsum(self.part_sizes, dtype=np.int64)])
         if not len(self):
-            counts = ", ".join(f"{c.name}: {len(committed_parts(run_dir, c.name))}" for c in columns)
-            raise ValueError(
-                f"{run_dir}: no image is labelled in all columns; committed parts, of {len(parts(run))}: {counts}. "
-                "Finish labelling first, or train on the columns that are complete."
-            )
+            advice = ". Finish labelling first, or train on the columns that are complete" * self.coverage.unfinished
+            raise ValueError(f"{run_dir}: no image is labelled in all columns: {self.coverage}{advice}")
 
     def __len__(self) -> int:
         return int(self._start[-1])
@@ -141,15 +151,16 @@ class LabelDataset(Dataset[Sample]):
         part, within = self._place(index.sample)
         row, fuse = part.rows[within], index.teacher == AVERAGE
         asked = range(len(self.teachers)) if fuse else (index.teacher,)
-        picture = _pictures(part.pictures).picture(row)
-        contexts, patches = zip(*(self._read(part.labels[teacher], row, teacher) for teacher in asked), strict=True)
+        where = f"{self.run_dir}: part {part.name}, row {row}"
+        picture = _pictures(self.run_dir, part.name, part.digests[0]).picture(row)
+        contexts, patches = zip(*(self._read(part, row, teacher) for teacher in asked), strict=True)
         sizes = [None if picture is None else picture.shape[:2], *(context.values.shape for context in contexts)]
         if picture is None or len(set(sizes)) > 1:
-            raise ValueError(f"{part.pictures} row {row}: picture and label are {sizes}, expected one size; verify the run")
+            raise ValueError(f"{where}: picture and label are {sizes}, expected one size; verify the run")
         sample = Sample(
             image=picture,
             context=agreement_weighted_average(contexts) if fuse else contexts[0],
-            patches=fused_patches(patches, f"{part.pictures} row {row}") if fuse else patches[0],
+            patches=fused_patches(patches, where) if fuse else patches[0],
             key=self.key_of(index.sample),
             teacher="average" if fuse else self.teachers[index.teacher],
             color=index.color,
@@ -161,12 +172,12 @@ class LabelDataset(Dataset[Sample]):
         number = int(np.searchsorted(self._start, sample, side="right")) - 1
         return self.parts[number], sample - int(self._start[number])
 
-    def _read(self, folder: Path, row: int, teacher: int) -> tuple[Label, tuple[PatchLabel, ...]]:
+    def _read(self, part: TrainPart, row: int, teacher: int) -> tuple[Label, tuple[PatchLabel, ...]]:
         """What one teacher says of a context and of its patches, converted if need be."""
-        reader = _labels(folder)
+        reader = _labels(self.run_dir, self.teachers[teacher], part.name, part.digests[1 + teacher])
         context = reader.context(row)
         if context is None:
-            raise ValueError(f"{folder} row {row}: has no label, though its manifest says it has; verify the run")
+            raise ValueError(f"{reader.folder} row {row}: has no label, though its manifest says it has; verify the run")
         patches = reader.patches(row) if self.read_patches else ()
         return self._converted(context, teacher), tuple(self._converted(patch, teacher) for patch in patches)
 
@@ -222,10 +233,21 @@ def mirrored(sample: Sample) -> Sample:
 
 
 @lru_cache(maxsize=8 * PARTS_IN_WINDOW)
-def _labels(folder: Path) -> LabelReader:
-    return LabelReader(folder)
+def _labels(run_dir: Path, column: str, part: str, digest: str) -> LabelReader:
+    return LabelReader(*_committed(run_dir, column, part, digest))
 
 
 @lru_cache(maxsize=4 * PARTS_IN_WINDOW)
-def _pictures(folder: Path) -> PictureReader:
-    return PictureReader(folder)
+def _pictures(run_dir: Path, part: str, digest: str) -> PictureReader:
+    return PictureReader(*_committed(run_dir, IMAGES, part, digest))
+
+
+def _committed(run_dir: Path, column: str, part: str, digest: str) -> tuple[Path, PartManifest]:
+    """A part's arrays and manifest, as they are now: read again, because the manifests of all parts are too much to hold.
+
+    Raises ValueError where the part has another content than the digest's: it was repaired and labelled meanwhile.
+    """
+    manifest = load_part(run_dir, column, part)
+    if part_digest(manifest) != digest:
+        raise ValueError(f"{run_dir}: part {part} of {column!r} is not what it was when the run was opened; begin anew")
+    return column_dir(run_dir, column) / manifest.zarr, manifest

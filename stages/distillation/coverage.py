@@ -1,0 +1,78 @@
+"""How many of a run's images a training uses, and why it does not use the others.
+
+Takes the records of a run and what is in use of it, and counts every catalogued image once: in use, rejected by the first
+column that rejects it, or in a part that is failed, not yet labelled, or newer than the training.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests import RunRecord, parts
+from manifests.run import list_column
+from stages.distillation.columns import TrainPart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Numbers of images, which add up to `catalogued`. Its text says them in words."""
+
+    catalogued: int
+    used: int
+    rejected: Mapping[str, Mapping[str, int]]
+    """By column, and kind of problem."""
+    failed: Mapping[str, int]
+    """By column; the next labelling tries them again."""
+    pending: Mapping[str, int]
+    """Not yet labelled, by the first column that lacks them."""
+    newer: int
+    """In parts that all columns have, but that are not among those the training began with."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether labelling would bring more."""
+        return bool(self.failed or self.pending)
+
+    def __str__(self) -> str:
+        rejected = (
+            f"{sum(kinds.values())} rejected in {column!r} ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))})"
+            for column, kinds in self.rejected.items()
+        )
+        failed = (f"{count} failed in {column!r}" for column, count in self.failed.items())
+        pending = (f"{count} not yet labelled in {column!r}" for column, count in self.pending.items())
+        newer = [f"{self.newer} in parts labelled since the training began"] * bool(self.newer)
+        reasons = [*rejected, *failed, *pending, *newer]
+        return f"{self.used} of {self.catalogued} images are in use" + f"; left out: {', '.join(reasons)}" * bool(reasons)
+
+
+def coverage_of(run: RunRecord, run_dir: Path, columns: Sequence[str], used: Sequence[TrainPart]) -> Coverage:
+    """columns: `images` and the teachers' in use; used: the parts in use, which may be fewer than those that are complete."""
+    contexts = int(run.plan.get("contexts_per_image", 1))
+    in_use = {part.name: part for part in used}
+    listings = {column: list_column(run_dir, column) for column in columns}
+    rejected: dict[str, Counter[str]] = {column: Counter() for column in columns}
+    failed: Counter[str] = Counter()
+    pending: Counter[str] = Counter()
+    newer = 0
+    for part in parts(run):
+        missing = [column for column in columns if part.name not in listings[column].manifests]
+        if part.name in in_use:
+            for (column, kind), count in in_use[part.name].rejected.items():
+                rejected[column][kind] += count
+        elif not missing:
+            newer += part.images
+        elif failures := [column for column in missing if part.name in listings[column].failures]:
+            failed[failures[0]] += part.images
+        else:
+            pending[missing[0]] += part.images
+    return Coverage(
+        catalogued=sum(part.images for part in parts(run)),
+        used=sum(len(part.rows) for part in used) // contexts,
+        rejected={column: dict(kinds) for column, kinds in rejected.items() if kinds},
+        failed=dict(failed),
+        pending=dict(pending),
+        newer=newer,
+    )
