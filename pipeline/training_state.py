@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import manifests
+from manifests.commit import fsync_path
 from pipeline.ranks import RefusedError
 from stages.distillation.columns import lock_differences
 from stages.distillation.student import TRAINING, WEIGHTS
@@ -86,7 +87,20 @@ def lock_dataset(output: Path, lock: Mapping[str, str]) -> None:
 
 def _read_lock(output: Path) -> dict[str, str] | None:
     path = output / LOCK
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        lock = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        lock, found = None, f"no JSON ({error})"
+    else:
+        found = "something else"
+    if not isinstance(lock, dict) or not lock or not all(isinstance(digest, str) for digest in lock.values()):
+        raise OutputMismatchError(
+            f"{path}: found {found}, expected the names and digests of the parts that this training began with. It is damaged: "
+            "bring it back from a copy, or choose another output"
+        )
+    return lock
 
 
 # --- states ---------------------------------------------------------------------------------------------------------
@@ -104,6 +118,8 @@ def save_state(output: Path, settings: Mapping[str, Any], state: Mapping[str, An
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        fsync_path(folder)  # its name, before those of older ones go
+        fsync_path(output)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for a disk that is full
         aside.unlink(missing_ok=True)
         raise OSError(
@@ -111,7 +127,7 @@ def save_state(output: Path, settings: Mapping[str, Any], state: Mapping[str, An
         ) from error
     older = [found for found in _states(output) if found < path]
     newer = [found for found in _states(output) if found > path]  # damaged ones, which were passed over
-    for old in [*older[: len(older) - (keep - 1)], *newer]:
+    for old in [*older[: max(len(older) - (keep - 1), 0)], *newer]:
         old.unlink()
 
 
@@ -143,7 +159,8 @@ def _read_state(path: Path) -> Mapping[str, Any]:
 
 
 def remove_states(output: Path) -> None:
-    """After the checkpoint is complete: a state is three times its size."""
+    """After the checkpoint is complete: a state is three times its size. Its files' names are on disk before the states go."""
+    fsync_path(output)
     shutil.rmtree(output / STATES, ignore_errors=True)
 
 

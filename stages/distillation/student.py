@@ -9,7 +9,6 @@ ids without a commit; checkpoints that lack a weight. Nothing from a checkpoint 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForDepthEstimation, PreTrainedModel
 
+from manifests.commit import fsync_path
 from stages.checkpoints import checkpoint_folder, complete, is_hub_id, read_image_statistics, require_safetensors
 from stages.labelling.teachers.known import KNOWN
 
@@ -224,7 +224,8 @@ def save_student(
     """Write config.json, preprocessor_config.json, training.json, a README.md if given and, last, model.safetensors.
 
     weights: others than the network's own, by its names; what is not among them is the network's. Weights that are in the
-    folder are complete, and everything beside them is theirs. Raises ValueError for weights the network does not have.
+    folder are complete, and everything beside them is theirs; all is on disk when this returns. Raises ValueError for weights
+    the network does not have.
     """
     exported = student.network.state_dict()
     if strange := sorted(set(weights or ()) - set(exported)):
@@ -240,10 +241,13 @@ def save_student(
     mode = (aside / TRAINING).stat().st_mode
     for path in sorted(aside.iterdir(), key=lambda path: path.name == WEIGHTS):
         path.chmod(mode)  # safetensors makes files that only their owner can read
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync_path(path)
+        if path.name == WEIGHTS:
+            fsync_path(folder)
         path.replace(folder / path.name)
     aside.rmdir()
+    fsync_path(folder)
+    fsync_path(folder.absolute().parent)
 
 
 def _refuse_unfit(config: Any, context_px: int, folder: Path) -> None:
