@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel
 from stages.checkpoints import complete, read_image_statistics, require_safetensors
 from stages.distillation.student import (
     FAMILIES,
+    OWN_ATTENTION,
     Student,
     encoder_of,
     final_map,
@@ -125,7 +126,12 @@ def _load_encoder(folder: Path) -> Any:
         )
     require_safetensors(folder)
     loaded = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+        folder,
+        dtype=torch.float32,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation=OWN_ATTENTION,
     )
     return complete(loaded, folder)
 

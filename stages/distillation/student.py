@@ -34,6 +34,8 @@ StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
 PREPROCESSOR, WEIGHTS, TRAINING, CARD = "preprocessor_config.json", "model.safetensors", "training.json", "README.md"
 FAMILIES = ("depth_anything", "dpt")
 _ENCODERS = ("backbone.", "dpt.")  # Depth Anything and DPT with a backbone; DPT without
+OWN_ATTENTION = None
+"""The library's own choice of an attention for the network, said on loading: a config.json can name code on the hub instead."""
 _ALIVE = 0.3  # first value of a map from a new head, which ends in a ReLU
 
 
@@ -157,11 +159,18 @@ def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if start == "scratch":
-            network = AutoModelForDepthEstimation.from_config(config, dtype=torch.float32).eval()
+            network = AutoModelForDepthEstimation.from_config(
+                config, dtype=torch.float32, attn_implementation=OWN_ATTENTION, trust_remote_code=False
+            ).eval()
         else:
             require_safetensors(folder)
             network, report = AutoModelForDepthEstimation.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+                folder,
+                dtype=torch.float32,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                attn_implementation=OWN_ATTENTION,
             )
             if start == "fresh-head":
                 report = {"missing_keys": [name for name in report["missing_keys"] if name.startswith(_ENCODERS)]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,18 @@ def test_what_cannot_be_a_student_is_refused_with_the_reason(networks: dict[str,
         load_student(str(networks["dpt_hybrid"]), 96)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_student(str(tmp_path / "nothing"), 48)
+
+
+@pytest.mark.parametrize("start", ["checkpoint", "fresh-head", "scratch"])
+def test_code_on_the_hub_that_a_configuration_names_is_not_asked_for(
+    networks: dict[str, Path], tmp_path: Path, start: Any
+) -> None:
+    folder = shutil.copytree(networks["depth_anything"], tmp_path / "stranger")
+    config = json.loads((folder / "config.json").read_text())
+    config["attn_implementation"] = config["backbone_config"]["attn_implementation"] = "someone/kernel"
+    (folder / "config.json").write_text(json.dumps(config))
+    (own, theirs) = (load_student(str(place), 48, start=start) for place in (networks["depth_anything"], folder))
+    assert torch.equal(theirs.disparity(pictures(48)), own.disparity(pictures(48)))
 
 
 @pytest.mark.parametrize("revision", [None, "main"])
