@@ -23,7 +23,8 @@ from pipeline.label import LabelConfig, default_workers, demo_teacher, label
 from pipeline.models import resolve_device
 from pipeline.ranks import Place
 from pipeline.train_config import PRESETS, TrainConfig
-from pipeline.train_setup import make_batches, make_learner, make_plan, open_dataset
+from pipeline.train_labels import open_dataset
+from pipeline.train_setup import make_batches, make_learner, make_plan
 from stages.demo_models import build_depth_anything, save_depth_anything
 from stages.distillation.dataset import Batch, LabelDataset, Sample
 from stages.distillation.step import Learner, gradient_step

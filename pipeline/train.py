@@ -15,6 +15,7 @@ from pipeline.interrupts import stop_requested
 from pipeline.models import resolve_device
 from pipeline.ranks import Place
 from pipeline.train_config import PRESETS, TrainConfig
+from pipeline.train_labels import announce_labels, open_dataset
 from pipeline.train_loop import STOPPING, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
 from pipeline.train_setup import is_finished
 
@@ -32,6 +33,7 @@ def train(config: TrainConfig, on_step: Callable[[Mapping[str, Any]], None] | No
     if config.num_workers == 1 and config.address is None:
         with stop_requested(STOPPING) as stop:
             return run_training(config, Place(device=resolve_device(config.device)), stop, on_step)
+    announce_labels(config, open_dataset(config))  # the workers' own words are not seen
     from pipeline.train_ray import train_on_ray  # takes seconds, and most trainings have one device
 
     return train_on_ray(config)

@@ -35,8 +35,8 @@ _DEMO: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "baseline": _BASELINE, "demo": _DEMO, "demo-baseline": _DEMO | _BASELINE}
 
 FREE = (
-    *("preset", "config", "run", "output", "resume", "device", "num_workers", "address", "max_restarts", "loader_workers"),
-    *("accumulation", "activation_checkpointing", "checkpoint_every", "keep_checkpoints", "picture_every"),
+    *("preset", "config", "run", "output", "resume", "allow_partial", "device", "num_workers", "address", "max_restarts"),
+    *("loader_workers", "accumulation", "activation_checkpointing", "checkpoint_every", "keep_checkpoints", "picture_every"),
 )
 """What may change when a training goes on: it changes where and how fast, and the result by rounding at most (and by which
 paths are dropped, in students that drop any at random)."""
@@ -57,6 +57,9 @@ class TrainConfig:
     """TOML file with any of these settings."""
     resume: bool = True
     """Go on where an interrupted training in the output ended; --no-resume refuses instead."""
+
+    allow_partial: bool = False
+    """Begin though labelling has not ended: with the images that are labelled now, and with those to the end."""
 
     student: str = "depth-anything/Depth-Anything-V2-Small-hf"
     """Checkpoint the student starts from: a folder, an id on the hub, or demo, the small one that comes with the package."""

@@ -19,7 +19,8 @@ from pipeline.config import resolved
 from pipeline.interrupts import born_deaf, deaf
 from pipeline.ranks import Place
 from pipeline.train_config import FREE, TrainConfig
-from pipeline.training_state import finished_training, library_versions, load_state, locked_parts, refuse_other_labels
+from pipeline.train_labels import announce_labels, open_dataset
+from pipeline.training_state import finished_training, library_versions, load_state, refuse_other_labels
 from stages.checkpoints import checkpoint_sha256
 from stages.distillation.dataset import Batch, LabelDataset
 from stages.distillation.features import feature_target_of, load_feature_target
@@ -57,6 +58,7 @@ def prepare(config: TrainConfig, place: Place, held: ExitStack) -> Prepared:
             f"{config.run}: its contexts are {dataset.context_kind!r}, expected {config.context!r}, as --context says; label "
             f"a run with --plan.context {config.context}, or train with --context any"
         )
+    announce_labels(config, dataset, say=place.world_size == 1)
     learner = make_learner(config, dataset, place)
     settings = base_settings(config) | library_versions() | dataset_settings(dataset) | checkpoint_settings(config)
     if place.rank == 0:
@@ -109,20 +111,6 @@ def checkpoint_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 # --- what a training is made of -------------------------------------------------------------------------------------
-
-
-def open_dataset(config: TrainConfig) -> LabelDataset:
-    """The labels that a training reads: of one that has begun, those it began with, though more may have been made since.
-
-    Raises ValueError for columns that do not belong together.
-    """
-    return LabelDataset(
-        config.run,
-        config.columns,
-        read_patches=config.local_global_weight > 0,
-        conversion=config.convert_depth,
-        only_parts=locked_parts(config.output),
-    )
 
 
 def make_learner(config: TrainConfig, dataset: LabelDataset, place: Place) -> Learner:

@@ -173,7 +173,7 @@ def test_a_finished_output_is_not_taken_for_that_of_other_labels_or_weights(
 def test_a_training_goes_on_with_the_labels_it_began_with_though_there_are_more(small: TrainConfig, tmp_path: Path) -> None:
     whole = write_run(tmp_path / "whole", images=11)
     partial = write_run(tmp_path / "partial", images=11, without=[("assistant", 1)])
-    config = replace(small, run=partial, output=tmp_path / "out")
+    config = replace(small, run=partial, output=tmp_path / "out", allow_partial=True)
     interrupt_at(4, config)
     result = train(replace(config, run=whole))
     assert (result.resumed_from, result.images) == (3, 6)
