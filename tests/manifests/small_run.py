@@ -134,9 +134,7 @@ def commit_again(run_dir: Path, column: str = "dav2", *, versions: Mapping[str, 
     """The manifest of the part shard.00001, anew: it lists the files that are there now, whatever became of them."""
     part = manifests.load_part(run_dir, column, "shard.00001")
     folder = manifests.column_dir(run_dir, column)
-    changed = dataclasses.replace(
-        part, files=file_records(folder / part.zarr), versions=versions or part.versions
-    )
+    changed = dataclasses.replace(part, files=file_records(folder / part.zarr), versions=versions or part.versions)
     manifests.manifest_path(run_dir, column, "shard.00001").write_bytes(manifests.to_json(changed))
 
 
