@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -21,6 +25,7 @@ from stages.labelling.units import IMAGES, InputChangedError
 _PULSES_PER_TIMEOUT = 10
 _DEATHS_AT_BIRTH = 5
 _MAKE_WAY_AFTER_S = 10.0
+_END_TIMEOUT_S = 60.0
 
 
 class Resources(NamedTuple):
@@ -88,12 +93,12 @@ class WorkerPool:
                 self._refuse_impossible(resources)
                 self._slots += [self._slot(resources) for _ in range(workers)]
         except BaseException:
-            ray.shutdown()
+            self._end()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        ray.shutdown()
+        self._end()
 
     def columns(self, slot: Slot) -> Sequence[str]:
         """The columns whose tasks a slot can do."""
@@ -132,6 +137,13 @@ class WorkerPool:
         return ended + self._stalled()
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """End Ray. On this machine no worker is left then, not even one that hangs: `ray.shutdown` waits for its own raylet
+        only, and a worker notices that the raylet is gone some seconds later where the machine is busy."""
+        workers = [] if self._address else _children_of_own_raylet()
+        ray.shutdown()
+        _kill_and_wait(workers, _END_TIMEOUT_S)
 
     def _slot(self, resources: Resources) -> Slot:
         # The second thread answers `pulse` while the first one works.
@@ -221,3 +233,30 @@ class WorkerPool:
                 f"a worker for {', '.join(self._kinds[resources])} asks for {resources.num_cpus:g} CPUs and "
                 f"{resources.num_gpus or 0:g} GPUs, which no machine has (found: {found}); ask for less"
             )
+
+
+def _children_of_own_raylet() -> list[int]:
+    """File descriptors (pidfd) of Ray's processes on this machine, as a number alone may come to mean another process."""
+    names, parents = {}, {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(ProcessLookupError, FileNotFoundError):  # it ended meanwhile
+            start, _, rest = entry.read_text().rpartition(") ")
+            pid, _, name = start.partition(" (")
+            names[int(pid)], parents[int(pid)] = name, int(rest.split()[1])
+    found = []
+    for pid, parent in parents.items():
+        if names.get(parent) == "raylet" and parents[parent] == os.getpid():
+            with suppress(ProcessLookupError):
+                found.append(os.pidfd_open(pid))
+    return found
+
+
+def _kill_and_wait(processes: Sequence[int], timeout_s: float) -> None:
+    """Kills what is left of processes given as pidfds, and waits until they are gone; longest for one that the kernel holds."""
+    deadline = time.monotonic() + timeout_s
+    for process in processes:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+    for process in processes:
+        select.select([process], [], [], max(deadline - time.monotonic(), 0))  # readable once it has ended
+        os.close(process)

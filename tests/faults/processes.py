@@ -193,6 +193,14 @@ def workers_of(driver: int, actor: str = "LabelWorker") -> list[int]:
     return [pid for pid, title in titles.items() if title.startswith(f"ray::{actor}") and is_below(pid)]
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs; one that has ended and that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def committed(run: Path) -> list[Path]:
     """The manifests of a run's parts."""
     return [path for path in run.glob("columns/*/*.json") if not path.name.startswith(".") and "failure" not in path.name]

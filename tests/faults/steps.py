@@ -99,6 +99,8 @@ DEEDS: dict[str, Callable[[], object]] = {
     "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "kill the driver": lambda: os.kill(int(os.environ["LABEL_DRIVER"]), signal.SIGKILL),
+    "interrupt": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "segfault": lambda: ctypes.string_at(0),
     "sleep": lambda: time.sleep(100_000),
     "sleep with the GIL": _sleep_with_the_gil,
