@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from manifests.commit import settle_files
 from manifests.run import column_dir
@@ -22,6 +23,7 @@ from manifests.schema import (
     to_json,
 )
 from stages.demo_models import build_depth_anything, save_depth_anything
+from stages.distillation.student import WEIGHTS, load_student
 from stages.label_store import ContextPicture, ImageLabels, Label, PatchLabel, encode_picture, write_labels, write_pictures
 from stages.views import Box, SourceBox
 
@@ -156,8 +158,14 @@ def _labels(disparity: np.ndarray, scale: float, shift: float) -> ImageLabels:
 
 
 def write_student(folder: Path) -> Path:
-    """A checkpoint of a Depth Anything network small enough for a test."""
+    """A checkpoint of a Depth Anything network small enough for a test.
+
+    Its head is drawn as a fresh one is. With the library's own start the map is constant up to rounding, so every normalised
+    loss of it, and its gradient, would be those of one processor's rounding.
+    """
     torch.manual_seed(0)
     model = build_depth_anything(hidden=32, layers=4, heads=2, patch_px=12, fusion=16, image_px=CONTEXT_PX)
-    save_depth_anything(model, folder, torch.float16, CONTEXT_PX)
+    save_depth_anything(model, folder, torch.float32, CONTEXT_PX)
+    weights = load_student(str(folder), CONTEXT_PX, start="fresh-head").network.state_dict()
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     return folder

@@ -27,9 +27,9 @@ from tests.training_run import CONTEXT_PX, scene_disparity, write_run
 
 def test_training_lowers_the_loss_and_brings_the_student_to_the_scene(small: TrainConfig, tmp_path: Path) -> None:
     seen: list[float] = []
-    config = replace(small, output=tmp_path / "out", steps=60, lr_encoder=2e-3, lr_decoder=2e-3)
+    config = replace(small, output=tmp_path / "out", steps=40, lr_encoder=2e-3, lr_decoder=2e-3)
     train(config, on_step=lambda record: seen.append(record["shared_context"]))
-    assert np.mean(seen[-10:]) < 0.75 * np.mean(seen[:5])
+    assert np.mean(seen[-10:]) < 0.8 * np.mean(seen[:5])  # 0.60 to 0.65 for three seeds on two sets of instructions
     assert [record["shared_context"] for record in metrics(tmp_path / "out")] == seen
 
 
@@ -108,13 +108,16 @@ def test_a_head_without_shape_stops_the_training_too(small: TrainConfig, student
         train(replace(small, student=str(flat), output=tmp_path / "out"))
 
 
-def test_micro_batches_add_up_to_the_batch(small: TrainConfig, tmp_path: Path) -> None:
-    whole, cut = (replace(small, output=tmp_path / str(n), accumulation=n, steps=5) for n in (1, 3))
+def test_a_step_in_micro_batches_is_that_of_the_batch(small: TrainConfig, tmp_path: Path) -> None:
+    """Up to float32, so the first step only: what rounding does to the weights grows with each further one. That gradients
+    add up exactly is shown in float64, in tests/stages/test_step.py."""
+    whole, cut = (replace(small, output=tmp_path / str(n), accumulation=n, steps=1) for n in (1, 3))
     train(whole)
     train(cut)
-    for one, other in zip(metrics(whole.output), metrics(cut.output), strict=True):
-        for term in ("total", "shared_context", "local_global", "feature", "gradient", "gradient_norm"):
-            assert other[term] == pytest.approx(one[term], rel=5e-2 if one["step"] else 1e-4, abs=1e-5)
+    (one,), (other,) = metrics(whole.output), metrics(cut.output)
+    for term in ("total", "shared_context", "local_global", "gradient", "gradient_norm"):
+        assert one[term] == pytest.approx(other[term], rel=1e-4), term
+        assert one[term] > 0, term
 
 
 def test_encoder_and_decoder_learn_at_their_own_rates(small: TrainConfig, student: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One step: what it says of the student's output, and whose labels it blames."""
+"""One step: its gradient whole or in micro-batches, what it says of the student's output, and whose labels it blames."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from stages.distillation.dataset import Batch, LabelDataset
-from stages.distillation.losses import LossConfig
+from stages.distillation.losses import LossConfig, OutputScale
 from stages.distillation.order import SampleRequest
 from stages.distillation.step import Learner, gradient_step, not_finite
-from stages.distillation.student import load_student
+from stages.distillation.student import Student, StudentOutput, load_student, prepare_images
 from tests.training_run import CONTEXT_PX, write_run, write_student
 
 
@@ -27,7 +29,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
 
 @pytest.fixture
 def learner(tmp_path: Path) -> Learner:
-    student = load_student(str(write_student(tmp_path / "student")), CONTEXT_PX, start="fresh-head")
+    student = load_student(str(write_student(tmp_path / "student")), CONTEXT_PX)
     optimizer = torch.optim.SGD(student.network.parameters(), lr=0.1)
     return Learner(student=student, optimizer=optimizer, loss=LossConfig(feature_weight=0.0))
 
@@ -40,6 +42,59 @@ def test_the_output_is_described_over_the_valid_pixels_alone(learner: Learner, b
     assert outcome.output_spread == pytest.approx(np.abs(values[valid] - outcome.output_median).mean(), rel=1e-5)
     assert outcome.output_zero_share == 0
     assert outcome.output_spread > 0
+
+
+class _InFloat64(Student):
+    """Where sums in another order differ by 1e-16 and turn no sign: what is left of a difference is a mistake."""
+
+    def forward(self, images: UInt8[Tensor, "b 3 c c"], *, bf16: bool = False, with_tokens: bool = False) -> StudentOutput:
+        disparity = self.network(pixel_values=prepare_images(images, self.mean, self.std).double()).predicted_depth
+        return StudentOutput(disparity=disparity, tokens=None, grid=(0, 0))
+
+
+@pytest.mark.parametrize("split", [(1, 1, 1, 1), (3, 1), (1, 2, 1)])
+def test_micro_batches_leave_the_gradient_of_the_whole_batch(tmp_path: Path, split: tuple[int, ...]) -> None:
+    """One context is narrow, one has no valid pixel, one no valid patch: the micro-batches are of unequal weight."""
+    run = write_run(tmp_path / "run", images=4, extents=((CONTEXT_PX, CONTEXT_PX), (CONTEXT_PX, 36)))
+    dataset = LabelDataset(run, ("primary",))
+    whole = _without_some_labels(dataset.collate([dataset[SampleRequest(i, 0, False)] for i in range(4)]))
+    checkpoint = write_student(tmp_path / "student")
+    gradients, outcomes = [], []
+    for sizes in ((4,), split):
+        learner = _learner_in_float64(checkpoint)
+        outcome, _ = gradient_step(learner, _parts(whole, sizes), max_gradient_norm=torch.inf, bf16=False)
+        gradients.append([p.grad for p in learner.trained() if p.grad is not None])
+        outcomes.append(outcome)
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+    for term in ("total", "shared_context", "local_global", "gradient", "anchor", "gradient_norm"):
+        one, other = (getattr(outcome, term) for outcome in outcomes)
+        assert one == pytest.approx(other, rel=1e-6), term  # they are told in float32
+        assert one > 0, term
+
+
+def _learner_in_float64(checkpoint: Path) -> Learner:
+    """Every term but L_feat, whose tokens are float32 by nature."""
+    loaded = load_student(str(checkpoint), CONTEXT_PX)
+    network = loaded.network.double()
+    del network.head.forward  # type: ignore[union-attr]  # it casts to float32
+    return Learner(
+        student=_InFloat64(network=network, mean=loaded.mean, std=loaded.std, preprocessor="", patch_px=loaded.patch_px),
+        optimizer=torch.optim.SGD(network.parameters()),
+        loss=LossConfig(feature_weight=0.0, anchor_weight=0.1, trim_fraction=0.1),
+        anchor=OutputScale(level=torch.tensor(0.2).double(), spread=torch.tensor(0.1).double()),
+    )
+
+
+def _without_some_labels(batch: Batch) -> Batch:
+    valid, patch_valid = batch.valid.clone(), batch.patch_valid.clone()
+    valid[2], patch_valid[3] = False, False
+    in_float64 = {"label": batch.label.double(), "patch_label": batch.patch_label.double()}
+    return dataclasses.replace(batch, valid=valid, patch_valid=patch_valid, **in_float64)
+
+
+def _parts(batch: Batch, sizes: tuple[int, ...]) -> list[Batch]:
+    tensors = {name: value.split(sizes) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return [dataclasses.replace(batch, **{name: parts[i] for name, parts in tensors.items()}) for i in range(len(sizes))]
 
 
 def test_a_batch_without_a_valid_pixel_says_nothing_and_moves_nothing(learner: Learner, batch: Batch) -> None:
