@@ -1,17 +1,26 @@
-# make demo    the whole road on rendered scenes: label, train, evaluate, report
-# make test    everything the tests prove
-# make check   ruff, pyright, import-linter
+# make demo      the whole road on rendered scenes: label, train, evaluate, report
+# make test      what the tests prove, each promise once
+# make campaign  the proofs that take long: Ray's processes, machines and disks in trouble, kills at random moments
+# make check     ruff, pyright, import-linter
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
+# Errors only: on a machine with package folders of its own, pip warns of each package that is not in each of them.
+INSTALL := $(BIN)/pip install --quiet --quiet --constraint constraints.txt
 
-.PHONY: demo test check constraints clean
+.PHONY: demo test campaign check constraints clean
 demo: .venv/installed
 	$(BIN)/python -m pipeline.demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not campaign" --numprocesses 2 --dist loadfile
+
+campaign: .venv/installed-dev
+	$(BIN)/python -m pytest -m campaign --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "hypothesis and not campaign" --hypothesis-profile new-examples
+	timeout 900 $(BIN)/python -m tests.faults.campaign --kills 30 --seed 0
+	timeout 900 $(BIN)/python -m tests.faults.train_campaign --kills 6 --seed 0
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -30,9 +39,9 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) --editable .
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) --editable ".[dev]"
 	touch $@

@@ -45,7 +45,7 @@ def test_the_commands_on_ones_own_photographs_run_in_order(tmp_path: Path, monke
 
 def test_the_make_targets_exist():
     targets = _commands("make")
-    assert [target for _, target in targets] == ["demo", "test"]
+    assert {"demo", "test"} <= {target for _, target in targets}
     for command in targets:
         assert subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, check=False).returncode == 0
 

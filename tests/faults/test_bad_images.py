@@ -34,7 +34,7 @@ def test_images_that_crash_or_hang_their_worker_are_rejected_and_their_neighbour
         (photos / f"{name}.png").write_bytes(scene_bytes(seed, side_px=64))
     opened = {name: Step("open", rf"photos/{name}\.png$") for name in _DEEDS}
     faults = [Fault(opened[name], deed, once=False, spares_driver=True) for name, deed in _DEEDS.items()]
-    limits = ["--max-attempts", "1", "--stall-timeout-s", "3", "--max-rejected-fraction", "0.5"]
+    limits = ["--max-attempts", "1", "--stall-timeout-s", "15", "--max-rejected-fraction", "0.5"]
     arguments = label_arguments(tmp_path / "run", photos, checkpoints, "--workers", "2", *limits)
     process = start(arguments, faults, tmp_path / "marks")
     _, messages = process.communicate(timeout=280)

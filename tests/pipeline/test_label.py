@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -35,7 +34,8 @@ from pipeline.label_run import (
 )
 from pipeline.label_worker import LabelWorker, RunNotSharedError, Task, TeacherUnusableError
 from tests.conftest import label_config, picture_bytes, scene_bytes, write_tar
-from tests.faults.processes import committed, workers_of
+from tests.faults.processes import committed, is_alive, start, workers_of
+from tests.faults.steps import UNIT_STEPS, Fault
 
 _PLAN = ["--plan.context", "whole", "--plan.context-px", "48", "--plan.patch-px", "48"]
 
@@ -82,6 +82,7 @@ def test_a_finished_run_is_left_untouched(labelled_run: Path, checkpoints: Path,
     assert {path: path.stat().st_mtime_ns for path in labelled_run.rglob("*")} == before
 
 
+@pytest.mark.campaign
 def test_ray_workers_and_this_process_give_the_same_labels(
     tmp_path: Path, labelled_run: Path, checkpoints: Path, scenes_tar: Path
 ):
@@ -90,32 +91,28 @@ def test_ray_workers_and_this_process_give_the_same_labels(
     assert _content(tmp_path / "run") == _content(labelled_run)
 
 
-def _start(command: list[str], run: Path) -> subprocess.Popen[bytes]:
-    """The command, once it has committed something."""
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "RAY_worker_niceness": "0"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not committed(run) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert process.poll() is None, process.communicate()
-    return process
-
-
 def test_a_driver_that_is_killed_takes_ray_along_and_the_next_run_ends_the_same(
     tmp_path: Path, labelled_run: Path, checkpoints: Path, scenes_tar: Path
 ):
-    arguments = _command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "2")
-    process = _start([sys.executable, "-m", "pipeline.label", *arguments], tmp_path / "run")
+    """Killed when something is committed, and while a worker hangs in a unit."""
+    arguments = _command(tmp_path / "run", scenes_tar, checkpoints)
+    hang = Fault(UNIT_STEPS["primary: its last file gets its name"], "sleep")
+    process = start([*arguments, "--workers", "2"], [hang], tmp_path / "marks")
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "marks").iterdir()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     workers = workers_of(process.pid)
     process.kill()
     process.communicate()
-    assert main(_command(tmp_path / "run", scenes_tar, checkpoints, "--workers", "0")) == 0
+    assert committed(tmp_path / "run")
+    assert main([*arguments, "--workers", "0"]) == 0
     assert _content(tmp_path / "run") == _content(labelled_run)
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.2)
     assert workers
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    while left := [pid for pid in workers if is_alive(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""What must pass before a change lands: every test is in one of two targets, and the summary of the tests ends the output."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _commands(target: str) -> list[list[str]]:
+    """What make would run for a target, were everything to be installed anew."""
+    command = ["make", "--dry-run", "--always-make", target]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [shlex.split(line) for line in said.splitlines()]
+
+
+def test_the_gate_runs_all_targets_and_the_tests_last():
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    assert [line for line in lines if line.startswith("make")] == ["make check", "make campaign", "make test"]
+    assert lines[-1] == "make test"
+    assert "pytest" in _commands("test")[-1]  # whose summary is what is read
+
+
+def test_every_test_is_in_make_test_or_in_make_campaign_and_a_plain_pytest_runs_all(pytestconfig: pytest.Config):
+    chosen = {
+        command[command.index("-m", command.index("pytest")) + 1]
+        for target in ("test", "campaign")
+        for command in _commands(target)
+        if "pytest" in command
+    }
+    assert {"campaign", "not campaign"} <= chosen
+    assert "-m" not in shlex.split(" ".join(pytestconfig.getini("addopts")))
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_an_installation_shows_errors_and_no_warnings(target: str):
+    installing = [command for command in _commands(target) if command[1:2] == ["install"]]
+    assert installing
+    for command in installing:
+        assert command.count("--quiet") == 2  # once leaves warnings, three times hides errors
