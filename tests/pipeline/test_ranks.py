@@ -36,7 +36,7 @@ if rank == 0:
         train(begun, stop)
     except InterruptedError:
         pass
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=240))
 place = Place(device="cpu", rank=rank, world_size=2)
 unseen = replace(begun, output=folder / "elsewhere") if rank else begun
 damaged = TrainConfig(run=folder / "damaged", output=folder / "out", steps=6, strategy="primary", **common)
@@ -63,7 +63,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(folder / "rank.py"), str(folder)]
     ranks = [subprocess.Popen([*command, rank], env=environment, stdout=subprocess.PIPE, text=True) for rank in ("0", "1")]
-    return [rank.communicate(timeout=120)[0].splitlines() for rank in ranks]
+    return [rank.communicate(timeout=280)[0].splitlines() for rank in ranks]
 
 
 def test_ranks_that_would_go_on_from_different_steps_are_refused(messages: list[list[str]]) -> None:

@@ -45,7 +45,7 @@ if __name__ == "__main__":
     command[1:3] = [str(tmp_path / "killed.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     # the pipe of stderr closes when the last process has ended: no worker outlives the training
-    killed = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=60)
+    killed = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=240)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (config.output / "model.safetensors").exists()
     assert len(metrics(config.output)) == 8
@@ -204,12 +204,12 @@ def test_two_trainings_never_share_an_output(small: TrainConfig, tmp_path: Path)
 def test_a_signal_to_the_whole_group_saves_the_step_too(small: TrainConfig, tmp_path: Path) -> None:
     config = replace(small, output=tmp_path / "out", loader_workers=1, steps=4000, checkpoint_every=5000)
     process = subprocess.Popen(arguments(config), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (config.output / "metrics.jsonl").exists() or len(metrics(config.output)) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=240)
     assert process.returncode == 130, messages
     (state,) = (config.output / "states").iterdir()
     assert state.name == f"step-{len(metrics(config.output)):09d}.pt"

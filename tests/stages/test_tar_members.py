@@ -128,7 +128,7 @@ def test_a_flip_of_any_byte_of_a_header_loses_no_member_without_a_problem(sound:
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_no_overwritten_stretch_of_a_tar_loses_a_member_without_a_problem(tmp_path: Path, data: st.DataObject):
     path = _write(tmp_path / "x.tar", _contents())
     whole, content = _members(path), path.read_bytes()
