@@ -259,7 +259,7 @@ def test_commands_that_cannot_be_meant_are_refused_before_anything_is_written(
         ((photos, tmp_path / "twin"), out, f"{out}/a.png.png: {photos}/a.png and {tmp_path}/twin/a.png"),
         ((photos,), photos / "maps", "results need a folder of their own"),
         ((photos / "a.png",), photos, "results need a folder of their own"),
-        ((tmp_path / "bare",), out, "looked for .bmp, .jpeg, .jpg"),
+        ((tmp_path / "bare",), out, "no photograph found; looked for .apng, "),
         ((photos, tmp_path / "missing"), out, f"nothing there:\n  - {tmp_path}/missing"),
     ):
         assert _run(model, *inputs, output=output) == 2
