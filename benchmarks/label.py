@@ -72,9 +72,9 @@ def main() -> None:
 def _worker_rows(place: Path, images: int, rounds: int) -> list[tuple[str, str]]:
     tar = _photographs(place / "photographs.tar", images, width=1200, height=800)
     rows = []
-    for name, loader in (("primary", "transformers"), ("assistant", "genpercept")):
-        unit = _ready_unit(place / f"worker-{name}", tar, name, loader, images)
-        teacher = load_teacher(demo_teacher(name, loader))
+    for name in ("primary", "assistant"):
+        unit = _ready_unit(place / f"worker-{name}", tar, name, images)
+        teacher = load_teacher(demo_teacher(name))
         known = KnownImages(unit)
         batches = list(in_batches((view for index in known.usable for view in known.cut(index)), _BATCH, 4 * _BATCH))
         views = sum(map(len, batches))
@@ -96,7 +96,7 @@ def _predict_all(teacher: Teacher, batches: list[list[View]]) -> None:
         predictor.predict(batch)
 
 
-def _ready_unit(run_dir: Path, tar: Path, name: str, loader: str, images: int) -> Unit:
+def _ready_unit(run_dir: Path, tar: Path, name: str, images: int) -> Unit:
     """The teacher's unit of a run whose column `images` is committed."""
     run = _open(run_dir, tar, images)
     units = units_left(run)

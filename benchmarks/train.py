@@ -153,7 +153,7 @@ def _teacher_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]
     dataset = open_dataset(case.config)
     learner = make_learner(case.config, dataset, place)
     loader = make_batches(case.config, make_plan(case.config, dataset, place, 0), dataset, device)
-    teachers = [load_teacher(demo_teacher(n, loader=kind), device=device) for n, kind in _DEMO_TEACHERS]
+    teachers = [load_teacher(demo_teacher(name), device=device) for name in _DEMO_TEACHERS]
     online = _online_batches(dataset, teachers, case.config.batch_size)
     _step(learner, next(loader).to(device))
     ratios: dict[int, list[float]] = {1: [], 2: []}
@@ -173,7 +173,7 @@ def _online_step(learner: Learner, online: Iterator[Batch], number: int, device:
     _step(learner, batch.to(device))
 
 
-_DEMO_TEACHERS = (("primary", "transformers"), ("assistant", "genpercept"))
+_DEMO_TEACHERS = ("primary", "assistant")
 
 
 def _online_batches(dataset: LabelDataset, teachers: list[Teacher], batch_size: int) -> Iterator[Batch]:

@@ -117,9 +117,10 @@ class LabelWorker:
         if self._teacher is None or self._teacher.spec.name != spec.name:
             self._teacher = None  # frees the former one's memory before the next is loaded
             try:
-                found = checkpoint_sha256(checkpoint_folder(spec.checkpoint, spec.revision))
                 self._teacher = load_teacher(spec, device=self._device)
+                found = checkpoint_sha256(checkpoint_folder(spec.checkpoint, spec.revision))  # of what was loaded
             except Exception as error:  # whatever three libraries raise for a checkpoint that is not what they expect
+                self._teacher = None
                 raise TeacherUnusableError(f"teacher {spec.name} cannot be loaded: {type(error).__name__}: {error}") from error
             if found != (expected := unit.fingerprint["weights_sha256"]):
                 self._teacher = None

@@ -19,10 +19,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from stages.checkpoints import complete, read_image_statistics, require_safetensors
+from stages.checkpoints import OWN_ATTENTION, complete, read_image_statistics, require_safetensors
 from stages.distillation.student import (
     FAMILIES,
-    OWN_ATTENTION,
     Student,
     encoder_of,
     final_map,
@@ -115,6 +114,7 @@ def token_mask(extent: Int[Tensor, "b 2"], context_px: int, grid: tuple[int, int
 
 
 def _load_encoder(folder: Path) -> Any:
+    require_safetensors(folder)
     kind = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if kind.model_type in FAMILIES and not getattr(kind, "is_hybrid", False):
         return encoder_of(load_network(folder, start="fresh-head"))
@@ -124,9 +124,9 @@ def _load_encoder(folder: Path) -> Any:
             f"{folder}/config.json: model_type is {found}, expected one of {', '.join((*_DINOV2, *FAMILIES))} (not hybrid); "
             "others are not supported as the frozen encoder"
         )
-    require_safetensors(folder)
     loaded = AutoModel.from_pretrained(
         folder,
+        config=kind,
         dtype=torch.float32,
         output_loading_info=True,
         use_safetensors=True,

@@ -26,7 +26,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForDepthEstimation, PreTrainedModel
 
 from manifests.commit import fsync_path
-from stages.checkpoints import checkpoint_folder, complete, is_hub_id, read_image_statistics, require_safetensors
+from stages.checkpoints import (
+    OWN_ATTENTION,
+    checkpoint_folder,
+    complete,
+    is_hub_id,
+    read_image_statistics,
+    read_json,
+    refuse_foreign,
+    require_safetensors,
+)
 from stages.labelling.teachers.known import KNOWN
 
 StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
@@ -34,8 +43,6 @@ StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
 PREPROCESSOR, WEIGHTS, TRAINING, CARD = "preprocessor_config.json", "model.safetensors", "training.json", "README.md"
 FAMILIES = ("depth_anything", "dpt")
 _ENCODERS = ("backbone.", "dpt.")  # Depth Anything and DPT with a backbone; DPT without
-OWN_ATTENTION = None
-"""The library's own choice of an attention for the network, said on loading: a config.json can name code on the hub instead."""
 _ALIVE = 0.3  # first value of a map from a new head, which ends in a ReLU
 
 
@@ -153,6 +160,10 @@ def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int 
     Anything v2's own code; the library's deviation of 0.02 in every layer leaves a small decoder's map constant in float32. The
     last bias is positive, because a ReLU follows. Raises ValueError for another family or for a weight that is not there.
     """
+    if start == "scratch":
+        refuse_foreign(read_json(folder / "config.json"), f"{folder}/config.json")
+    else:
+        require_safetensors(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{folder}/config.json: model_type is {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
@@ -163,9 +174,9 @@ def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int 
                 config, dtype=torch.float32, attn_implementation=OWN_ATTENTION, trust_remote_code=False
             ).eval()
         else:
-            require_safetensors(folder)
             network, report = AutoModelForDepthEstimation.from_pretrained(
                 folder,
+                config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
                 use_safetensors=True,
