@@ -211,7 +211,7 @@ BOMBS: dict[str, Plant] = {
         "columns/dav2/shard.00002.failure.json", lambda run: b"[" + b"{}," * 10_000_000 + b"{}]"
     ),
     "deep JSON": _write(PART, lambda run: b'{"a":' * 100_000),
-    "a deep plan": _run_record(plan={"context_px": 12, "deep": json.loads('{"a":' * 200 + "1" + "}" * 200)}),
+    "a deep plan": _run_record(plan={"context_px": 12, "deep": json.loads('{"a":' * 600 + "1" + "}" * 600)}),
     "a deep zarr.json": _write(f"{ZARR}/context/zarr.json", lambda run: b"[" * 60_000),
     "a run of 10^15 images": _many_images,
     "10^12 contexts an image": _run_record(plan={"context_px": 12, "contexts_per_image": 10**12}),
