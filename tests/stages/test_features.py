@@ -136,7 +136,7 @@ def test_an_encoders_configuration_that_names_code_on_the_hub_is_refused(
     stranger = shutil.copytree(folder / "wide", tmp_path / "stranger")
     config = json.loads((stranger / "config.json").read_text()) | {"attn_implementation": "someone/kernel"}
     (stranger / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="someone/kernel.*names code on the hub"):
+    with pytest.raises(ValueError, match=r"someone/kernel.*names code on the hub"):
         load_feature_target(str(stranger), student)
 
 

@@ -173,7 +173,7 @@ def test_a_configuration_that_names_code_on_the_hub_is_refused(networks: dict[st
     config = json.loads((folder / "config.json").read_text())
     config["attn_implementation"] = config["backbone_config"]["attn_implementation"] = "someone/kernel"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="someone/kernel.*names code on the hub"):
+    with pytest.raises(ValueError, match=r"someone/kernel.*names code on the hub"):
         load_student(str(folder), 48, start=start)
 
 
