@@ -103,15 +103,19 @@ class RunSummary:
 
     def complaints(self) -> list[str]:
         """Why the run is not finished and sound, in words; empty when it is."""
+        found = [
+            f"{count} of {column.images_total} images {what} in {column.name}"
+            for what in ("failed", "pending")
+            for column in self.columns
+            if (count := getattr(column, what))
+        ]
         problems = sum(sum(source.kinds.values()) for source in self.source_problems)
-        counts = {
-            "failed images": sum(column.failed for column in self.columns),
-            "pending images": sum(column.pending for column in self.columns),
-            "catalogue problems": 0 if self.allow_damaged_sources else problems,
-            "damaged records": len(self.damage) + sum(len(column.damage) for column in self.columns),
-        }
+        if problems and not self.allow_damaged_sources:
+            found.append(f"{problems} catalogue problem{'s' * (problems != 1)}")
+        if damaged := len(self.damage) + sum(len(column.damage) for column in self.columns):
+            found.append(f"{damaged} damaged record{'s' * (damaged != 1)}")
         excess = [message for column in self.columns if (message := column.excess(self.max_rejected_fraction))]
-        return [f"{count} {what}" for what, count in counts.items() if count] + excess
+        return found + excess
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,8 @@ def test_the_summary_of_an_unfinished_run_says_why_and_exits_with_1(tmp_path: Pa
     done = _run("summary", run)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == (
-        "Not finished or not sound: 3 failed images, 5 pending images, 1 catalogue problems."
+        "Not finished or not sound: 3 of 9 images failed in dav2, 4 of 9 images pending in images, "
+        "1 of 9 images pending in dav2, 1 catalogue problem."
     )
     assert "dav2: failed 3 out_of_memory" in done.stdout
     assert "dav2: 1 .zarr folders that no manifest names" in done.stdout

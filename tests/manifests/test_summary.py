@@ -77,7 +77,12 @@ def test_failed_pending_litter_and_catalogue_problems_are_counted(tmp_path: Path
             source="shard", kinds={"truncated": 1, "duplicate_key": 2}, example="offset 512: cut inside a member"
         ),
     )
-    assert summary.complaints() == ["4 failed images", "8 pending images", "3 catalogue problems"]
+    assert summary.complaints() == [
+        "4 of 9 images failed in dav2",
+        "6 of 9 images pending in images",
+        "2 of 9 images pending in dav2",
+        "3 catalogue problems",
+    ]
 
 
 SOME_PARTS = st.sets(st.sampled_from(sorted(PARTS)))
