@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from manifests.place import PlaceError, place_of
 from manifests.schema import FileRecord, PartManifest
 
 LARGE_ARRAYS = ("context", "patch", "jpeg")
@@ -44,7 +45,10 @@ def differing_digests(column_dir: Path, manifest: PartManifest) -> Iterator[File
     for file in manifest.files:
         if is_small(manifest, file.path):
             try:
-                found = _sha256(column_dir / file.path)
+                with place_of(column_dir).open(file.path) as stream:
+                    found = hashlib.file_digest(stream, "sha256").hexdigest()
+            except PlaceError as error:  # since the sizes were looked at
+                yield FileProblem(file.path, "not_a_file", error.strerror or str(error))
             except OSError as error:
                 yield _unreadable(file.path, error)
             else:
@@ -110,10 +114,3 @@ def _named(mode: int) -> str:
 def _unreadable(path: str, error: OSError) -> FileProblem:
     missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
     return FileProblem(path, "missing_file" if missing else "unreadable", error.strerror or str(error))
-
-
-def _sha256(path: Path) -> str:
-    # Neither a link nor a pipe that has taken the file's place since its size was looked at is followed, or waited for.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb", buffering=0) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
