@@ -23,8 +23,9 @@ from manifests.checker import MAX_PROBLEMS, Rule, Scalar, TooManyProblemsError, 
 
 FORMAT_VERSION = 1
 CHECKSUM_KEY = "record_sha256"
-MAX_RECORD_BYTES = 1 << 25
-"""Of a record as a file, 32 MiB: room for some 100,000 images of a part, or sources of a run, or problems of a source."""
+MAX_RECORD_BYTES = 1 << 24
+"""Of a record as a file, 16 MiB: room for some 50,000 images of a part, sources of a run or problems of a source. Decoded, its
+text may take eight times as much."""
 _MAX_VALUES = 1 << 21  # what a few bytes of JSON can become is many times as large in memory
 _MAX_OF_PLAN = {"contexts_per_image": 4096, "context_px": 8192}  # what is made for each image, and the side of it
 _MAX_PARTS = 500_000  # a run's parts are listed in memory

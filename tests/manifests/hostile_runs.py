@@ -205,11 +205,13 @@ LINKS: dict[str, Plant] = {
 BOMBS: dict[str, Plant] = {
     "a manifest of 3 GB": _sparse(PART, 3 << 30),
     "a zarr.json of 3 GB": _sparse(f"{ZARR}/zarr.json", 3 << 30),
-    "a manifest of ten million lists": _write(PART, lambda run: b"[" + b"[]," * 10_000_000 + b"[]]"),
+    "a manifest of five million lists": _write(PART, lambda run: b"[" + b"[]," * 5_000_000 + b"[]]"),
     "a manifest of a million wrong images": _many_wrong_images,
-    "a failure record of ten million objects": _write(
-        "columns/dav2/shard.00002.failure.json", lambda run: b"[" + b"{}," * 10_000_000 + b"{}]"
+    "a failure record of five million objects": _write(
+        "columns/dav2/shard.00002.failure.json", lambda run: b"[" + b"{}," * 5_000_000 + b"{}]"
     ),
+    "a manifest of as many lists as are read": _write(PART, lambda run: b"[" + b"[]," * 1_000_000 + b"[]]"),
+    "a manifest of one wide string": _write(PART, lambda run: b'["' + b"x" * 16_700_000 + "😀".encode() + b'"]'),
     "deep JSON": _write(PART, lambda run: b'{"a":' * 100_000),
     "a deep plan": _run_record(plan={"context_px": 12, "deep": json.loads('{"a":' * 600 + "1" + "}" * 600)}),
     "a deep zarr.json": _write(f"{ZARR}/context/zarr.json", lambda run: b"[" * 60_000),
