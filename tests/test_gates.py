@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -13,8 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 def _commands(target: str) -> list[list[str]]:
     """What make would run for a target, were everything to be installed anew."""
-    command = ["make", "--dry-run", "--always-make", target]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", target]
+    ours = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    said = subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True, check=True).stdout
     return [shlex.split(line) for line in said.splitlines()]
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from stages.checkpoints import OWN_ATTENTION, complete, read_image_statistics, require_safetensors
+from stages.checkpoints import OWN_ATTENTION, complete, read_image_statistics, read_json, refuse_foreign, require_safetensors
 from stages.distillation.student import (
     FAMILIES,
     Student,
@@ -114,7 +114,7 @@ def token_mask(extent: Int[Tensor, "b 2"], context_px: int, grid: tuple[int, int
 
 
 def _load_encoder(folder: Path) -> Any:
-    require_safetensors(folder)
+    refuse_foreign(read_json(folder / "config.json"), f"{folder}/config.json")
     kind = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if kind.model_type in FAMILIES and not getattr(kind, "is_hybrid", False):
         return encoder_of(load_network(folder, start="fresh-head"))
@@ -124,6 +124,7 @@ def _load_encoder(folder: Path) -> Any:
             f"{folder}/config.json: model_type is {found}, expected one of {', '.join((*_DINOV2, *FAMILIES))} (not hybrid); "
             "others are not supported as the frozen encoder"
         )
+    require_safetensors(folder)
     loaded = AutoModel.from_pretrained(
         folder,
         config=kind,

@@ -15,6 +15,7 @@ from pipeline.predict import PRESETS as PREDICT_PRESETS
 from pipeline.predict import PredictConfig
 from pipeline.train_config import PRESETS as TRAIN_PRESETS
 from pipeline.train_config import TrainConfig
+from stages.labelling.teachers import TeacherSpec
 
 
 def _parse(*argv: str) -> LabelConfig:
@@ -39,7 +40,7 @@ def test_the_paper_is_the_default_and_asks_for_the_assistants_folder(capsys: pyt
         _parse(*_REQUIRED)
     assert exit_status.value.code == 2
     assert "--assistant.checkpoint: none given" in capsys.readouterr().err
-    config = _parse(*_REQUIRED, "--assistant.checkpoint", "x")
+    config = LabelConfig(run=Path("r"), sources=("a",))
     assert (config.plan.context, config.plan.context_px, config.plan.min_square_px) == ("square", 560, 644)
 
 
@@ -84,7 +85,7 @@ def test_the_resolved_configuration_is_plain_values():
     assert plain["sources"] == ["a", "b"]
     assert plain["run"] == "r"
     assert plain["plan"]["context"] == "whole"
-    assert plain["primary"]["loader"] == "transformers"
+    assert plain["primary"]["name"] == "primary"
 
 
 def _evaluate(*argv: str) -> object:
@@ -133,11 +134,12 @@ def test_a_url_in_a_file_is_refused_too(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_what_is_no_path_may_be_a_url_and_a_hub_id_is_none():
-    config = _parse(
-        *_DEMO, "--address", "ray://host:10001", "--primary.licence", "https://host/l", "--primary.checkpoint", "owner/name",
-        "--primary.revision", "0" * 40,
-    )  # fmt: skip
-    assert (config.address, config.primary.licence) == ("ray://host:10001", "https://host/l")
+    config = LabelConfig(
+        run=Path("r"),
+        sources=("a",),
+        address="ray://host:10001",
+        primary=TeacherSpec(name="primary", checkpoint="owner/name", licence="https://host/l"),
+    )
     assert url_problems(config) == []
 
 
