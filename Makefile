@@ -1,6 +1,7 @@
 # make demo      the whole road on rendered scenes: label, train, evaluate, report
 # make test      what the tests prove, each promise once
 # make campaign  the proofs that take long: Ray's processes, machines and disks in trouble, kills at random moments
+# make explore   the property tests with examples that nobody has tried: finds new faults, so it is no gate
 # make check     ruff, pyright, import-linter
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Errors only: on a machine with package folders of its own, pip warns of each package that is not in each of them.
 INSTALL := $(BIN)/pip install --quiet --quiet --constraint constraints.txt
 
-.PHONY: demo test campaign check constraints clean
+.PHONY: demo test campaign explore check constraints clean
 demo: .venv/installed
 	$(BIN)/python -m pipeline.demo
 
@@ -18,9 +19,11 @@ test: .venv/installed-dev
 
 campaign: .venv/installed-dev
 	$(BIN)/python -m pytest -m campaign --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m "hypothesis and not campaign" --hypothesis-profile new-examples
 	timeout 900 $(BIN)/python -m tests.faults.campaign --kills 30 --seed 0
 	timeout 900 $(BIN)/python -m tests.faults.train_campaign --kills 6 --seed 0
+
+explore: .venv/installed-dev
+	$(BIN)/python -m pytest -m "hypothesis and not campaign" --hypothesis-profile new-examples
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
