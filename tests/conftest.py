@@ -46,8 +46,12 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `save_checkpoints` makes."""
+    return save_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+def save_checkpoints(folder: Path) -> Path:
     """A folder with `primary`, `assistant` and `student`: small random networks, saved as the published ones are."""
-    folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(7)
     for name in ("primary", "student"):
         model = build_depth_anything(hidden=24, layers=4, heads=2, patch_px=12, fusion=16, image_px=SIDE_PX)

@@ -17,10 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from stages.demo_models import OneStepDiffusion, build_depth_anything, save_depth_anything
-from tests.conftest import SIDE_PX, scene_bytes, write_tar
+from tests.conftest import save_checkpoints, scene_bytes, write_tar
 from tests.faults.processes import Zygote, committed, differences, label_arguments, start, workers_of
 from tests.faults.steps import Fault, Step
 
@@ -34,7 +31,7 @@ class _Campaign:
         self._folder, self._zygote, self._random = folder, zygote, random.Random(seed)
         self.kills = Counter[str]()
         self._source = write_tar(folder / "five.tar", {f"{i}.png": scene_bytes(i, side_px=64) for i in range(5)})
-        self._checkpoints = save_teachers(folder / "checkpoints")
+        self._checkpoints = save_checkpoints(folder / "checkpoints")
 
     def arguments(self, run: Path, workers: int) -> list[str]:
         return label_arguments(run, self._source, self._checkpoints, "--workers", str(workers), "--max-attempts", "9")
@@ -70,15 +67,6 @@ class _Campaign:
             if process.returncode != -signal.SIGKILL and "died before they were ready" not in messages:
                 raise AssertionError(f"{run}: exit status {process.returncode}\n{messages}")
         return done
-
-
-def save_teachers(folder: Path) -> Path:
-    torch.manual_seed(7)
-    primary = build_depth_anything(hidden=24, layers=4, heads=2, patch_px=12, fusion=16, image_px=SIDE_PX)
-    save_depth_anything(primary, folder / "primary", torch.float16, SIDE_PX)
-    diffusion = OneStepDiffusion(vae_channels=(4, 4, 8), unet_channels=(8, 8, 24), group=4)
-    diffusion.save(folder / "assistant", torch.float16)
-    return folder
 
 
 def _main() -> int:

@@ -13,8 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.label import label
-from tests.conftest import label_config, scene_bytes
-from tests.faults.campaign import save_teachers
+from tests.conftest import label_config, save_checkpoints, scene_bytes
 from tests.faults.strikes import DEEDS, GO_ON, IN_THREADS, Strike, sweep
 
 
@@ -24,7 +23,7 @@ def _main() -> int:
         folder = Path(name)
         (folder / "photos").mkdir()
         (folder / "photos/a.png").write_bytes(scene_bytes(1, side_px=64))
-        config = label_config(folder / "run", (str(folder / "photos"),), save_teachers(folder / "checkpoints"), part_size=1)
+        config = label_config(folder / "run", (str(folder / "photos"),), save_checkpoints(folder / "checkpoints"), part_size=1)
         label(config)
         for column in ("images", "primary"):
             for when, deeds in ((strike.after_call, tuple(DEEDS)), (strike.before_file_event, IN_THREADS)):
