@@ -19,8 +19,8 @@ test: .venv/installed-dev
 
 campaign: .venv/installed-dev
 	$(BIN)/python -m pytest -m campaign --numprocesses 2 --dist loadfile
-	timeout 900 $(BIN)/python -m tests.faults.campaign --kills 30 --seed 0
-	timeout 900 $(BIN)/python -m tests.faults.train_campaign --kills 6 --seed 0
+	timeout 1200 $(BIN)/python -m tests.faults.campaign --kills 20 --seed 0
+	timeout 1200 $(BIN)/python -m tests.faults.train_campaign --kills 3 --seed 0
 
 explore: .venv/installed-dev
 	$(BIN)/python -m pytest -m "hypothesis and not campaign" --hypothesis-profile new-examples
