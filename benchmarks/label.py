@@ -26,18 +26,18 @@ import torch
 from PIL import Image
 
 import manifests
-from pipeline import label_pool
-from pipeline.label import PRESETS, LabelConfig, demo_teacher
-from pipeline.label_engine import DriveOptions, drive
-from pipeline.label_pool import Resources
-from pipeline.label_run import OpenRun, open_run, read_sources, units_left
-from pipeline.label_worker import LabelWorker, Task, WallClock
+from pipeline.label import pool as label_pool
+from pipeline.label.command import PRESETS, LabelConfig, demo_teacher
+from pipeline.label.drive import DriveOptions, drive
+from pipeline.label.pool import Resources
+from pipeline.label.run import OpenRun, open_run, read_sources, units_left
+from pipeline.label.worker import LabelWorker, Task, WallClock
 from stages.label_store import Label, LabelReader, decode_label, encode_label
-from stages.labelling.catalogue import CatalogueRow, Source, SourceContent
 from stages.labelling.flow import Predictor, View, in_batches
-from stages.labelling.teachers import Teacher, load_teacher
 from stages.labelling.units import KnownImages, Unit, UnitResult, label_images_part, label_teacher_part
+from stages.models import Teacher, load_teacher
 from stages.scenes import render_scene
+from stages.sources.catalogue import CatalogueRow, Source, SourceContent
 from stages.views import ViewPlan
 
 _BATCH = 8

@@ -18,20 +18,20 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pipeline.label import PRESETS as LABEL_PRESETS
-from pipeline.label import LabelConfig, default_workers, demo_teacher, label
-from pipeline.models import resolve_device
-from pipeline.ranks import Place
-from pipeline.train_config import PRESETS, TrainConfig
-from pipeline.train_labels import open_dataset
-from pipeline.train_setup import make_batches, make_learner, make_plan
-from stages.demo_models import build_depth_anything, save_depth_anything
+from pipeline.label.command import PRESETS as LABEL_PRESETS
+from pipeline.label.command import LabelConfig, default_workers, demo_teacher, label
+from pipeline.train.config import PRESETS, TrainConfig
+from pipeline.train.labels import open_dataset
+from pipeline.train.ranks import Place
+from pipeline.train.setup import make_batches, make_learner, make_plan
+from stages.demo_networks import build_depth_anything, save_depth_anything
 from stages.distillation.dataset import Batch, LabelDataset, Sample
 from stages.distillation.step import Learner, gradient_step
-from stages.labelling.pictures import resize_region
-from stages.labelling.teachers import Teacher, load_teacher
 from stages.labelling.units import label_views
+from stages.models import Teacher, load_teacher
+from stages.models.find import resolve_device
 from stages.scenes import render_scene
+from stages.sources.photographs import resize_region
 from stages.views import ImageViews, SourceBox, plan_views
 
 _VIT_S = {"hidden": 384, "layers": 12, "heads": 6, "patch_px": 14, "fusion": 64}

@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stages.demo_models import (
+from stages.demo_networks import (
     DEMO_INPUT_PX,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -32,7 +32,7 @@ from stages.demo_models import (
     save_depth_anything,
     supervised_loss,
 )
-from stages.evaluation.scenes import SCENE_SIDE_PX
+from stages.evaluation.rendered import SCENE_SIDE_PX
 from stages.scenes import render_scene
 
 _IMAGENET = tuple(torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))

@@ -20,17 +20,17 @@ from PIL import Image
 
 import manifests
 from pipeline.config import USAGE_ERROR, url_problems
-from pipeline.evaluate_config import ScoringConfig
-from pipeline.evaluate_run import score_all
-from pipeline.evaluate_tables import aligned
-from pipeline.models import ModelError, find_model
+from pipeline.evaluate.config import ScoringConfig
+from pipeline.evaluate.run import score_all
+from pipeline.evaluate.tables import aligned
 from stages.coloring import colorize_disparity, robust_range
 from stages.depth_space import DepthSpace, is_disparity
 from stages.evaluation.metrics import align_scale_shift
 from stages.evaluation.published import FIGURE_2
-from stages.evaluation.scenes import resize_bilinear
-from stages.labelling.pictures import decode_upright, resize_region
-from stages.labelling.teachers import Teacher
+from stages.evaluation.rendered import resize_bilinear
+from stages.models import Teacher
+from stages.models.find import ModelError, find_model
+from stages.sources.photographs import decode_upright, resize_region
 from stages.views import SourceBox
 
 _PAPER_PX = 560

@@ -20,7 +20,7 @@ from PIL import Image
 
 from stages.coloring import COLOR_MAP, colorize_disparity, robust_range
 from stages.evaluation.metrics import align_scale_shift, depth_metrics
-from stages.evaluation.scenes import MAX_DEPTH_M, MIN_DEPTH_M, resize_bilinear
+from stages.evaluation.rendered import MAX_DEPTH_M, MIN_DEPTH_M, resize_bilinear
 
 PHOTOGRAPH, TRUTH = "Photograph", "True disparity"
 

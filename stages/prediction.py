@@ -20,7 +20,7 @@ from stages.coloring import colorize_disparity
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.evaluation.metrics import align_scale_shift
 from stages.labelling.flow import Predictor, View
-from stages.labelling.teachers import Teacher
+from stages.models import Teacher
 from stages.views import Box, even_starts
 
 _LARGEST_CODE = 65535

@@ -23,9 +23,9 @@ install_import_hook(["stages"], "tests.typecheck.check")
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipeline.label import LabelConfig, label  # noqa: E402
-from stages.demo_models import OneStepDiffusion, build_depth_anything, save_depth_anything  # noqa: E402
-from stages.labelling.teachers import TeacherSpec  # noqa: E402
+from pipeline.label.command import LabelConfig, label  # noqa: E402
+from stages.demo_networks import OneStepDiffusion, build_depth_anything, save_depth_anything  # noqa: E402
+from stages.models import TeacherSpec  # noqa: E402
 from stages.scenes import render_scene  # noqa: E402
 from stages.views import ViewPlan  # noqa: E402
 

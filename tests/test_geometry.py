@@ -17,8 +17,8 @@ import zarr
 from PIL import Image
 
 import manifests
-from pipeline.label_run import open_run, read_sources, units_left
-from pipeline.label_worker import WallClock
+from pipeline.label.run import open_run, read_sources, units_left
+from pipeline.label.worker import WallClock
 from stages.distillation.dataset import LabelDataset, Sample, SampleRequest
 from stages.labelling.units import IMAGES, label_images_part, label_teacher_part
 from stages.views import ViewPlan

@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,10 @@ def test_every_package_that_is_imported_is_declared(
 
 
 def test_every_package_of_ours_and_every_file_in_one_that_is_no_module_is_installed(project: dict[str, Any]) -> None:
-    packages = {".".join(path.parent.relative_to(ROOT).parts) for top in SHIPPED for path in (ROOT / top).rglob("__init__.py")}
-    assert set(project["tool"]["setuptools"]["packages"]) == packages
+    folders = {path.parent.relative_to(ROOT) for top in SHIPPED for path in (ROOT / top).rglob("*.py")}
+    assert [folder for folder in folders if not (ROOT / folder / "__init__.py").exists()] == []
+    include = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert [folder for folder in folders if not any(fnmatch(".".join(folder.parts), pattern) for pattern in include)] == []
     files = {path for top in SHIPPED for path in (ROOT / top).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     for package, globs in project["tool"]["setuptools"]["package-data"].items():
         files -= {path for glob in globs for path in ROOT.joinpath(*package.split(".")).glob(glob)}

@@ -22,7 +22,7 @@ from manifests.schema import (
     Volatile,
     to_json,
 )
-from stages.demo_models import build_depth_anything, save_depth_anything
+from stages.demo_networks import build_depth_anything, save_depth_anything
 from stages.distillation.student import WEIGHTS, load_student
 from stages.label_store import ContextPicture, ImageLabels, Label, PatchLabel, encode_picture, write_labels, write_pictures
 from stages.views import Box, SourceBox

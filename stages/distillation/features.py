@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from stages.checkpoints import OWN_ATTENTION, complete, read_image_statistics, read_json, refuse_foreign, require_safetensors
 from stages.distillation.student import (
     FAMILIES,
     Student,
@@ -30,6 +29,14 @@ from stages.distillation.student import (
     patch_tokens,
     pinned_folder,
     prepare_images,
+)
+from stages.models.checkpoints import (
+    OWN_ATTENTION,
+    complete,
+    read_image_statistics,
+    read_json,
+    refuse_foreign,
+    require_safetensors,
 )
 
 _DINOV2 = ("dinov2", "dinov2_with_registers")

@@ -14,8 +14,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from manifests.licences import UNKNOWN, licence_class, most_restrictive
-from stages.checkpoints import is_hub_id
 from stages.depth_space import DepthSpace
+from stages.models.checkpoints import is_hub_id
 
 RESULTS_START, RESULTS_END = "<!-- results -->", "<!-- /results -->"
 _RESULTS = re.compile(f"{re.escape(RESULTS_START)}.*?{re.escape(RESULTS_END)}", re.DOTALL)

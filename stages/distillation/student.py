@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForDepthEstimation, PreTrainedModel
 
 from manifests.commit import fsync_path
-from stages.checkpoints import (
+from stages.models.checkpoints import (
     OWN_ATTENTION,
     checkpoint_folder,
     complete,
@@ -36,7 +36,7 @@ from stages.checkpoints import (
     refuse_foreign,
     require_safetensors,
 )
-from stages.labelling.teachers.known import KNOWN
+from stages.models.known import KNOWN
 
 StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from stages.labelling.tar_members import read_members
+from stages.sources.tar_members import read_members
 
 _NONSENSE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow and NumPy raise for bytes that stop making sense."""

@@ -13,7 +13,7 @@ from stages.evaluation.benchmarks import BenchmarkSample
 from stages.evaluation.boundaries import BoundaryScore, boundary_score
 from stages.evaluation.metrics import DepthMetrics, aligned_depth, depth_errors, mean_metrics
 from stages.evaluation.protocols import BenchmarkRules, refuse_space
-from stages.evaluation.scenes import resize_bilinear
+from stages.evaluation.rendered import resize_bilinear
 
 _AFFINE: dict[DepthSpace, DepthSpace] = {
     "depth_metric": "depth_affine_invariant",

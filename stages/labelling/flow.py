@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from stages.labelling.teachers import Teacher
+from stages.models import Teacher
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

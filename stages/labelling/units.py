@@ -26,11 +26,11 @@ from PIL import Image
 
 import manifests
 from stages.label_store import ContextPicture, ImageLabels, LabelWriter, PictureReader, encode_picture, write_pictures
-from stages.labelling.catalogue import CatalogueRow, Source, read_images
 from stages.labelling.collecting import Collector
 from stages.labelling.flow import Behind, Predictor, View, ahead, in_batches
-from stages.labelling.pictures import PictureRejectedError, decode_upright, resize_region
-from stages.labelling.teachers import Teacher
+from stages.models import Teacher
+from stages.sources.catalogue import CatalogueRow, Source, read_images
+from stages.sources.photographs import PictureRejectedError, decode_upright, resize_region
 from stages.views import Box, ImageViews, UnfitImageError, ViewPlan, plan_views
 
 IMAGES = "images"

@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from pipeline.label import label
+from pipeline.label.command import label
 from tests.conftest import label_config, save_checkpoints, scene_bytes
 from tests.faults.strikes import DEEDS, GO_ON, IN_THREADS, Strike, sweep
 

@@ -103,13 +103,15 @@ class Zygote:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def start(self, arguments: Sequence[object], faults: Sequence[Fault] = (), call: str = "pipeline.label:main") -> int:
+    def start(
+        self, arguments: Sequence[object], faults: Sequence[Fault] = (), call: str = "pipeline.label.command:main"
+    ) -> int:
         """The id of a process that calls a function: by default, with one list of arguments, the command."""
         self._count += 1
         marks = self._folder / f"marks{self._count}"
         marks.mkdir()
         asked = {"call": call, "faults": to_environment(faults, marks), "output": str(self._folder / str(self._count))}
-        pid = self._ask(asked | {"arguments": [arguments] if call == "pipeline.label:main" else arguments})
+        pid = self._ask(asked | {"arguments": [arguments] if call == "pipeline.label.command:main" else arguments})
         (self._folder / f"{pid}.output").symlink_to(asked["output"])
         return pid
 

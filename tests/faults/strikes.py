@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 import manifests
-from pipeline.label import LabelConfig, label
+from pipeline.label.command import LabelConfig, label
 
 _UNITS = {"label_images_part", "label_teacher_part"}
 _NO_SYSTEM_CALLS = {"fspath"}

@@ -12,7 +12,7 @@ from types import FunctionType
 import pytest
 
 import manifests
-from pipeline.label import main
+from pipeline.label.command import main
 from tests.faults.processes import Ended, Zygote, content, differences, label_arguments
 
 _NEW_USERS, _NEW_MOUNTS = 0x10000000, 0x00020000  # <linux/sched.h>

@@ -18,9 +18,9 @@ from tests.faults.steps import install_from_environment
 _IMPORTED_LATE = (
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",
-    "pipeline.label",
-    "stages.labelling.teachers.genpercept",
-    "stages.labelling.teachers.transformers_models",
+    "pipeline.label.command",
+    "stages.models.genpercept",
+    "stages.models.transformers_models",
     "transformers.models.depth_anything.modeling_depth_anything",
 )
 

@@ -18,7 +18,7 @@ from PIL import EpsImagePlugin
 
 import manifests
 from manifests.__main__ import main
-from pipeline.label import label
+from pipeline.label.command import label
 from stages.distillation.dataset import LabelDataset, SampleRequest
 from tests.conftest import label_config
 from tests.manifests.hostile_runs import BOMBS, HOSTILE, LINKS, Plant, snapshot

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import manifests
-from pipeline.label import label
+from pipeline.label.command import label
 from tests.conftest import label_config
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import folder_problems, parse_command, resolved, url_problems
-from pipeline.evaluate import PRESETS as EVALUATE_PRESETS
-from pipeline.evaluate_config import EvaluateConfig
-from pipeline.label import PRESETS, LabelConfig
-from pipeline.predict import PRESETS as PREDICT_PRESETS
-from pipeline.predict import PredictConfig
-from pipeline.train_config import PRESETS as TRAIN_PRESETS
-from pipeline.train_config import TrainConfig
-from stages.labelling.teachers import TeacherSpec
+from pipeline.evaluate.command import PRESETS as EVALUATE_PRESETS
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.label.command import PRESETS, LabelConfig
+from pipeline.predict.command import PRESETS as PREDICT_PRESETS
+from pipeline.predict.command import PredictConfig
+from pipeline.train.config import PRESETS as TRAIN_PRESETS
+from pipeline.train.config import TrainConfig
+from stages.models import TeacherSpec
 
 
 def _parse(*argv: str) -> LabelConfig:

@@ -11,8 +11,8 @@ import torch
 
 from pipeline import demo_models
 from pipeline.demo_models import DemoModelConfig, _build, _scene_cache, _train
-from stages.demo_models import draw_crops, load_weights, supervised_loss
-from stages.labelling.teachers import load_teacher
+from stages.demo_networks import draw_crops, load_weights, supervised_loss
+from stages.models import load_teacher
 from tests.conftest import teacher_spec
 
 _LOADERS = {"primary": "transformers", "assistant": "genpercept", "student": "transformers"}

@@ -10,13 +10,13 @@ import pytest
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from pipeline.evaluate_data import RenderedScenes
+from pipeline.evaluate.data import RenderedScenes
 from pipeline.figures import main, region_box, region_comparison
 from stages.coloring import colorize_disparity, robust_range
 from stages.depth_space import DepthSpace
 from stages.evaluation.benchmarks import BenchmarkSample
 from stages.evaluation.fixtures import write_benchmark
-from stages.labelling.teachers import TeacherSpec
+from stages.models import TeacherSpec
 
 
 class _Brightness:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.stages import tiny_teachers
+from tests.stages.models import tiny_teachers
 
 
 @pytest.fixture(scope="session")

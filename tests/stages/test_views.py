@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import manifests
-from pipeline.label_worker import WallClock
+from pipeline.label.worker import WallClock
 from stages import views as views_module
 from stages.labelling.units import label_images_part
 from stages.views import (
@@ -27,7 +27,7 @@ from stages.views import (
     plan_views,
 )
 from tests.conftest import picture_bytes, scene_bytes
-from tests.stages.test_units import made_units
+from tests.stages.labelling.test_units import made_units
 
 _PLANS = st.builds(
     ViewPlan,

@@ -1,0 +1,1 @@
+"""`python -m pipeline.demo`: the whole pipeline on rendered scenes."""

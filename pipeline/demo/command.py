@@ -1,0 +1,201 @@
+"""`python -m pipeline.demo`: the whole road in a few minutes on a CPU, without a network or a download.
+
+Renders scenes into WebDataset tars, labels them with both demo teachers on a local Ray, trains the student from the labels
+alone, scores all four networks on held-out scenes with exact depth, and writes a report to look at. Every step keeps what is
+done: a second run only does what is missing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import manifests
+from pipeline.config import USAGE_ERROR, parse_command
+from pipeline.demo.report import DemoRun, write_demo_report
+from pipeline.evaluate.command import evaluate_models, format_table, protocol
+from pipeline.label.command import DEMO_CHECKPOINTS, LabelConfig, default_workers, label
+from pipeline.label.command import PRESETS as LABEL_PRESETS
+from pipeline.label.run import RunMismatchError
+from pipeline.train.command import TrainConfig, TrainingInterruptedError, train
+from pipeline.train.config import PRESETS as TRAIN_PRESETS
+from pipeline.train.state import OutputMismatchError
+from stages.evaluation.metrics import DepthMetrics, mean_metrics
+from stages.evaluation.rendered import HELD_OUT_SEED, SCENE_SIDE_PX, SceneResult
+from stages.label_store import encode_picture
+from stages.models import checkpoint_sha256
+from stages.scenes import render_scene
+
+FIRST_PHOTO_SEED = 500_000
+"""The photographs of the demo: scenes that neither the demo's teachers nor the evaluation ever use."""
+_SCENES_PER_TAR = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Label, train and evaluate on rendered scenes, and write a report."""
+
+    output: Path = Path("demo")
+    """Folder of everything that the demo makes."""
+    preset: str = "demo"
+    """Starting values."""
+    config: Path | None = None
+    """TOML file with values for any of these."""
+    scenes: int = 192
+    """Photographs to render and label."""
+    steps: int = 300
+    """Steps of the student's training."""
+    held_out: int = 100
+    """Held-out scenes to score on."""
+    examples: int = 6
+    """Scenes in the report."""
+    seed: int = 0
+    """Seed of the views and of the training; the scenes stay the same."""
+    workers: int | None = None
+    """Ray workers; one per GPU, else one per CPU core. 0 labels in this process."""
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be accepted, in words."""
+        least = {"scenes": 8, "steps": 1, "held_out": 1, "examples": 1, "seed": 0}
+        found = [
+            f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least {bound}"
+            for name, bound in least.items()
+            if getattr(self, name) < bound
+        ]
+        if self.examples > self.held_out:
+            found.append(f"--examples is {self.examples}, more than the {self.held_out} held-out scenes")
+        return found
+
+
+class _Timings(dict[str, float]):
+    """Seconds by step, each counted while its block runs."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        print(f"{name} ...", flush=True)
+        started = time.perf_counter()
+        yield
+        self[name] = time.perf_counter() - started
+
+
+def main() -> int:
+    config = parse_command(DemoConfig, {"demo": {}}, program="python -m pipeline.demo", description=__doc__ or "")
+    try:
+        return _demo(config)
+    except (RunMismatchError, OutputMismatchError) as error:
+        print(
+            f"pipeline.demo: {error}\n{config.output} was made with other settings; choose another --output",
+            file=sys.stderr,
+        )
+        return USAGE_ERROR
+    except (KeyboardInterrupt, TrainingInterruptedError):
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _demo(config: DemoConfig) -> int:
+    timings = _Timings()
+    with timings.step("Rendering scenes"):
+        sources = render_tars(config.output / "photos", config.scenes)
+    label_config = LabelConfig(
+        run=config.output / "run",
+        sources=tuple(map(str, sources)),
+        preset="demo",
+        seed=config.seed,
+        workers=config.workers,
+        **LABEL_PRESETS["demo"],
+    )
+    with timings.step("Labelling with both teachers"):
+        report = label(label_config)
+    if report.interrupted:
+        raise KeyboardInterrupt
+    if report.failures or report.columns_given_up:
+        reasons = [f"{failure.problem.kind}: {failure.problem.message}" for failure in report.failures]
+        reasons += report.columns_given_up.values()
+        print(f"not everything could be labelled, the first reason: {reasons[0]}", file=sys.stderr)
+        return 1
+    torch.set_num_threads(default_workers())
+    train_config = TrainConfig(
+        run=label_config.run,
+        output=config.output / "student",
+        preset="demo",
+        seed=config.seed,
+        **{**TRAIN_PRESETS["demo"], "steps": config.steps},
+    )
+    with timings.step("Training the student"):
+        train(train_config)
+    models = {
+        "teacher": DEMO_CHECKPOINTS / "primary",
+        "assistant": DEMO_CHECKPOINTS / "assistant",
+        "student before": DEMO_CHECKPOINTS / "student",
+        "student after": train_config.output,
+    }
+    seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + config.held_out)
+    with timings.step("Scoring on held-out scenes"):
+        results = _scores(config.output / "scores.json", models, seeds)
+    with timings.step("Writing the report"):
+        run = DemoRun(
+            label=label_config, train=train_config, models=models, results=results, seeds=seeds, examples=config.examples
+        )
+        path = config.output / "report.html"
+        write_demo_report(path, run, timings)
+    means = {name: mean_metrics([result.metrics for result in scenes]) for name, scenes in results.items()}
+    print(f"\n{format_table(means, len(seeds))}\n{protocol(seeds, 'disparity_affine_invariant')}\n\nThe report: {path}")
+    return 0
+
+
+def render_tars(folder: Path, scenes: int) -> list[Path]:
+    """Scenes as JPEG files in WebDataset tars, `_SCENES_PER_TAR` each; tars that are there are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, scenes, _SCENES_PER_TAR)
+    wanted = [range(FIRST_PHOTO_SEED + s, FIRST_PHOTO_SEED + min(s + _SCENES_PER_TAR, scenes)) for s in starts]
+    paths = [folder / f"scenes-{seeds.start}-{len(seeds)}.tar" for seeds in wanted]
+    missing = [(path, seeds) for path, seeds in zip(paths, wanted, strict=True) if not path.exists()]
+    total = sum(len(seeds) for _, seeds in missing)
+    if not missing:
+        return paths
+    with ProcessPoolExecutor(default_workers()) as pool, tqdm(total=total, desc="render", unit="scene") as bar:
+        for path, seeds in missing:
+            aside = path.with_suffix(".part")
+            with tarfile.open(aside, "w") as tar:
+                for seed, jpeg in zip(seeds, pool.map(_scene_jpeg, seeds, chunksize=4), strict=True):
+                    member = tarfile.TarInfo(f"{seed}.jpg")
+                    member.size = len(jpeg)
+                    tar.addfile(member, io.BytesIO(jpeg))
+                    bar.update()
+            aside.replace(path)
+    return paths
+
+
+def _scene_jpeg(seed: int) -> bytes:
+    return encode_picture(render_scene(seed, height_px=SCENE_SIDE_PX, width_px=SCENE_SIDE_PX).rgb)
+
+
+def _scores(path: Path, models: Mapping[str, Path], seeds: range) -> dict[str, list[SceneResult]]:
+    """Every model's results; those of the last demo where checkpoints and scenes are still the same."""
+    what = {
+        "checkpoints": {name: checkpoint_sha256(folder) for name, folder in models.items()},
+        "protocol": protocol(seeds, "disparity_affine_invariant"),
+    }
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["what"] == what:
+            return {
+                name: [SceneResult(seed=r["seed"], metrics=DepthMetrics(**r["metrics"])) for r in kept["results"][name]]
+                for name in models
+            }
+    results = evaluate_models(models, seeds, device="cpu")
+    content = {"what": what, "results": {name: [asdict(result) for result in scenes] for name, scenes in results.items()}}
+    manifests.write_replacing(path, (json.dumps(content, indent=1) + "\n").encode())
+    return results

@@ -1,0 +1,1 @@
+"""`python -m pipeline.evaluate`: score models on benchmarks and rendered scenes."""

@@ -1,0 +1,117 @@
+"""What `python -m pipeline.evaluate` and `python -m pipeline.figures fig2` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from stages.depth_space import DepthSpace
+from stages.evaluation.protocols import BenchmarkName, ProtocolName
+from stages.evaluation.rendered import CONTEXT_PX, HELD_OUT_SEED
+from stages.models.checkpoints import is_hub_id
+
+SetName = Literal[BenchmarkName, "scenes"]
+_SUFFIXES = (".csv", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """Score depth models on benchmarks and on rendered scenes."""
+
+    model: tuple[str, ...]
+    """Folders of checkpoints, or ids on the hub. All are held at once on the device."""
+    benchmark: tuple[SetName, ...] = ("scenes",)
+    """What to score on."""
+    data: tuple[Path, ...] = ()
+    """The benchmarks' folders or tars in the order of --benchmark, or one folder that holds one named after each."""
+    lists: Annotated[tuple[Path, ...], tyro.conf.arg(name="list")] = ()
+    """List files in the order of --benchmark; otherwise found in the data or beside them."""
+    protocol: Literal["auto", ProtocolName] = "auto"
+    """auto is marigold-disparity for disparity models and marigold-depth for depth models."""
+    output: Path | None = None
+    """Folder to keep predictions in; by default `evaluations` for benchmarks, and nowhere for scenes."""
+    allow_missing: bool = False
+    """Take means over the images that could be read."""
+    scenes: int = 64
+    """Number of scenes."""
+    seed_start: int = HELD_OUT_SEED
+    """Seed of the first scene; the shipped demo checkpoints were trained on seeds below 1,000,000."""
+    input_px: int = CONTEXT_PX
+    """Side of the scenes' pictures."""
+    network_px: Annotated[int | Literal["native"] | None, tyro.conf.arg(metavar="PX|native")] = None
+    """Long side of the picture as networks see it, or as the protocol gives it; by default what each checkpoint states."""
+    depth_space: DepthSpace | None = None
+    """What the numbers of models mean that do not say it."""
+    seed: int = 0
+    """Seed of the noise that diffusion models start from."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    batch_size: int = 8
+    """Pictures of equal size that are predicted together; halved where memory runs out."""
+    workers: int = 4
+    """Threads that read ahead, and as many that score behind."""
+
+    @property
+    def network_long_side_px(self) -> int | None:
+        """`network_px` where it is a number."""
+        return self.network_px if isinstance(self.network_px, int) else None
+
+    @property
+    def public(self) -> list[BenchmarkName]:
+        """The benchmarks that need data."""
+        return [name for name in self.benchmark if name != "scenes"]
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be accepted, in words."""
+        least = {"scenes": 1, "seed_start": 0, "input_px": 16, "network_px": 16, "seed": 0, "batch_size": 1, "workers": 1}
+        values = {name: getattr(self, name) for name in least} | {"network_px": self.network_long_side_px}
+        found = [
+            f"--{name.replace('_', '-')} is {value}, expected at least {least[name]}"
+            for name, value in values.items()
+            if value is not None and value < least[name]
+        ]
+        if not self.model:
+            found.append("--model: nothing given, expected one or more checkpoints")
+        unknown = [name for name in self.model if not (Path(name).is_dir() or is_hub_id(name))]
+        found += [f"--model {name}: no such folder, and not a hub id of the form owner/name" for name in unknown]
+        if not self.benchmark or len(set(self.benchmark)) < len(self.benchmark):
+            found.append(f"--benchmark is {' '.join(self.benchmark)!r}, expected one or more names, each once")
+        if len(self.data) != len(self.public) and not (self.public and len(self.data) == 1):
+            wanted = f"{len(self.public)} benchmarks, expected a path for each, or one folder for all"
+            found.append(f"--data: {len(self.data)} paths for {wanted}")
+        found += [f"--data {path}: not there" for path in self.data if not path.exists()]
+        if self.lists and len(self.lists) != len(self.public):
+            found.append(f"--list: {len(self.lists)} files for {len(self.public)} benchmarks, expected one for each")
+        found += [f"--list {path}: no such file" for path in self.lists if not path.is_file()]
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            found.append(f"--device is {self.device}, but torch sees no CUDA device here; use cpu or auto")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ScoringConfig):
+    """Score depth models on benchmarks and on rendered scenes."""
+
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+    """Write models, protocols, means and published figures to this file."""
+    markdown: Path | None = None
+    """Write the table, with all metrics, to this file."""
+    per_image: Path | None = None
+    """Write every image's metrics to this file: .csv, or .parquet."""
+    write_card: bool = False
+    """Put the table into the README.md of each model's folder, between its markers for results, and the means into its YAML."""
+    preset: str = "default"
+    """Starting values."""
+    config: Path | None = None
+    """TOML file with values for any of these."""
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be accepted, in words."""
+        found = super().problems()
+        if self.per_image and self.per_image.suffix not in _SUFFIXES:
+            found.append(f"--per-image {self.per_image}: expected a name that ends in {' or '.join(_SUFFIXES)}")
+        return found

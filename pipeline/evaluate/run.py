@@ -1,0 +1,265 @@
+"""Models are shown every picture of an evaluation set and scored: read ahead, predicted in batches, scored behind.
+
+While the device predicts, threads read and decode the next pictures, and score and keep the last predictions. Threads, because
+decoding and arithmetic release the interpreter's lock, and maps of 24 megapixels are not worth sending between processes.
+Nothing but the scores grows with the length of a set. Results are in the set's order, whatever was batched with what. What
+fails is named, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from tqdm import tqdm
+
+from pipeline.evaluate.cache import PredictionStore, picture_key
+from pipeline.evaluate.config import ScoringConfig
+from pipeline.evaluate.data import EvaluationSet, open_set
+from stages.depth_space import DepthSpace
+from stages.evaluation.benchmarks import BenchmarkSample
+from stages.labelling.flow import Predictor, View, ahead, in_batches
+from stages.models.find import FoundModel, ModelError, find_model
+
+ScoreT = TypeVar("ScoreT")
+Score = Callable[[Float32[np.ndarray, "h w"], BenchmarkSample], ScoreT]
+"""From a prediction, at the size of the picture the model saw, to its score; raises ValueError, and runs in threads."""
+_DEFAULT_OUTPUT = Path("evaluations")
+_SHOWN = 5
+"""Unreadable files of a set that are named."""
+
+
+class EvaluatedModel:
+    """A model under its name in the tables; loaded when the first picture needs it, which may be never."""
+
+    def __init__(self, found: FoundModel, *, device: str = "auto", batch: int = 8, seed: int = 0) -> None:
+        self.found, self.name = found, found.spec.name
+        self._device, self._batch, self._seed = device, batch, seed
+
+    @property
+    def space(self) -> DepthSpace:
+        """What its numbers mean."""
+        space = self.found.spec.depth_space
+        assert space is not None  # of a resolved spec
+        return space
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides its prediction of a picture."""
+        spec = self.found.spec
+        own = {"loader": spec.loader, "dtype": spec.dtype, "input_px": self.found.input_size}
+        if spec.loader == "marigold":
+            own |= {"steps": spec.steps, "ensemble": spec.ensemble, "seed": self._seed}
+        libraries = ("torch", "transformers" if spec.loader == "transformers" else "diffusers")
+        return {"checkpoint_sha256": self.found.sha256, **own, **{name: version(name) for name in libraries}}
+
+    def describe(self) -> str:
+        """One line that identifies it, without the paths of this machine."""
+        settings = {"depth_space": self.space, **self.settings(), "checkpoint_sha256": self.found.sha256[:16]}
+        return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+
+    def noise_seed(self, image: str) -> int:
+        """63 bits that depend on the seed and the image's name alone."""
+        return int.from_bytes(hashlib.sha256(f"{self._seed}\0{image}".encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Raises ModelError."""
+        return Predictor(self.found.load(self._device), self._batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Generic[ScoreT]):
+    """What came of a set. A model that failed has no scores; problems are the set's files that could not be read."""
+
+    scores: dict[str, dict[str, ScoreT]] = field(default_factory=dict)
+    """By model, then by image in the set's order."""
+    failures: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Generic[ScoreT]):
+    """All sets of a command, and everything that went wrong, in words."""
+
+    models: Mapping[str, EvaluatedModel]
+    sets: Sequence[tuple[EvaluationSet, Outcome[ScoreT]]]
+    failures: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    index: int
+    picture: UInt8[np.ndarray, "h w 3"]
+    sample: BenchmarkSample
+    key: str
+    kept: Mapping[str, Float32[np.ndarray, "h w"]]
+    """By model: predictions that are already there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    model: str
+    question: _Question
+    prediction: Float32[np.ndarray, "h w"]
+
+
+def score_all(
+    config: ScoringConfig, score_of: Callable[[EvaluationSet], Score[ScoreT]], progress: bool = True
+) -> Scored[ScoreT]:
+    """Every model on every set; models of one depth space together, for they share a protocol."""
+    failures: list[str] = []
+    models: dict[str, EvaluatedModel] = {}
+    for name, checkpoint in _named(config.model).items():
+        try:
+            found = find_model(checkpoint, name=name, depth_space=config.depth_space, input_px=config.network_px or "stated")
+            models[name] = EvaluatedModel(found, device=config.device, batch=config.batch_size, seed=config.seed)
+        except ModelError as error:
+            failures.append(str(error))
+    sets = []
+    for benchmark in config.benchmark:
+        output = config.output or (None if benchmark == "scenes" else _DEFAULT_OUTPUT)
+        spaces: list[DepthSpace] = list(dict.fromkeys(model.space for model in models.values()))
+        for space in spaces:
+            same = [model for model in models.values() if model.space == space]
+            try:
+                data = open_set(config, benchmark, space)
+            except ValueError as error:
+                failures.append(f"{benchmark}: {error} (not scored: {', '.join(model.name for model in same)})")
+                continue
+            outcome = evaluate_set(
+                data,
+                same,
+                score_of(data),
+                store=PredictionStore(output and output / benchmark),
+                batch=config.batch_size,
+                workers=config.workers,
+                progress=progress,
+            )
+            sets.append((data, outcome))
+            failures += outcome.failures.values()
+            failures += _unreadable(data, outcome, config.allow_missing)
+    return Scored(models=models, sets=sets, failures=tuple(dict.fromkeys(failures)))
+
+
+def evaluate_set(
+    data: EvaluationSet,
+    models: Sequence[EvaluatedModel],
+    score: Score[ScoreT],
+    *,
+    store: PredictionStore,
+    batch: int = 8,
+    workers: int = 4,
+    progress: bool = True,
+) -> Outcome[ScoreT]:
+    """Every model's score of every picture.
+
+    A model that cannot be loaded, that cannot take a picture or whose prediction cannot be scored is given up for this set.
+    """
+    keys = {model.name: store.add_model(model.settings()) for model in models}
+    outcome: Outcome[ScoreT] = Outcome()
+    collected: dict[str, dict[int, tuple[str, ScoreT]]] = {model.name: {} for model in models}
+    questions = ahead(partial(_ask, data, store, keys), range(len(data.names)), threads=workers, depth=workers + batch)
+    with tqdm(total=len(data.names), desc=data.name, unit="img", disable=not progress) as bar:
+        answers = _answers(_readable(questions, outcome.problems, bar), models, outcome.failures, batch, bar)
+        mark = partial(_mark, score, store, keys)
+        for answer, result in ahead(mark, answers, threads=workers, depth=workers):
+            if isinstance(result, ValueError):
+                outcome.failures.setdefault(answer.model, f"{answer.model}: {result}")
+            else:
+                collected[answer.model][answer.question.index] = answer.question.sample.name, result
+    for name, by_index in collected.items():
+        if name not in outcome.failures:
+            outcome.scores[name] = dict(by_index[index] for index in sorted(by_index))
+    return outcome
+
+
+def _ask(data: EvaluationSet, store: PredictionStore, keys: Mapping[str, str], index: int) -> _Question | str:
+    """A picture and what is kept of it, or why it cannot be read."""
+    try:
+        picture, sample = data.read(index)
+    except (ValueError, OSError) as error:
+        return f"{data.name}: {error}"
+    key = picture_key(sample.name, picture)
+    found = {model: store.load(model_key, key, picture.shape[:2]) for model, model_key in keys.items()}
+    kept = {model: prediction for model, prediction in found.items() if prediction is not None}
+    return _Question(index=index, picture=picture, sample=sample, key=key, kept=kept)
+
+
+def _readable(questions: Iterable[_Question | str], problems: list[str], bar: tqdm) -> Iterator[_Question]:
+    for question in questions:
+        if isinstance(question, str):
+            problems.append(question)
+            bar.update()
+        else:
+            yield question
+
+
+def _answers(
+    questions: Iterable[_Question], models: Sequence[EvaluatedModel], failures: dict[str, str], batch: int, bar: tqdm
+) -> Iterator[_Answer]:
+    """Every model's predictions, kept or new; pictures of equal shape go together."""
+    held: dict[int, _Question] = {}
+
+    def views() -> Iterator[View]:
+        for question in questions:
+            held[question.index] = question
+            yield View(image=question.index, number=0, picture=question.picture, seed=0)
+
+    for together in in_batches(views(), batch, max_waiting=2 * batch):
+        asked = [held.pop(view.image) for view in together]
+        for model in models:
+            if model.name in failures:
+                continue
+            try:
+                yield from _predict(model, asked)
+            except (ModelError, ValueError, RuntimeError) as error:  # RuntimeError: torch's, for an input it cannot take
+                names = ", ".join(question.sample.name for question in asked)  # that were shown to it together
+                about = "" if isinstance(error, ModelError) else f"{model.name}: {names}: "
+                failures[model.name] = f"{about}{error}"
+        bar.update(len(asked))
+
+
+def _predict(model: EvaluatedModel, asked: Sequence[_Question]) -> Iterator[_Answer]:
+    new = [question for question in asked if model.name not in question.kept]
+    views = [View(image=q.index, number=0, picture=q.picture, seed=model.noise_seed(q.sample.name)) for q in new]
+    predicted = dict(zip((q.index for q in new), model.predictor.predict(views), strict=True)) if new else {}
+    for question in asked:
+        kept = question.kept.get(model.name)
+        prediction = predicted[question.index] if kept is None else kept
+        yield _Answer(model=model.name, question=question, prediction=prediction)
+
+
+def _mark(
+    score: Score[ScoreT],
+    store: PredictionStore,
+    keys: Mapping[str, str],
+    answer: _Answer,
+) -> tuple[_Answer, ScoreT | ValueError]:
+    question = answer.question
+    if answer.model not in question.kept:
+        store.save(keys[answer.model], question.key, answer.prediction)
+    try:
+        return answer, score(answer.prediction, question.sample)
+    except ValueError as error:
+        return answer, error
+
+
+def _unreadable(data: EvaluationSet, outcome: Outcome[ScoreT], allowed: bool) -> list[str]:
+    """The set's files that could not be read, which is no failure where it is allowed and something is left."""
+    if not outcome.problems or (allowed and any(outcome.scores.values())):
+        return []
+    count = f"{data.name}: {len(outcome.problems)} of {len(data.names)} images could not be read, so there is no mean"
+    return [*outcome.problems[:_SHOWN], f"{count}; mend them, or take the mean of the others with --allow-missing"]
+
+
+def _named(checkpoints: Sequence[str]) -> dict[str, str]:
+    """A name per checkpoint: its last part, or all of it where last parts repeat."""
+    last = [Path(checkpoint).resolve().name for checkpoint in checkpoints]
+    return dict(zip(last if len(set(last)) == len(last) else checkpoints, checkpoints, strict=True))

@@ -1,0 +1,1 @@
+"""`python -m pipeline.label`: label photographs with the teachers."""

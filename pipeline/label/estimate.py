@@ -1,0 +1,122 @@
+"""What labelling would take, from a small sample that goes through the real units into a folder that is thrown away."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import manifests
+from pipeline.label.run import open_run, read_sources, units_left
+from pipeline.label.worker import LabelWorker, Task
+from pipeline.progress import duration
+from stages.sources.catalogue import Source, SourceContent
+
+if TYPE_CHECKING:
+    from pipeline.label.command import LabelConfig
+
+_SAMPLE_IMAGES = 16
+_Sources = tuple[tuple[Source, SourceContent], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnEstimate:
+    """One column's cost, measured on the sample and scaled to all images; `hours` is for all workers together."""
+
+    column: str
+    views: int
+    seconds_per_image: float
+    hours: float
+    gigabytes: float
+    rejected_in_sample: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What labelling all sources would take. Memory is the process's peak, and the GPU's where there is one."""
+
+    images: int
+    sampled: int
+    workers: int
+    columns: tuple[ColumnEstimate, ...]
+    peak_memory_gb: float
+    peak_gpu_memory_gb: float | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.images} images; measured on {self.sampled} of them, for {self.workers} workers",
+            "",
+            f"{'column':<12}{'views':>12}{'s/image':>10}{'time':>14}{'GB':>10}{'rejected in sample':>20}",
+        ]
+        lines += [
+            f"{column.column:<12}{column.views:>12}{column.seconds_per_image:>10.3f}{duration(column.hours * 3600):>14}"
+            f"{column.gigabytes:>10.3f}{column.rejected_in_sample:>20}"
+            for column in self.columns
+        ]
+        hours, gigabytes = (sum(getattr(column, name) for column in self.columns) for name in ("hours", "gigabytes"))
+        lines.append(f"{'all':<12}{'':>12}{'':>10}{duration(hours * 3600):>14}{gigabytes:>10.3f}")
+        memory = f"largest memory of a worker: {self.peak_memory_gb:.2f} GB"
+        if self.peak_gpu_memory_gb is not None:
+            memory += f", and {self.peak_gpu_memory_gb:.2f} GB on the GPU"
+        return "\n".join([*lines, "", memory])
+
+
+def estimate(config: LabelConfig, workers: int) -> Estimate:
+    """Label an evenly spread sample with every teacher, in this process, and scale what it took to all images.
+
+    Raises what labelling would raise for bad sources, checkpoints or settings; writes nothing into the run.
+    """
+    sources = read_sources(config.sources)
+    images = sum(len(content.rows) for _, content in sources)
+    sampled = _sample(sources, images)
+    with tempfile.TemporaryDirectory(prefix="label-estimate-") as folder:
+        run = open_run(replace(config, run=Path(folder), part_size=_SAMPLE_IMAGES), sampled)
+        worker = LabelWorker(config.batch_size, config.decode_threads)
+        teachers = {teacher.name: teacher for teacher in run.teachers}
+        for column in run.record.columns:
+            manifests.column_dir(run.run_dir, column.name).mkdir(parents=True)
+        for unit in units_left(run):
+            worker.do(Task(unit=replace(unit, attempt="sample"), teacher=teachers.get(unit.column)))
+        columns = tuple(_column(run.run_dir, column.name, images, workers) for column in run.record.columns)
+    return Estimate(
+        images=images,
+        sampled=sum(len(content.rows) for _, content in sampled),
+        workers=max(workers, 1),
+        columns=columns,
+        peak_memory_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        peak_gpu_memory_gb=torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,
+    )
+
+
+def _sample(sources: _Sources, images: int) -> _Sources:
+    """The sources with every n-th image, counted through all of them; sources without any are left out."""
+    step, first = max(images // _SAMPLE_IMAGES, 1), 0
+    sampled = []
+    for source, content in sources:
+        rows = content.rows[-first % step :: step]
+        first += len(content.rows)
+        if rows:
+            sampled.append((source, replace(content, rows=rows)))
+    return tuple(sampled)
+
+
+def _column(run_dir: Path, column: str, images: int, workers: int) -> ColumnEstimate:
+    parts: Sequence[manifests.PartManifest] = [
+        manifests.load_part(run_dir, column, part) for part in sorted(manifests.committed_parts(run_dir, column))
+    ]
+    seen = sum(len(part.images) for part in parts)
+    scale = images / max(seen, 1)
+    seconds = sum(part.volatile.seconds for part in parts)
+    return ColumnEstimate(
+        column=column,
+        views=round(sum(part.statistics.views for part in parts) * scale),
+        seconds_per_image=seconds / max(seen, 1),
+        hours=seconds * scale / max(workers, 1) / 3600,
+        gigabytes=sum(file.size_bytes for part in parts for file in part.files) * scale / 1e9,
+        rejected_in_sample=sum(image.status == "rejected" for part in parts for image in part.images),
+    )

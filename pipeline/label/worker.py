@@ -1,0 +1,165 @@
+"""The process that labels: one task at a time, one teacher in memory, and a pulse that can be felt from outside."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import manifests
+from stages.labelling.flow import Predictor, View
+from stages.labelling.units import Unit, UnitResult, label_images_part, label_teacher_part, try_image
+from stages.models import Teacher, TeacherSpec, checkpoint_folder, checkpoint_sha256, load_teacher
+
+_FIRST_PICTURE_PX = 64
+
+
+class TeacherUnusableError(RuntimeError):
+    """A teacher cannot be loaded, or says nothing: no unit of its column can be labelled."""
+
+
+class RunNotSharedError(RuntimeError):
+    """What a machine sees under the run's path is not the run that the driver sees there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A unit to be labelled. Or, without writing anything: one image of it to be tried, where `index` is given, or its teacher
+    to be loaded and shown a picture, where `only_teacher` is."""
+
+    unit: Unit
+    teacher: TeacherSpec | None
+    index: int | None = None
+    only_teacher: bool = False
+
+
+class WallClock:
+    """The volatile fields of a manifest, counted from the clock's creation; remembers its last beat."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._started = self._last_beat = time.monotonic()
+
+    def beat(self) -> None:
+        """The unit goes on."""
+        self._last_beat = time.monotonic()
+
+    def silence_s(self) -> float:
+        """Seconds since the last beat."""
+        return time.monotonic() - self._last_beat
+
+    def volatile(self, attempt: str, batch_size: int | None) -> manifests.Volatile:
+        """The attempt, the batch, this host, the seconds taken, and the time in UTC."""
+        return manifests.Volatile(
+            attempt=attempt,
+            batch_size=batch_size,
+            device=self._device,
+            host=os.uname().nodename,
+            seconds=round(time.monotonic() - self._started, 3),
+            created_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+
+
+class LabelWorker:
+    """Does tasks one after the other. As an actor it has a second thread for `pulse`.
+
+    device: where teachers work; by itself a worker takes a GPU where there is one.
+    """
+
+    def __init__(self, batch_size: int, decode_threads: int, device: str | None = None) -> None:
+        self._batch_sizes: dict[str, int] = {}
+        self._batch_size, self._decode_threads = batch_size, decode_threads
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._teacher: Teacher | None = None
+        self._clock: WallClock | None = None
+
+    def pulse(self) -> float:
+        """Seconds without a sign of life from the task at work; 0 between tasks, and while a teacher is loaded."""
+        clock = self._clock
+        return clock.silence_s() if clock else 0.0
+
+    def do(self, task: Task) -> UnitResult | None:
+        """Bring a unit to its commit, or see whether an image or a teacher can be tried; whatever goes wrong is raised.
+
+        Raises RunNotSharedError before anything else where this machine does not see the unit's run.
+        """
+        # The sums of floating-point numbers, and so the labels, depend on the number of threads: never on the machine's.
+        torch.set_num_threads(1)
+        require_run(task.unit)  # before the lock, which would be made on a disk that has nothing to do with the run
+        # A worker may outlive its driver by a unit: nobody must clean up under its hands.
+        with manifests.hold_run(task.unit.run_dir, exclusive=False):
+            require_run(task.unit)  # what is held now is not changed any more
+            teacher = self._load(task.teacher, task.unit) if task.teacher else None
+            self._clock = WallClock(self._device)
+            try:
+                if task.only_teacher:
+                    return _show_a_picture(teacher, task.unit) if teacher else None
+                if task.index is None:
+                    return self._label(task.unit, teacher, self._clock)
+                return try_image(task.unit, task.index, teacher, self._clock)
+            finally:
+                self._clock = None
+
+    def _label(self, unit: Unit, teacher: Teacher | None, clock: WallClock) -> UnitResult:
+        if teacher is None:
+            return label_images_part(unit, clock, threads=self._decode_threads)
+        batch_size = self._batch_sizes.get(unit.column, self._batch_size)
+        result = label_teacher_part(unit, teacher, clock, batch_size=batch_size, threads=self._decode_threads)
+        if result.batch_size:  # what did not fit into memory once is not tried again for every part
+            self._batch_sizes[unit.column] = result.batch_size
+        return result
+
+    def _load(self, spec: TeacherSpec, unit: Unit) -> Teacher:
+        if self._teacher is None or self._teacher.spec.name != spec.name:
+            self._teacher = None  # frees the former one's memory before the next is loaded
+            try:
+                self._teacher = load_teacher(spec, device=self._device)
+                found = checkpoint_sha256(checkpoint_folder(spec.checkpoint, spec.revision))  # of what was loaded
+            except Exception as error:  # whatever three libraries raise for a checkpoint that is not what they expect
+                self._teacher = None
+                raise TeacherUnusableError(f"teacher {spec.name} cannot be loaded: {type(error).__name__}: {error}") from error
+            if found != (expected := unit.fingerprint["weights_sha256"]):
+                self._teacher = None
+                raise TeacherUnusableError(
+                    f"teacher {spec.name}: weights_sha256 of {spec.checkpoint} is {found} here and now, "
+                    f"expected {expected} from run.json; the folder has changed, or differs between machines"
+                )
+        return self._teacher
+
+
+def require_run(unit: Unit) -> None:
+    """Raises RunNotSharedError unless the run.json that this machine sees is the one that the unit belongs to."""
+    path = unit.run_dir / "run.json"
+    try:
+        os.listdir(path.parent)  # a network file system looks again, and no longer remembers that there was nothing
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found != unit.run_sha256:
+        seen = f"has sha256 {found}" if found else "is not there"
+        raise RunNotSharedError(
+            f"{path} on {os.uname().nodename} is not the driver's: it {seen}, expected {unit.run_sha256}; "
+            "all machines must see the run under this path, so put it on a disk that they share"
+        )
+
+
+def _show_a_picture(teacher: Teacher, unit: Unit) -> None:
+    """Raises TeacherUnusableError where a first prediction fails, or has another shape or numbers that are not finite.
+
+    A teacher that is to be compiled is only loaded: it would be compiled for a shape that never comes again.
+    """
+    if teacher.spec.compile:
+        return
+    side = min(unit.plan.patch_px, _FIRST_PICTURE_PX)
+    picture = np.tile(np.linspace(0, 255, side).astype(np.uint8)[:, None, None], (1, side, 3))
+    try:
+        depth = Predictor(teacher, batch_size=1).predict([View(image=0, number=0, picture=picture, seed=0)])
+        if wrong := int(np.count_nonzero(~np.isfinite(depth))):
+            raise ValueError(f"{wrong} of {depth.size} values are not finite")
+    except Exception as error:  # whatever three libraries raise; none of it is a picture's fault
+        name, kind = teacher.spec.name, type(error).__name__
+        raise TeacherUnusableError(f"teacher {name} fails at a first picture of {side} x {side} px: {kind}: {error}") from error

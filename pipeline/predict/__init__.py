@@ -1,0 +1,1 @@
+"""`python -m pipeline.predict`: photographs to depth maps."""

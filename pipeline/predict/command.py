@@ -1,0 +1,276 @@
+"""`python -m pipeline.predict --model DIR IN... --output OUT`: photographs in, depth maps out.
+
+IN are photographs and folders of them, whose tree is kept below OUT. Each photograph gets a 16-bit PNG of its size that says
+what its numbers mean, and a picture in colours; docs/predict.md says more. Run it again after any interruption: what is
+finished stays, what is missing is made. Exit status: 0 everything asked for is there, 1 something failed, each named with the
+reason, 2 the command cannot be run as given, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Float32, UInt8
+
+import manifests
+from pipeline.config import USAGE_ERROR, parse_command
+from pipeline.predict.files import (
+    COLOR,
+    MAP,
+    VALUES,
+    ForeignResultError,
+    Photograph,
+    PredictError,
+    find_photographs,
+    unfinished,
+    write_results,
+)
+from pipeline.predict.progress import PredictProgress
+from stages.depth_space import DepthSpace
+from stages.labelling.flow import View, ahead, in_batches
+from stages.models import Teacher
+from stages.models.find import FoundModel, ModelError, find_model
+from stages.prediction import MapRejectedError, PicturePredictor
+from stages.sources.photographs import PictureRejectedError, decode_upright
+
+PRESETS = {"default": {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Depth maps of photographs."""
+
+    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN...")]
+    """Photographs, and folders of them with all folders below."""
+    model: str
+    """A student or a teacher: a folder or a hub id."""
+    output: Path
+    """Folder of the results; made where missing, continued where it exists."""
+    npy: bool = False
+    """Also write the map as float32 .npy."""
+    color: bool = True
+    """Also write a picture of the map in colours, near is red."""
+    long_side: Annotated[int | Literal["native"] | None, tyro.conf.arg(metavar="PX|native")] = None
+    """Long side of the picture as the network sees it, or the photograph's own. Without it: the size that the checkpoint
+    states; where it states none, that of --tile, or the photograph's own."""
+    tile: Annotated[int | None, tyro.conf.arg(metavar="PX")] = None
+    """Larger photographs are also shown in square tiles of this side, for detail."""
+    tile_overlap: float = 0.25
+    """Share of a tile's side that its neighbour also shows, at least."""
+    depth_space: DepthSpace | None = None
+    """What the model's numbers mean, where the checkpoint does not say it."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of weights and activations; maps are float32 all the same."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
+    batch: int = 4
+    """Photographs of one size, or tiles, that are predicted together; halved where memory runs out."""
+    threads: int = 4
+    """Threads that decode photographs, and as many that write results."""
+    overwrite: bool = False
+    """Replace what is there under a result's name: of another model, other options, another photograph, or not of ours."""
+    preset: str = "default"
+    """Starting values."""
+    config: Path | None = None
+    """A TOML file with the same keys; flags win over it."""
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be accepted, in words."""
+        least = {"long_side": 8, "tile": 32, "batch": 1, "threads": 1}
+        found = [
+            f"--{name.replace('_', '-')} is {value}, expected at least {bound}"
+            for name, bound in least.items()
+            if isinstance(value := getattr(self, name), int) and value < bound
+        ]
+        if not self.inputs:
+            found.append("IN: none given; expected photographs or folders of them")
+        if not 0.05 <= self.tile_overlap <= 0.9:
+            what = "a share of a tile's side from 0.05, below which seams show, to 0.9"
+            found.append(f"--tile-overlap is {self.tile_overlap}, expected {what}")
+        if self.output.exists() and not self.output.is_dir():
+            found.append(f"--output {self.output}: a file; expected a folder, or a new name for one")
+        return found
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Suffixes of the results asked for."""
+        return MAP, *([VALUES] if self.npy else []), *([COLOR] if self.color else [])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = parse_command(PredictConfig, PRESETS, program="python -m pipeline.predict", description=__doc__ or "", argv=argv)
+    try:
+        progress = predict(config)
+    except (PredictError, ModelError) as error:
+        print(f"pipeline.predict: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except (OSError, torch.AcceleratorError) as error:
+        hint = f"What is finished in {config.output} stays; when the cause is gone, the same command goes on."
+        print(f"pipeline.predict: {error}\n{hint}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What is finished in {config.output} stays; the same command goes on.", file=sys.stderr)
+        return 130
+    print(f"{progress.done} of {progress.total} photographs have their map in {config.output}, {progress.made} made now.")
+    if progress.failed:
+        print(f"{progress.failed} failed; the same command tries them again.", file=sys.stderr)
+    return 1 if progress.failed else 0
+
+
+def predict(config: PredictConfig) -> PredictProgress:
+    """Make every result that is not there yet; the tally says how it ended.
+
+    Raises PredictError and ModelError for what cannot be run as given, before anything is written, OSError where results
+    cannot be written, and torch.AcceleratorError for a device that gives up.
+    """
+    photographs, problems = find_photographs(config.inputs, config.output)
+    model = find_model(
+        config.model,
+        depth_space=config.depth_space,
+        revision=config.revision,
+        input_px=config.long_side or "stated",
+    )
+    if config.tile and not config.long_side and model.stated_px is None:
+        model = model.at(config.tile)
+    model = dataclasses.replace(model, spec=dataclasses.replace(model.spec, dtype=config.dtype))
+    recipe = _recipe(config, model)
+    todo = unfinished(photographs, recipe, config.wanted, overwrite=config.overwrite, threads=config.threads)
+    teacher = model.load(config.device) if todo else None
+    with PredictProgress(total=len(photographs), done=len(photographs) - len(todo)) as progress:
+        for problem in problems:
+            progress.fail(problem)
+        if teacher:
+            make_results(teacher, todo, config=config, recipe=recipe, progress=progress)
+    return progress
+
+
+def _recipe(config: PredictConfig, model: FoundModel) -> dict[str, str]:
+    """All that decides a map beside its photograph, as the PNG records it."""
+    return {
+        "depth_space": str(model.spec.depth_space),
+        "model_sha256": model.sha256,
+        "input_px": model.input_size,
+        "dtype": model.spec.dtype,
+        "tile_px": str(config.tile),
+        "tile_overlap": str(config.tile_overlap if config.tile else None),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decoded:
+    photograph: Photograph
+    picture: UInt8[np.ndarray, "h w 3"]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Predicted:
+    photograph: Photograph
+    values: Float32[np.ndarray, "h w"]
+    space: DepthSpace
+    sha256: str
+
+
+def make_results(
+    teacher: Teacher,
+    photographs: Sequence[Photograph],
+    *,
+    config: PredictConfig,
+    recipe: Mapping[str, str],
+    progress: PredictProgress,
+) -> None:
+    """Predicts photographs and writes their results, which record `recipe`; each is told to `progress`.
+
+    Decoding runs ahead and writing behind, in threads; the device is used from this one. About two batches of maps are held
+    at a time, and five of pictures. Raises OSError and torch.AcceleratorError as `predict` does.
+    """
+    predictor = PicturePredictor(teacher, batch_size=config.batch, tile_px=config.tile, tile_overlap=config.tile_overlap)
+    write = partial(_write, recipe=recipe, wanted=config.wanted, overwrite=config.overwrite)
+    with (
+        closing(ahead(_decode, photographs, threads=config.threads, depth=config.batch)) as decoded,
+        closing(_predict(decoded, predictor, config.batch, progress)) as predicted,
+        closing(ahead(write, predicted, threads=config.threads, depth=config.batch)) as outcomes,
+    ):
+        for problem in outcomes:
+            if problem is None:
+                progress.advance()
+            else:
+                progress.fail(problem)
+
+
+def _decode(photograph: Photograph) -> _Decoded | manifests.Problem:
+    try:
+        content = photograph.path.read_bytes()
+        picture = np.asarray(decode_upright(content))
+    except OSError as error:
+        return manifests.Problem(kind="unreadable", where=photograph.name, message=error.strerror or str(error))
+    except PictureRejectedError as error:
+        return manifests.Problem(kind=error.kind, where=photograph.name, message=str(error))
+    return _Decoded(photograph=photograph, picture=picture, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _predict(
+    decoded: Iterator[_Decoded | manifests.Problem], predictor: PicturePredictor, batch_size: int, progress: PredictProgress
+) -> Generator[_Predicted, None, None]:
+    """The maps of all that could be decoded, batch by batch of one size; what fails is told to `progress`."""
+    space = predictor.depth_space
+    waiting: dict[int, _Decoded] = {}
+
+    def views() -> Iterator[View]:
+        for number, item in enumerate(decoded):
+            if isinstance(item, manifests.Problem):
+                progress.fail(item)
+            else:
+                waiting[number] = item
+                yield View(image=number, number=0, picture=item.picture, seed=0)
+
+    for group in in_batches(views(), batch_size, 2 * batch_size):
+        items = [waiting.pop(view.image) for view in group]
+        for item, values in zip(items, _maps(predictor, items), strict=True):
+            if isinstance(values, manifests.Problem):
+                progress.fail(values)
+            else:
+                yield _Predicted(photograph=item.photograph, values=values, space=space, sha256=item.sha256)
+
+
+def _maps(predictor: PicturePredictor, items: Sequence[_Decoded]) -> list[Float32[np.ndarray, "h w"] | manifests.Problem]:
+    """Each photograph's map, or why it has none; where they fail together, each is tried alone."""
+    try:
+        return [*predictor.predict([item.picture for item in items])]
+    except torch.AcceleratorError:  # the device will not recover
+        raise
+    except (RuntimeError, ValueError) as error:  # torch's, for an input the network cannot take
+        kind = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "cannot_predict"
+        problem = manifests.Problem(kind=kind, where=items[0].photograph.name, message=str(error))
+    # Outside of the handler: the error would keep the failed batch's tensors alive.
+    return [problem] if len(items) == 1 else [result for item in items for result in _maps(predictor, [item])]
+
+
+def _write(item: _Predicted, *, recipe: Mapping[str, str], wanted: Sequence[str], overwrite: bool) -> manifests.Problem | None:
+    """Raises OSError for what would befall the next photograph too, such as a full disk."""
+    about = {**recipe, "photograph_sha256": item.sha256}
+    try:
+        write_results(item.photograph, item.values, item.space, about=about, wanted=wanted, overwrite=overwrite)
+    except MapRejectedError as error:
+        return manifests.Problem(kind=error.kind, where=item.photograph.name, message=str(error))
+    except ForeignResultError as error:
+        return manifests.Problem(kind="in_the_way", where=item.photograph.name, message=str(error))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return manifests.Problem(kind="name_too_long", where=item.photograph.name, message="so are its results' names")
+    return None

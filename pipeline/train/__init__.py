@@ -1,0 +1,1 @@
+"""`python -m pipeline.train`: train a student from a run's labels."""

@@ -1,0 +1,91 @@
+"""What a finished training says of itself: the model card's content, gathered from the run's records and the settings."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import manifests
+from manifests.licences import most_restrictive
+from pipeline.config import resolved
+from pipeline.train.config import FREE, TrainConfig
+from pipeline.train.log import mean_of_last
+from stages.depth_space import DepthSpace
+from stages.distillation.dataset import LabelDataset
+from stages.distillation.losses import LossTerms
+from stages.distillation.model_card import CardContent, CardTeacher, model_card
+from stages.distillation.student import pinned_folder
+from stages.models import KNOWN
+from stages.models.checkpoints import is_hub_id
+from stages.models.stated import read_licence
+
+_SAID_ELSEWHERE = (
+    *("student", "student_revision", "fresh_head", "from_scratch", "teachers"),
+    *("feature_encoder", "feature_revision"),
+)
+
+
+def student_space(dataset: LabelDataset) -> DepthSpace:
+    """What the student's numbers mean: normalised losses leave scale and shift free, whatever the labels' were."""
+    return "depth_affine_invariant" if dataset.depth_space.startswith("depth") else "disparity_affine_invariant"
+
+
+def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
+    """The README.md of the student that this training made."""
+    run = manifests.load_run(config.run)
+    summary = manifests.summarize(config.run)
+    columns = [column for column in run.columns if column.name in config.columns]
+    contexts = int(run.plan.get("contexts_per_image", 1))
+    images = len(dataset) // contexts
+    known, demo = KNOWN.get(config.student), config.student == "demo"
+    encoder = config.feature_encoder if config.feature_weight else None
+    known_encoder = KNOWN.get(encoder or "")
+    return model_card(
+        CardContent(
+            name=config.output.resolve().name,
+            student="the demo's student" if demo else _name(config.student),
+            student_revision=config.student_revision or (known.revision if known else None),
+            student_licence=_licence(config.student_checkpoint, config.student_revision),
+            start=config.start,
+            depth_space=student_space(dataset),
+            feature_encoder=_name(encoder) if encoder else None,
+            feature_revision=config.feature_revision or (known_encoder.revision if known_encoder else None),
+            feature_licence=_licence(encoder, config.feature_revision) if encoder else None,
+            teachers=[_teacher(run, column, summary) for column in columns],
+            sources=[source.name for source in run.sources],
+            images=images,
+            unused=sum(source.images for source in run.sources) - images,
+            contexts=len(dataset),
+            training={k: v for k, v in resolved(config).items() if k not in (*FREE, *_SAID_ELSEWHERE)},
+            metrics=mean_of_last(config.output, [field.name for field in fields(LossTerms)]),
+        )
+    )
+
+
+def _licence(checkpoint: str, revision: str | None) -> str | None:
+    """That of a checkpoint's weights, as it is known here or as its own files say; None where they are silent or gone."""
+    if checkpoint in KNOWN:
+        return KNOWN[checkpoint].licence
+    try:
+        said = read_licence(pinned_folder(checkpoint, revision))
+    except OSError:
+        return None
+    return said.value if said else None
+
+
+def _teacher(run: manifests.RunRecord, column: manifests.ColumnRecord, summary: manifests.RunSummary) -> CardTeacher:
+    specs = (value for value in run.configuration.values() if isinstance(value, dict))
+    spec = next((spec for spec in specs if spec.get("name") == column.name), {})
+    (licences,) = (found.licences for found in summary.columns if found.name == column.name)
+    return CardTeacher(
+        name=column.name,
+        checkpoint=_name(spec["checkpoint"]) if "checkpoint" in spec else "not recorded",
+        revision=spec.get("revision"),
+        licence=" and ".join(most_restrictive(licences)) or None,
+        depth_space=column.depth_space or "disparity_affine_invariant",
+    )
+
+
+def _name(checkpoint: str) -> str:
+    """A hub id as it is, and of a folder its last name: a path of the machine that trained it tells nobody anything."""
+    return checkpoint if is_hub_id(checkpoint) else f"a folder named {Path(checkpoint).name}"

@@ -1,0 +1,229 @@
+"""Everything that a training can be told, and the presets: the paper, what everybody did before it, and the demo."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from stages.depth_space import DepthConversion
+from stages.distillation.losses import LossConfig, Normalization, Segments
+from stages.distillation.order import Strategy, teachers_of
+from stages.distillation.student import StudentStart
+
+DEMO_STUDENT = Path(__file__).parents[1] / "demo_checkpoints" / "student"
+_BASELINE: dict[str, Any] = {
+    "normalization_shared": "global",
+    "normalization_local": "global",
+    "local_global_weight": 0.0,
+    "context": "whole",
+}
+_DEMO: dict[str, Any] = {
+    "student": "demo",
+    "steps": 300,
+    "lr_encoder": 6e-4,
+    "lr_decoder": 6e-4,
+    "warmup_steps": 20,
+    "decay": "cosine",
+    "loader_workers": 0,
+    "device": "cpu",
+    "checkpoint_every": 100,
+}
+PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "baseline": _BASELINE, "demo": _DEMO, "demo-baseline": _DEMO | _BASELINE}
+
+FREE = (
+    *("preset", "config", "run", "output", "resume", "allow_partial", "device", "num_workers", "address", "max_restarts"),
+    *("loader_workers", "accumulation", "activation_checkpointing", "checkpoint_every", "keep_checkpoints", "picture_every"),
+)
+"""What may change when a training goes on: it changes where and how fast, and the result by rounding at most (and by which
+paths are dropped, in students that drop any at random)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a student on the labels of a run."""
+
+    run: Path
+    """The labelled run."""
+    output: Path
+    """Folder of the trained checkpoint, its curves, and the states to resume from."""
+    preset: str = "paper"
+    """paper, baseline (the usual loss: one global normalisation of whole pictures, no patches), demo or demo-baseline
+    (small, for a CPU)."""
+    config: Path | None = None
+    """TOML file with any of these settings."""
+    resume: bool = True
+    """Go on where an interrupted training in the output ended; --no-resume refuses instead."""
+
+    allow_partial: bool = False
+    """Begin though labelling has not ended: with the images that are labelled now, and with those to the end."""
+
+    student: str = "depth-anything/Depth-Anything-V2-Small-hf"
+    """Checkpoint the student starts from: a folder, an id on the hub, or demo, the small one that comes with the package."""
+    student_revision: str | None = None
+    """Full commit of the student's hub id; None for one that is known here."""
+    fresh_head: bool = False
+    """Keep the encoder of --student and start with a random neck and head (the paper's table 5)."""
+    from_scratch: bool = False
+    """Take the architecture of --student alone and start with random weights."""
+
+    teachers: tuple[str, ...] = ("primary", "assistant")
+    """Columns to learn from: the primary teacher first, then its assistants, any number."""
+    strategy: Strategy = "select"
+    """select draws one teacher for each step, average fuses all by their agreement, primary and assistant take one side."""
+    primary_ratio: float = 0.7
+    """Share of the steps in which the primary teacher speaks, under select."""
+    convert_depth: DepthConversion = "refuse"
+    """What to do with columns that are not disparity: refuse where spaces differ; metric inverts metric depth, exactly;
+    approximate also inverts affine-invariant depth, whose shift nobody knows."""
+    context: Literal["any", "whole", "square"] = "any"
+    """Refuse a run whose contexts are not whole pictures, or random squares."""
+
+    normalization_shared: Normalization = "hybrid"
+    """Normalisation of the whole context."""
+    normalization_local: Normalization = "hybrid"
+    """Normalisation of the patches."""
+    segments: Segments = "range"
+    """How hybrid and local normalisation cut the teacher's values: equal ranges, or equal numbers of pixels."""
+    shared_weight: float = 1.0
+    """Weight of the shared-context loss."""
+    local_global_weight: float = 0.5
+    """Weight of the patches' loss; 0 leaves the patches unread."""
+    feature_weight: float = 1.0
+    """Weight of the feature alignment with a frozen encoder; 0 does without that encoder."""
+    gradient_weight: float = 2.0
+    """Weight of the gradient loss."""
+    anchor_weight: float = 0.0
+    """Weight of a term that keeps the output's level and spread where the untrained student had them."""
+    trim_fraction: float = 0.0
+    """Share of each map's pixels, those with the largest loss, that is left out."""
+    feature_margin: float = 0.85
+    """Tokens whose cosine with the frozen encoder's is above this are left alone."""
+    feature_encoder: str | None = None
+    """Checkpoint of the frozen encoder, such as DINOv2; None takes a copy of the student's own at the start."""
+    feature_revision: str | None = None
+    """Full commit of the frozen encoder's hub id."""
+
+    steps: int = 20_000
+    """Optimizer steps."""
+    batch_size: int = 8
+    """Contexts in a step, on all devices together."""
+    accumulation: int = 1
+    """Micro-batches into which each device cuts its share of a batch, where memory is short."""
+    lr_encoder: float = 5e-6
+    """Peak learning rate of the encoder."""
+    lr_decoder: float = 5e-5
+    """Peak learning rate of the decoder."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    warmup_steps: int = 200
+    """Steps of linear warm-up."""
+    decay: Literal["poly", "cosine", "constant"] = "poly"
+    """How the learning rate falls after the warm-up: (1 - progress)^0.9, half a cosine, or not at all."""
+    max_gradient_norm: float = 1.0
+    """Gradients with a larger norm are scaled down to it."""
+    ema_decay: float = 0.0
+    """Export an exponential moving average of the weights, such as 0.999; 0 exports the last weights."""
+    flip: bool = True
+    """Mirror half of the images."""
+    color_jitter: float = 0.0
+    """Strength of random changes of brightness, contrast, saturation and hue; only the student sees them."""
+    seed: int = 0
+    """Seed of order, teachers, augmentation and new weights."""
+
+    bf16: bool = False
+    """Run encoder and neck in bfloat16."""
+    compile: bool = False
+    """Compile the student with `torch.compile`: minutes at the start, faster afterwards."""
+    activation_checkpointing: bool = False
+    """Compute the encoder's activations twice instead of keeping them: less memory, slower."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    num_workers: int = 1
+    """Devices to train on together, through Ray Train: GPUs, or processes on CPUs. 1 trains in this process."""
+    address: str | None = None
+    """A Ray cluster's address; without it, Ray runs on this machine for as long as the command does."""
+    max_restarts: int = 3
+    """How often Ray Train starts the workers again after one of them died."""
+    loader_workers: int = 4
+    """Processes that read labels, for each device; 0 reads in the training process."""
+    checkpoint_every: int = 500
+    """Steps between states to resume from."""
+    keep_checkpoints: int = 2
+    """How many of the latest states to keep."""
+    picture_every: int = 500
+    """Steps between pictures in TensorBoard."""
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be accepted, in words."""
+        weights = ("shared_weight", "local_global_weight", "feature_weight", "gradient_weight", "anchor_weight")
+        counts = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "num_workers", "picture_every")
+        least = {
+            **dict.fromkeys(counts, 1),
+            **dict.fromkeys((*weights, "loader_workers", "warmup_steps", "seed", "weight_decay", "max_restarts"), 0),
+        }
+        found = [
+            f"{name}: found {getattr(self, name)}, expected {low} or more"
+            for name, low in least.items()
+            if not getattr(self, name) >= low
+        ]
+        found += [
+            f"{name}: found {getattr(self, name)}, expected more than 0"
+            for name in ("lr_encoder", "lr_decoder", "max_gradient_norm")
+            if not getattr(self, name) > 0
+        ]
+        if not 0 <= self.primary_ratio <= 1:
+            found.append(f"primary_ratio: found {self.primary_ratio}, expected a share between 0 and 1")
+        found += [
+            f"{name}: found {getattr(self, name)}, expected 0 or more and less than 1"
+            for name in ("trim_fraction", "ema_decay", "color_jitter")
+            if not 0 <= getattr(self, name) < 1
+        ]
+        if not any(getattr(self, name) for name in ("shared_weight", "local_global_weight")):
+            found.append("shared_weight and local_global_weight are both 0: nothing would be learned from the teachers")
+        if self.fresh_head and self.from_scratch:
+            found.append("fresh_head and from_scratch: found both, expected one of them at most")
+        if self.from_scratch and self.feature_weight and self.feature_encoder is None:
+            found.append(
+                "from_scratch: the student's own encoder at the start is random, and L_feat would hold it there; name a "
+                "feature_encoder, or set feature_weight to 0"
+            )
+        if self.batch_size < self.num_workers * self.accumulation:
+            found.append(
+                f"batch_size: found {self.batch_size}, expected at least num_workers x accumulation = "
+                f"{self.num_workers * self.accumulation}"
+            )
+        try:
+            teachers_of(self.strategy, self.teachers)
+        except ValueError as error:
+            found.append(f"strategy: {error}")
+        if not -1 <= self.feature_margin <= 1:
+            found.append(f"feature_margin: found {self.feature_margin}, expected a cosine, between -1 and 1")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            found.append(f"device: found {self.device!r}, expected auto, cpu, cuda or cuda:N")
+        elif self.device.startswith("cuda") and self.address is None and not torch.cuda.is_available():
+            found.append(f"device: found {self.device}, but torch sees no CUDA device here; use cpu or auto")
+        return found
+
+    @property
+    def student_checkpoint(self) -> str:
+        """The folder or hub id behind `student`."""
+        return str(DEMO_STUDENT) if self.student == "demo" else self.student
+
+    @property
+    def start(self) -> StudentStart:
+        """Which of the student's weights are new."""
+        return "scratch" if self.from_scratch else "fresh-head" if self.fresh_head else "checkpoint"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The teachers that this strategy reads."""
+        return teachers_of(self.strategy, self.teachers)
+
+    @property
+    def loss(self) -> LossConfig:
+        """The part of the settings that is the loss; its fields have the same names."""
+        return LossConfig(**{field.name: getattr(self, field.name) for field in fields(LossConfig)})

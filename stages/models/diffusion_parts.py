@@ -1,0 +1,95 @@
+"""The parts of a diffusion checkpoint in the layout of diffusers, each by a class that we name, never one that a file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from stages.models.checkpoints import OWN_ATTENTION, complete, read_json, require_safetensors
+
+EMPTY_TEXT = "empty_text_embedding.safetensors"
+EMPTY_TEXT_NUMPY = "empty_text_embed.npy"
+"""The name in GenPercept's repository."""
+_TOKENS = (2, 77)
+_LARGEST_TEXT = 77 * 8192
+
+
+def load_part(part: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
+    """A UNet or VAE for inference. Raises FileNotFoundError or ValueError for missing, pickled or incomplete weights."""
+    require_safetensors(folder)
+    # low_cpu_mem_usage would want the accelerate package, for networks that fit into memory many times over.
+    loaded = part.from_pretrained(
+        folder, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False, use_safetensors=True
+    )
+    return complete(loaded, folder).to(device).eval()
+
+
+def empty_text_embedding(folder: Path, width: int) -> Float32[Tensor, "1 tokens width"]:
+    """The embedding of the empty text that a checkpoint comes with: a stored one, or its text encoder's (2 tokens).
+
+    The published ones of 77 and of 2 tokens give different results, so none is guessed. Raises FileNotFoundError where the
+    folder has none, ValueError where it has several or one of another shape.
+    """
+    makers = {EMPTY_TEXT: _from_safetensors, EMPTY_TEXT_NUMPY: _from_numpy, "text_encoder": _from_encoder}
+    found = [name for name in makers if (folder / name).exists()]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder}: no embedding of the empty text; expected {EMPTY_TEXT} or {EMPTY_TEXT_NUMPY} ([77 or 2, {width}]), or "
+            "the folders text_encoder and tokenizer (pickles are never loaded)"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{folder}: several empty texts: {', '.join(found)}; keep the one it was trained with")
+    text = makers[found[0]](folder).float().clone()  # not mapped to the file
+    text = text.reshape(1, *text.shape[-2:])
+    if text.shape[1] not in _TOKENS or text.shape[2] != width:
+        shape = list(text.shape[1:])
+        raise ValueError(f"{folder}/{found[0]}: the embedding has shape {shape}, expected [77 or 2, {width}] for this UNet")
+    return text
+
+
+def _from_safetensors(folder: Path) -> Tensor:
+    tensors = load_file(folder / EMPTY_TEXT)
+    if len(tensors) != 1:
+        raise ValueError(f"{folder}/{EMPTY_TEXT}: found {len(tensors)} tensors, expected one, the embedding of the empty text")
+    return next(iter(tensors.values()))
+
+
+def _from_numpy(folder: Path) -> Tensor:
+    """Mapped and not read, so that its shape can be refused before it takes memory."""
+    where = f"{folder}/{EMPTY_TEXT_NUMPY}"
+    try:
+        array = np.load(folder / EMPTY_TEXT_NUMPY, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{where}: no whole array of numbers, and a pickle is never loaded: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.size > _LARGEST_TEXT:
+        raise ValueError(f"{where}: expected one array of floats of an embedding's size")
+    return torch.from_numpy(np.array(array))
+
+
+@torch.inference_mode()
+def _from_encoder(folder: Path) -> Tensor:
+    """Begin and end of text without padding, as Marigold and GenPercept v2 do; the encoder is not kept."""
+    require_safetensors(folder / "text_encoder")
+    for path in (folder / "tokenizer").glob("*.json"):
+        read_json(path)
+    config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    loaded: Any = CLIPTextModel.from_pretrained(
+        folder / "text_encoder",
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation=OWN_ATTENTION,
+    )
+    encoder = complete(loaded, folder / "text_encoder").eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+    tokens = tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
+    return encoder(tokens)[0]

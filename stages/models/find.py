@@ -1,0 +1,114 @@
+"""A depth model from a folder or a hub id: which loader it wants and what its numbers mean, read from the checkpoint itself.
+
+Nothing is guessed silently: what a checkpoint does not say must be given, and what it does say cannot be overruled. Pictures
+are shown at the size that the checkpoint states, unless another one is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils.logging import disable_progress_bar
+
+from stages.depth_space import DepthSpace
+from stages.models import KNOWN, InputSize, Teacher, TeacherSpec, load_teacher, read_stated, resolve
+from stages.models.checkpoints import checkpoint_folder, checkpoint_sha256, is_hub_id
+
+_BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+"""All seen for damaged and for hostile checkpoints, from the libraries that load them."""
+
+
+class ModelError(Exception):
+    """A model cannot be loaded; the message names it and says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model that has been looked at and not loaded: its resolved spec, and the folder with its files and their digest."""
+
+    spec: TeacherSpec
+    folder: Path
+    sha256: str
+    stated_px: int | tuple[int, int] | None
+    """The size that the checkpoint states: a long side, or height and width."""
+
+    @property
+    def input_size(self) -> str:
+        """The size at which it is shown pictures, as results record it."""
+        if self.spec.input_px == "stated" and isinstance(self.stated_px, tuple):
+            return "stated {} x {}".format(*self.stated_px)
+        return str(self.spec.input_px or "native")
+
+    def at(self, input_px: InputSize) -> FoundModel:
+        """The same model, shown pictures at another size. Raises ModelError."""
+        try:
+            return replace(self, spec=resolve(replace(self.spec, input_px=input_px), self.folder))
+        except ValueError as error:
+            raise _cannot(self.spec.name, self.spec.checkpoint, error) from error
+
+    def load(self, device: str = "auto") -> Teacher:
+        """The model as a predictor. Raises ModelError, also where its files are not those that were looked at any more."""
+        try:
+            disable_progress_bar()  # transformers' own, one for each checkpoint
+            return load_teacher(self.spec, device=resolve_device(device), sha256=self.sha256)
+        except _BROKEN as error:
+            raise _cannot(self.spec.name, self.spec.checkpoint, error) from error
+
+
+def find_model(
+    checkpoint: str,
+    *,
+    name: str | None = None,
+    depth_space: DepthSpace | None = None,
+    revision: str | None = None,
+    input_px: InputSize = "stated",
+) -> FoundModel:
+    """A student or a teacher, of any of the three loaders; a hub id is fetched.
+
+    depth_space: of a checkpoint that does not say it. revision: of a hub id; the spec has the commit that was fetched.
+    input_px: `stated` is `native` for a checkpoint that states no size. Raises ModelError.
+    """
+    name, known = name or checkpoint, KNOWN.get(checkpoint)
+    try:
+        folder = checkpoint_folder(checkpoint, revision or (known.revision if known else None))
+        spec = TeacherSpec(
+            name=name,
+            checkpoint=checkpoint,
+            revision=folder.name if is_hub_id(checkpoint) else revision,  # a snapshot's folder is named by its commit
+            depth_space=depth_space,
+            input_px=input_px,
+        )
+        spec = resolve(spec, folder)
+        stated = read_stated(checkpoint, folder, spec.loader)
+        return FoundModel(spec=spec, folder=folder, sha256=checkpoint_sha256(folder), stated_px=stated.input_px)
+    except (OSError, ValueError) as error:
+        raise _cannot(name, checkpoint, error) from error
+
+
+def load_model(
+    checkpoint: str,
+    *,
+    name: str | None = None,
+    depth_space: DepthSpace | None = None,
+    revision: str | None = None,
+    input_px: InputSize = "stated",
+    device: str = "auto",
+) -> Teacher:
+    """`find_model`, loaded; the predictor's `spec` says what was found out. Raises ModelError."""
+    found = find_model(checkpoint, name=name, depth_space=depth_space, revision=revision, input_px=input_px)
+    return found.load(device)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is a GPU where there is one. Raises ValueError for a GPU where there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device}, but torch sees no CUDA device here; use cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _cannot(name: str, checkpoint: str, error: Exception) -> ModelError:
+    reason = str(error).replace(f"teacher {name}: ", "")  # it is named already, and may be a student
+    return ModelError(f"{name}: {checkpoint} cannot be loaded: {type(error).__name__}: {reason}")

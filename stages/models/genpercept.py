@@ -1,0 +1,47 @@
+"""GenPercept: a diffusion network used as a one-step estimator, without noise and so without a seed.
+
+One UNet call at t = 1 on the mean latent of the picture and the embedding of the empty text; minus its output, decoded, mean
+of the three channels, clipped to [-1, 1], mapped to [0, 1]. The same for the depth and the disparity checkpoint: only the spec
+tells which it is. Sides that are multiples of 8 are not resized. Layout: `unet/`, `vae/` of diffusers, and the embedding (see
+`empty_text_embedding`), as GenPercept v1 (`empty_text_embed.npy`, 77 tokens) and v2 (`text_encoder/`, 2 tokens) come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from jaxtyping import Float32, UInt8
+
+from stages.models.diffusion_parts import empty_text_embedding, load_part
+from stages.models.pixels import network_size, out_of_memory, resize_maps, resize_pictures, to_tensor
+from stages.models.spec import TeacherSpec
+
+
+class GenPerceptTeacher:
+    """GenPercept's forward pass on a checkpoint's UNet, VAE and empty text."""
+
+    @out_of_memory()
+    def __init__(self, spec: TeacherSpec, folder: Path, device: str) -> None:
+        self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
+        self._vae = load_part(AutoencoderKL, folder / "vae", self._dtype, device)
+        unet = load_part(UNet2DConditionModel, folder / "unet", self._dtype, device)
+        self._text = empty_text_embedding(folder, unet.config.cross_attention_dim).to(device, self._dtype)
+        self._unet = torch.compile(unet) if spec.compile else unet
+
+    @out_of_memory()
+    @torch.inference_mode()
+    def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
+        """See `Teacher.predict`. There is no noise: seeds are ignored."""
+        height, width = images.shape[1:3]
+        size = network_size(height, width, multiple=8, input_px=self.spec.long_side_px)
+        pixels = (resize_pictures(to_tensor(images, self._device), size) * 2 - 1).to(self._dtype)
+        scale = self._vae.config.scaling_factor
+        latent = self._vae.encode(pixels).latent_dist.mean * scale
+        step = torch.ones((), dtype=torch.long, device=self._device)
+        output = self._unet(latent, step, self._text.expand(len(pixels), -1, -1)).sample
+        decoded = self._vae.decode(-output / scale).sample.float().mean(1)
+        return resize_maps((decoded.clamp(-1, 1) + 1) / 2, height, width).cpu().numpy()

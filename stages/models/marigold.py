@@ -1,0 +1,95 @@
+"""Marigold: diffusion from noise, through the pipeline of diffusers, with the noise of each picture drawn from its own seed.
+
+Affine-invariant depth in [0, 1], near = small (or disparity, for a checkpoint that says so). `input_px` is the pipeline's
+`processing_resolution`: with None the picture is not resized, only its edges are repeated to a multiple of 8. Members of an
+ensemble are aligned in scale and shift (scipy) and merged by their median, picture by picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, MarigoldDepthPipeline, UNet2DConditionModel
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from stages.models.checkpoints import read_json
+from stages.models.diffusion_parts import empty_text_embedding, load_part
+from stages.models.pixels import out_of_memory
+from stages.models.spec import TeacherSpec
+
+
+class MarigoldTeacher:
+    """`MarigoldDepthPipeline` on a checkpoint in its layout; the text encoder is used once and not kept."""
+
+    @out_of_memory()
+    def __init__(self, spec: TeacherSpec, folder: Path, device: str) -> None:
+        self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
+        kind = _prediction_type(spec, folder)
+        vae = load_part(AutoencoderKL, folder / "vae", self._dtype, device)
+        unet = load_part(UNet2DConditionModel, folder / "unet", self._dtype, device)
+        text = empty_text_embedding(folder, unet.config.cross_attention_dim).to(device, self._dtype)
+        scheduler: Any = DDIMScheduler.from_pretrained(folder / "scheduler")
+        absent: Any = None
+        pipeline = MarigoldDepthPipeline(
+            unet=unet, vae=vae, scheduler=scheduler, text_encoder=absent, tokenizer=absent, prediction_type=kind
+        )
+        pipeline.empty_text_embedding = text
+        pipeline.set_progress_bar_config(disable=True)
+        if spec.compile:
+            pipeline.unet = torch.compile(unet)
+        self._pipeline = pipeline
+
+    @out_of_memory()
+    @torch.inference_mode()
+    def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
+        """See `Teacher.predict`. Raises ValueError unless there are as many seeds as pictures."""
+        count = len(images)
+        seeds = [0] * count if seeds is None else seeds
+        if len(seeds) != count:
+            raise ValueError(f"seeds: found {len(seeds)}, expected one for each of {count} pictures")
+        # The alignment of an ensemble is a search that blows rounding up to percents of the range (6 % measured between
+        # batches of 1 and 4), so an ensemble is a batch of its own.
+        together = count if self.spec.ensemble == 1 else 1
+        starts = range(0, count, together)
+        maps = [self._predict(images[start : start + together], seeds[start : start + together]) for start in starts]
+        return torch.cat(maps).float().cpu().numpy()
+
+    def _predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int]) -> Float[Tensor, "b h w"]:
+        output: Any = self._pipeline(
+            torch.tensor(images).permute(0, 3, 1, 2),
+            num_inference_steps=self.spec.steps,
+            ensemble_size=self.spec.ensemble,
+            processing_resolution=self.spec.long_side_px or 0,
+            batch_size=len(images) * self.spec.ensemble,
+            latents=self.noise(images.shape[1], images.shape[2], seeds),
+            output_type="pt",
+        )
+        return output.prediction[:, 0]
+
+    def noise(self, height: int, width: int, seeds: Sequence[int]) -> Float[Tensor, "members channels h8 w8"]:
+        """What the members start from, picture after picture, at an eighth of the size that the network sees.
+
+        Drawn on the CPU, in float32 and for one picture at a time: device, precision and neighbours leave it as it is.
+        """
+        factor = self._pipeline.vae_scale_factor
+        long_px = self.spec.long_side_px or max(height, width)
+        sides = [-(-(side * long_px // max(height, width)) // factor) for side in (height, width)]
+        shape = (self.spec.ensemble, self._pipeline.vae.config.latent_channels, *sides)
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.cat(drawn).to(self._device, self._dtype)
+
+
+def _prediction_type(spec: TeacherSpec, folder: Path) -> str:
+    """The pipeline's word for the spec's space. Raises ValueError where maps are not affine, or where each step draws noise."""
+    said = read_json(folder / "model_index.json")
+    if not (said.get("scale_invariant", True) and said.get("shift_invariant", True)):
+        raise ValueError(f"{folder}/model_index.json: scale_invariant and shift_invariant must be true for {spec.depth_space}")
+    scheduler = read_json(folder / "scheduler/scheduler_config.json").get("_class_name")
+    if scheduler != "DDIMScheduler":
+        raise ValueError(f"{folder}/scheduler: found {scheduler}, expected DDIMScheduler; others draw noise at every step")
+    return "disparity" if spec.depth_space == "disparity_affine_invariant" else "depth"

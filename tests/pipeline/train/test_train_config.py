@@ -1,0 +1,70 @@
+"""The settings of a training: presets, the ablations that the documentation promises, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import parse_command
+from pipeline.train.config import PRESETS, TrainConfig
+
+TRAINING = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def parse(*flags: str) -> TrainConfig:
+    argv = ["--run", "r", "--output", "o", *flags]
+    return parse_command(TrainConfig, PRESETS, program="train", description="", argv=argv)
+
+
+def table_cells(heading: str) -> list[TrainConfig]:
+    """The settings of each cell of a table in docs/training.md: its column's flags and its own."""
+    lines = [line for line in TRAINING.partition(f"| {heading} |")[2].partition("\n\n")[0].splitlines() if "|" in line]
+    header, _, *rows = [f"| {heading} |" + lines[0], *lines[1:]]
+    columns = [re.findall(r"`(--[^`]+)`", cell) for cell in header.strip("|").split("|")[1:]]
+    cells = [[re.findall(r"`(--[^`]+)`", cell) for cell in row.strip("|").split("|")[1:]] for row in rows]
+    return [parse(*shlex.split(" ".join(common + own))) for row in cells for common, own in zip(columns, row, strict=True)]
+
+
+def test_every_cell_of_the_papers_tables_is_a_command() -> None:
+    one = table_cells("table 1")
+    assert [(c.shared_weight > 0, c.local_global_weight > 0) for c in one] == [(True, False), (False, True)] * 4
+    names = [c.normalization_shared if c.shared_weight else c.normalization_local for c in one]
+    assert names == [name for name in ("global", "none", "local", "hybrid") for _ in range(2)]
+    two = table_cells("table 2")
+    assert [(str(c.run), c.local_global_weight, c.context) for c in two] == [
+        ("whole", 0, "whole"),
+        ("whole", 0.5, "whole"),
+        ("squares", 0, "any"),
+        ("squares", 0.5, "any"),
+    ]
+    assert [c.normalization_shared for c in two] == ["global", "global", "hybrid", "hybrid"]
+    assert [c.strategy for c in table_cells("table 4")] == ["primary", "assistant", "average", "select"]
+
+
+def test_the_paper_is_the_default() -> None:
+    config = parse()
+    weights = (config.shared_weight, config.local_global_weight, config.feature_weight, config.gradient_weight)
+    assert weights == (1.0, 0.5, 1.0, 2.0)
+    assert (config.steps, config.batch_size, config.lr_encoder, config.lr_decoder) == (20_000, 8, 5e-6, 5e-5)
+    assert (config.primary_ratio, config.strategy, config.trim_fraction, config.anchor_weight) == (0.7, "select", 0, 0)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_differ_in_size_or_in_the_loss(preset: str) -> None:
+    config = parse("--preset", preset)
+    assert (config.normalization_shared == "global") is ("baseline" in preset)
+    assert (config.local_global_weight == 0) is ("baseline" in preset)
+    assert (config.steps, config.batch_size) == ((300, 8) if "demo" in preset else (20_000, 8))
+
+
+def test_values_that_cannot_be_accepted_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--steps 0 --primary-ratio 1.5 --shared-weight 0 --local-global-weight 0 --num-workers 9 --ema-decay 1"
+    with pytest.raises(SystemExit):
+        parse(*flags.split(), "--strategy", "average", "--teachers", "primary")
+    problems = capsys.readouterr().err
+    assert "6 problems" in problems
+    for named in ("steps:", "primary_ratio:", "both 0", "batch_size:", "ema_decay:", "strategy:"):
+        assert named in problems

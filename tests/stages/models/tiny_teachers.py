@@ -1,0 +1,196 @@
+"""Small random networks of every family of teachers, saved as the published ones are: by their own library, in its layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, MarigoldDepthPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    DepthProConfig,
+    DepthProForDepthEstimation,
+    DPTConfig,
+    DPTForDepthEstimation,
+)
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+
+from stages.demo_networks import IMAGENET_MEAN, IMAGENET_STD, build_depth_anything
+
+TEXT_WIDTH = 16
+DEPTH_PRO_PX = 64
+
+
+def save_dpt(folder: Path) -> None:
+    """DPT as `Intel/dpt-large`: a plain ViT with patches of 16, mean and deviation 0.5, pictures squeezed into a square."""
+    config = DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=64,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+    )
+    model = DPTForDepthEstimation(config)
+    _start_alive(model)
+    model.save_pretrained(folder)
+    DPTImageProcessorPil(size={"height": 48, "width": 48}, resample=2).save_pretrained(folder)
+
+
+def save_depth_anything(folder: Path, *, metric: bool = False, **processor: Any) -> None:
+    """Depth Anything v2 with patches of 12; the metric variant ends in a sigmoid times the largest depth."""
+    model = build_depth_anything(hidden=24, layers=4, heads=2, patch_px=12, fusion=16, image_px=48)
+    if metric:
+        model.config.depth_estimation_type, model.config.max_depth = "metric", 20
+    _start_alive(model)
+    model.save_pretrained(folder)
+    settings: dict[str, Any] = {"keep_aspect_ratio": True, "ensure_multiple_of": 12, "image_mean": IMAGENET_MEAN}
+    settings |= {"image_std": IMAGENET_STD, "size": {"height": 48, "width": 48}}
+    DPTImageProcessorPil(**(settings | processor)).save_pretrained(folder)
+
+
+def save_depth_pro(folder: Path, *, field_of_view: bool = True) -> None:
+    """Depth Pro with its three encoders; the processor's file as `apple/DepthPro-hf` has it, but for the size."""
+    encoder = {"model_type": "dinov2", "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "patch_size": 4}
+    config = DepthProConfig(
+        patch_size=16,
+        fusion_hidden_size=16,
+        intermediate_hook_ids=[1, 0],
+        intermediate_feature_dims=[10, 8],
+        scaled_images_ratios=[0.5, 1.0],
+        scaled_images_overlap_ratios=[0.0, 0.2],
+        scaled_images_feature_dims=[12, 12],
+        use_fov_model=field_of_view,
+        image_model_config=dict(encoder),
+        patch_model_config=dict(encoder),
+        fov_model_config=dict(encoder),
+    )
+    model = DepthProForDepthEstimation(config)
+    _start_alive(model)
+    if model.fov_model:
+        angle: Any = model.fov_model.head.layers[-1]
+        nn.init.normal_(angle.weight, std=0.02)
+        nn.init.constant_(angle.bias, 60)  # degrees
+    model.save_pretrained(folder)
+    processor = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "DepthProImageProcessorFast",
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 2,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": DEPTH_PRO_PX, "width": DEPTH_PRO_PX},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def save_marigold(folder: Path) -> None:
+    """Marigold: UNet, VAE (8 pixels to a latent), DDIM scheduler, CLIP text encoder and tokenizer, by the pipeline itself."""
+    scheduler: Any = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+    )
+    pipeline = MarigoldDepthPipeline(
+        unet=_unet(in_channels=8),
+        vae=_vae(),
+        scheduler=scheduler,
+        text_encoder=_text_encoder(),
+        tokenizer=_tokenizer(folder / "tokenizer"),
+        prediction_type="depth",
+        default_denoising_steps=4,
+        default_processing_resolution=768,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def save_genpercept(folder: Path, *, text: str) -> None:
+    """GenPercept with one of its empty texts: `77` in .npy, `2` in .safetensors, or `encoder`, as v2's repositories have it."""
+    _unet(in_channels=4).save_pretrained(folder / "unet")
+    _vae().save_pretrained(folder / "vae")
+    if text == "77":
+        np.save(folder / "empty_text_embed.npy", torch.randn(77, TEXT_WIDTH).numpy())
+    elif text == "2":
+        save_file({"empty_text_embedding": torch.randn(1, 2, TEXT_WIDTH)}, folder / "empty_text_embedding.safetensors")
+    else:
+        _text_encoder().save_pretrained(folder / "text_encoder")
+        _tokenizer(folder / "tokenizer").save_pretrained(folder / "tokenizer")
+
+
+def _unet(*, in_channels: int) -> Any:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=in_channels,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    )
+
+
+def _vae() -> Any:
+    blocks: Any = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    channels: Any = (4, 4, 8, 8)
+    return AutoencoderKL(
+        down_block_types=blocks[0],
+        up_block_types=blocks[1],
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+
+
+def _text_encoder() -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=5,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=3,
+        eos_token_id=4,
+    )
+    return CLIPTextModel(config)
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    folder.mkdir(parents=True)
+    words = ["a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def _start_alive(model: Any) -> None:
+    """Weights large enough that the picture shows in the map, and a head that is not dead: else tests of values pass on any."""
+    weighted = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+    for module in weighted:
+        nn.init.kaiming_normal_(module.weight, a=1)
+    last: Any = [module for module in model.head.modules() if isinstance(module, nn.Conv2d)][-1]
+    with torch.no_grad():
+        nn.init.normal_(last.weight, std=0.02)
+        nn.init.constant_(last.bias, 1)
