@@ -7,8 +7,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
+export PYTHONDONTWRITEBYTECODE :=
 # Errors only: on a machine with package folders of its own, pip warns of each package that is not in each of them.
-INSTALL := $(BIN)/pip install --quiet --quiet --constraint constraints.txt
+# Not compiled: of some 18,000 files 3,000 are ever imported, which Python compiles then, where the environment lets it.
+INSTALL := $(BIN)/pip install --quiet --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo test campaign explore check constraints clean
 demo: .venv/installed

@@ -73,7 +73,8 @@ def test_ctrl_c_finishes_the_parts_at_work_says_how_to_go_on_and_that_is_so(
     assert differences(tmp_path / "run", uninterrupted) == []
 
 
-@pytest.mark.parametrize("second", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.campaign)])
+@pytest.mark.campaign
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_ctrl_c_or_sigterm_abandons_at_once_even_a_worker_that_hangs(
     tmp_path: Path, zygote: Zygote, five: Path, checkpoints: Path, uninterrupted: Path, second: signal.Signals
 ):

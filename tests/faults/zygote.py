@@ -18,10 +18,14 @@ from tests.faults.steps import install_from_environment
 _IMPORTED_LATE = (
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",
+    "pandas",  # by pyarrow, when it is given lists
     "pipeline.label.command",
     "stages.models.genpercept",
     "stages.models.transformers_models",
     "transformers.models.depth_anything.modeling_depth_anything",
+    "transformers.models.dinov2.modeling_dinov2",
+    "typeguard",  # by tyro, when it parses
+    "tyro._backends._tyro_backend",
 )
 
 

@@ -17,14 +17,16 @@ def ended_by(
     command: Callable[[Sequence[str]], int],
     arguments: Sequence[str],
     output: Path,
+    *,
+    nth: int = 3,
 ) -> int:
-    """Runs command(arguments), which gets the signal once the third call of a function has returned; waits for its end.
+    """Runs command(arguments), which gets the signal once the nth call of a function has returned; waits for its end.
 
     after: the function's module or class, and its name there. output: file for what the command prints. Returns its exit
     status, or minus the signal that ended it.
     """
     if (pid := os.fork()) == 0:
-        _run(number, after, command, arguments, output)
+        _run(number, after, command, arguments, output, nth)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -34,6 +36,7 @@ def _run(
     command: Callable[[Sequence[str]], int],
     arguments: Sequence[str],
     output: Path,
+    nth: int,
 ) -> None:
     """Never returns."""
     status, function, calls = 99, getattr(*after), list[None]()
@@ -41,7 +44,7 @@ def _run(
     def signalling(*some: Any, **named: Any) -> Any:
         result = function(*some, **named)
         calls.append(None)
-        if len(calls) == 3:
+        if len(calls) == nth:
             os.kill(os.getpid(), number)
         return result
 

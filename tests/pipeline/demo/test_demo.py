@@ -22,6 +22,7 @@ def _demo(output: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.campaign
 def test_the_demo_walks_the_whole_road_and_a_second_time_only_looks(tmp_path: Path):
     table = _demo(tmp_path / "demo")
     for row in ("teacher", "assistant", "student before", "student after"):

@@ -54,6 +54,7 @@ def start(config: TrainConfig, steps: int) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.campaign
 def test_two_workers_take_the_steps_of_one_and_go_on_after_a_lost_worker_a_signal_and_alone(
     config: TrainConfig, tmp_path: Path
 ) -> None:

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 import manifests
-from pipeline.train.command import TrainingInterruptedError, train
+from pipeline.train.command import TrainingInterruptedError, main, train
 from pipeline.train.config import TrainConfig
+from pipeline.train.log import TrainingLog
 from pipeline.train.state import OutputMismatchError
 from stages.demo_networks import build_depth_anything, save_depth_anything
+from tests.pipeline.forked import ended_by
 from tests.pipeline.train.trainings import ROOT, arguments, interrupt_at, metrics, one_bit_flipped
 from tests.training_run import CONTEXT_PX, write_run
 
@@ -32,6 +34,17 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_training_killed_at_a_step_and_run_again_ends_with_the_same_weights(
     small: TrainConfig, trained: Path, tmp_path: Path
 ) -> None:
+    config = replace(small, output=tmp_path / "out")
+    _, _, _, *flags = arguments(config)
+    printed = tmp_path / "printed"
+    assert ended_by(signal.SIGKILL, (TrainingLog, "record"), main, flags, printed, nth=8) == -signal.SIGKILL, (
+        printed.read_text()
+    )
+    _assert_killed_after_eight_steps_and_ends_the_same(config, trained)
+
+
+@pytest.mark.campaign
+def test_no_process_of_its_loader_outlives_a_killed_training(small: TrainConfig, trained: Path, tmp_path: Path) -> None:
     config = replace(small, output=tmp_path / "out")
     killer = """
 import os, signal, pipeline.train.command as command
@@ -47,6 +60,10 @@ if __name__ == "__main__":
     # the pipe of stderr closes when the last process has ended: no worker outlives the training
     killed = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=240)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    _assert_killed_after_eight_steps_and_ends_the_same(config, trained)
+
+
+def _assert_killed_after_eight_steps_and_ends_the_same(config: TrainConfig, trained: Path) -> None:
     assert not (config.output / "model.safetensors").exists()
     assert len(metrics(config.output)) == 8
     result = train(config)
@@ -62,9 +79,10 @@ def test_a_finished_training_is_left_untouched(small: TrainConfig, trained: Path
     assert snapshot(trained) == before
 
 
-def test_the_command_says_that_it_is_done(small: TrainConfig, trained: Path) -> None:
-    again = subprocess.run(arguments(replace(small, output=trained)), cwd=ROOT, capture_output=True, text=True)
-    assert (again.returncode, "already trained" in again.stdout) == (0, True), again.stderr
+def test_the_command_says_that_it_is_done(small: TrainConfig, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, _, *flags = arguments(replace(small, output=trained))
+    assert main(flags) == 0
+    assert "already trained" in capsys.readouterr().out
 
 
 def test_an_output_begun_with_other_settings_is_refused_naming_each_field(
@@ -201,6 +219,7 @@ def test_two_trainings_never_share_an_output(small: TrainConfig, tmp_path: Path)
     assert len(metrics(config.output)) == 12
 
 
+@pytest.mark.campaign
 def test_a_signal_to_the_whole_group_saves_the_step_too(small: TrainConfig, tmp_path: Path) -> None:
     config = replace(small, output=tmp_path / "out", loader_workers=1, steps=4000, checkpoint_every=5000)
     process = subprocess.Popen(arguments(config), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
