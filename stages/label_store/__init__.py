@@ -1,0 +1,41 @@
+"""The label store: one part's arrays in one Zarr group, as docs/format.md describes it.
+
+Labels go in as float32 maps with a validity mask and come back within half a quantisation step of each view's own range;
+invalid pixels come back invalid. A lost file or chunk, and a flipped bit, raises when it is read, and never becomes a depth
+or a pixel without one. Nothing in a part is executed, followed out of it, or believed about its size. Whoever writes a part
+gets the size of each file from the writing itself: nothing is learned by looking into the folder.
+"""
+
+import warnings
+
+from stages.label_store.format import (
+    ContextPicture,
+    ImageLabels,
+    Label,
+    PatchLabel,
+    decode_label,
+    decode_picture,
+    encode_label,
+    encode_picture,
+)
+from stages.label_store.reader import LabelReader, PictureReader
+from stages.label_store.writer import LabelWriter, write_labels, write_pictures
+
+# PCodec is registered by numcodecs and readable wherever numcodecs is; docs/format.md names it.
+warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr", category=UserWarning)
+
+__all__ = [
+    "ContextPicture",
+    "ImageLabels",
+    "Label",
+    "LabelReader",
+    "LabelWriter",
+    "PatchLabel",
+    "PictureReader",
+    "decode_label",
+    "decode_picture",
+    "encode_label",
+    "encode_picture",
+    "write_labels",
+    "write_pictures",
+]

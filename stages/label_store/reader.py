@@ -1,0 +1,198 @@
+"""Reading a committed part's arrays, and refusing what is damaged."""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Bool, UInt8
+
+from manifests import PartManifest
+from manifests.part_files import differing_digests, differing_sizes, refuse_problems
+from stages.label_store.format import EVERY_CHUNK, Label, PatchLabel, decode_label, decode_picture
+from stages.views import Box
+
+_READ_BYTES = 1 << 26
+"""The most that one read may bring, so that a part that says otherwise of itself cannot fill the memory."""
+_REPAIR = "run `python -m manifests repair` on the run, then label again"
+_ABSENT = 2**64 - 1  # in the index of a shard
+
+
+class _PartReader:
+    """Opens the group when it is first read, so that a reader can be sent to another process.
+
+    manifest: of the committed part, against which the files are held then: names and sizes of all, digests of the small ones.
+    Without it, as for an attempt that is not committed, only what the arrays say of themselves is known. Reading raises
+    ValueError for damage, and OSError where the files cannot be read.
+    """
+
+    def __init__(self, folder: Path, manifest: PartManifest | None = None) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "manifest": self.manifest}
+
+    @cached_property
+    def _group(self) -> zarr.Group:
+        if self.manifest is not None:
+            refuse_problems(self.folder.parent, differing_sizes(self.folder.parent, self.manifest))
+            refuse_problems(self.folder.parent, differing_digests(self.folder.parent, self.manifest))
+        try:
+            return zarr.open_group(self.folder, mode="r", zarr_format=3)  # version 2 has codecs that execute what they read
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.folder}: found no group of Zarr version 3, expected the arrays of a part") from error
+
+    @cached_property
+    def _has_every_chunk(self) -> bool:
+        return bool(self._group.attrs.get(EVERY_CHUNK, False))
+
+    @cached_property
+    def _listed(self) -> frozenset[str] | None:
+        return None if self.manifest is None else frozenset(file.path for file in self.manifest.files)
+
+    def _array(self, name: str) -> zarr.Array:
+        array = self._group.get(name)
+        if not isinstance(array, zarr.Array) or array.shards is None or min(array.chunks) < 1:
+            raise ValueError(f"{self.folder}/{name}: found no array in shards, expected one")
+        row = math.prod(array.shape[1:])  # a view is asked for whole, also where its chunks are smaller
+        self._refuse_size(name, max(math.prod(array.chunks), row) * array.dtype.itemsize)
+        return array
+
+    def _table(self, name: str) -> np.ndarray:
+        array = self._array(name)
+        self._refuse_size(name, array.nbytes)
+        if array.shape[0] > array.chunks[0]:
+            raise ValueError(f"{self.folder}/{name}: found {array.chunks[0]} rows in a chunk, expected all {array.shape[0]}")
+        self._refuse_lost(name, array, 0, array.shape[0])
+        return np.asarray(array[...])
+
+    def _refuse_size(self, name: str, size_bytes: int) -> None:
+        if size_bytes > _READ_BYTES:
+            found = f"found {size_bytes} bytes to be read at once"
+            raise ValueError(f"{self.folder}/{name}: {found}, expected {_READ_BYTES} at most")
+
+    def _refuse_lost(self, name: str, array: zarr.Array, start: int, end: int) -> None:
+        """Raises ValueError unless every chunk of the rows is there; Zarr would read it as 0."""
+        assert array.shards is not None
+        chunk_rows, shard_rows = array.chunks[0], array.shards[0]
+        in_shard = shard_rows // chunk_rows
+        for shard in range(start // shard_rows, -(-end // shard_rows)):
+            path = Path(self.folder, name, "c", str(shard), *["0"] * (array.ndim - 1))
+            if not self._is_promised(path):
+                continue
+            stored, first = _stored_chunks(path, in_shard), shard * in_shard
+            for chunk in range(max(start // chunk_rows, first), min(-(-end // chunk_rows), first + in_shard)):
+                if chunk - first >= len(stored) or not stored[chunk - first]:
+                    raise ValueError(f"{self.folder}/{name}: row {chunk * chunk_rows} has lost its chunk; {_REPAIR}")
+
+    def _is_promised(self, shard: Path) -> bool:
+        """Whether a shard must be there: always, but in a part of old, whose writer left out what is all 0."""
+        if self._listed is None:
+            return self._has_every_chunk or os.path.lexists(shard)
+        if shard.relative_to(self.folder.parent).as_posix() in self._listed:
+            return True
+        if self._has_every_chunk or os.path.lexists(shard):
+            raise ValueError(f"{shard}: its array needs this file, and the part's manifest does not list it; {_REPAIR}")
+        return False
+
+
+def _stored_chunks(shard: Path, chunks: int) -> Bool[np.ndarray, "_"]:
+    """Which chunks of a shard are there, none where its index is not. The index is 16 bytes for each chunk at the shard's end,
+    before the 4 of its checksum, which Zarr looks at whenever it reads a chunk."""
+    try:
+        with shard.open("rb") as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(max(size_bytes - 16 * chunks - 4, 0))
+            index = file.read(16 * chunks)
+    except FileNotFoundError:
+        index = b""
+    places = np.frombuffer(index if len(index) == 16 * chunks else b"", "<u8").reshape(-1, 2)
+    return places[:, 1] != np.uint64(_ABSENT)
+
+
+class LabelReader(_PartReader):
+    """Reads one committed part of a teacher's column; row = image * contexts_per_image + context."""
+
+    @cached_property
+    def _small(self) -> dict[str, np.ndarray]:
+        names = ("context_extent", "context_scale", "context_offset", "patch_start", "patch_box", "patch_scale", "patch_offset")
+        return {name: self._table(name) for name in names}
+
+    @cached_property
+    def _codes(self) -> dict[str, zarr.Array]:
+        return {name: self._array(name) for name in ("context", "patch")}
+
+    def __len__(self) -> int:
+        return len(self._small["context_extent"])
+
+    def context(self, row: int) -> Label | None:
+        """The context's label at its extent, or None for a rejected image."""
+        height, width = (int(side) for side in self._small["context_extent"][row])
+        return self._view("context", row, height, width) if height else None
+
+    def patches(self, row: int) -> list[PatchLabel]:
+        """The labels of a context's patches; empty for a rejected image."""
+        start, end = (int(patch) for patch in self._small["patch_start"][row : row + 2])
+        boxes = {patch: Box(*map(int, self._small["patch_box"][patch])) for patch in range(start, end)}
+        views = {patch: self._view("patch", patch, box.height, box.width) for patch, box in boxes.items()}
+        return [PatchLabel(values=view.values, valid=view.valid, box=boxes[patch]) for patch, view in views.items()]
+
+    def _view(self, name: str, row: int, height: int, width: int) -> Label:
+        array = self._codes[name]
+        try:
+            codes = np.asarray(array[row])[:height, :width]
+        except (ValueError, RuntimeError) as error:  # a checksum, or what the decoder makes of other bytes
+            raise ValueError(f"{self.folder}/{name}: row {row} is damaged ({error}); {_REPAIR}") from error
+        scale, offset = self._small[f"{name}_scale"][row], self._small[f"{name}_offset"][row]
+        if not codes.any():  # a view without any value, which is rare, or one that was lost
+            if scale or offset:  # a view that was written without any value has both 0
+                raise ValueError(f"{self.folder}/{name}: row {row} has lost its chunk; {_REPAIR}")
+            if self._has_every_chunk:
+                self._refuse_lost(name, array, row, row + 1)
+        return decode_label(codes, scale, offset)
+
+
+class PictureReader(_PartReader):
+    """Reads one committed part of the column `images`; row = image * contexts_per_image + context."""
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return self._table("jpeg_start")
+
+    @cached_property
+    def _extents(self) -> np.ndarray:
+        return self._table("context_extent")
+
+    @cached_property
+    def _jpeg(self) -> zarr.Array:
+        return self._array("jpeg")
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        return self._table("source_size")
+
+    def source_size(self, row: int) -> tuple[int, int]:
+        """Height and width of the upright photograph; 0, 0 for a rejected image."""
+        height, width = self._sizes[row]
+        return int(height), int(width)
+
+    def picture(self, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The context's decoded pixels, or None for a rejected image."""
+        start, end = (int(byte) for byte in self._starts[row : row + 2])
+        if end <= start:
+            return None
+        height, width = (int(side) for side in self._extents[row])
+        self._refuse_size("jpeg", max(end - start, 3 * height * width))
+        self._refuse_lost("jpeg", self._jpeg, start, end)
+        try:
+            return decode_picture(np.asarray(self._jpeg[start:end]).tobytes(), (height, width))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{self.folder}/jpeg: row {row} is damaged ({error}); {_REPAIR}") from error
