@@ -154,7 +154,7 @@ def _store_rows(place: Path) -> list[tuple[str, str]]:
             worker.do(Task(unit=replace(unit, attempt="a"), teacher=teacher))
     part = manifests.load_part(run.run_dir, "primary", "store.00000")
     folder = manifests.column_dir(run.run_dir, "primary") / part.zarr
-    reader = LabelReader(folder)
+    reader = LabelReader(manifests.place_of(folder.parent), folder.name)
     labels = [label for index in range(len(reader)) if (label := reader.context(index))]
     pixels = sum(label.values.size for label in labels)
     blosc = numcodecs.Blosc("zstd", shuffle=numcodecs.Blosc.BITSHUFFLE)

@@ -4,17 +4,11 @@ docs/format.md is the contract. Importing this package imports neither torch, ra
 `python -m manifests summary RUN` answers at once.
 """
 
-from manifests.commit import (
-    UnexpectedFilesError,
-    make_folder,
-    settle_files,
-    sha256_file,
-    write_exclusively,
-    write_replacing,
-)
+from manifests.commit import make_folder, sha256_file, write_exclusively, write_replacing
 from manifests.compare import Difference, compare
 from manifests.litter import clean
 from manifests.lock import RunInUseError, hold_file, hold_run
+from manifests.place import Place, UnexpectedFilesError, place_of
 from manifests.repair import DroppedPart, RepairReport, drop_parts, repair
 from manifests.run import (
     NotARunError,
@@ -35,6 +29,7 @@ from manifests.run import (
 )
 from manifests.schema import (
     FORMAT_VERSION,
+    MAX_RECORD_BYTES,
     Catalogue,
     ColumnRecord,
     DepthSpace,
@@ -65,6 +60,7 @@ from manifests.verify import Damage, verify
 
 __all__ = [
     "FORMAT_VERSION",
+    "MAX_RECORD_BYTES",
     "Catalogue",
     "ColumnRecord",
     "ColumnSummary",
@@ -80,6 +76,7 @@ __all__ = [
     "PartId",
     "PartManifest",
     "PartStatistics",
+    "Place",
     "Problem",
     "Reason",
     "RepairReport",
@@ -113,8 +110,8 @@ __all__ = [
     "parse_run",
     "part_names",
     "parts",
+    "place_of",
     "repair",
-    "settle_files",
     "sha256_file",
     "summarize",
     "table_path",

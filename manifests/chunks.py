@@ -21,7 +21,7 @@ from io import BufferedReader
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manifests.checker import shown
-from manifests.place import RunFolder
+from manifests.place import Place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ class Layout:
         return [f"{self.name}/c/{i}{rest}" for i in range(-(-self.shape[0] // self.shard_rows))]
 
 
-def read_metadata(place: RunFolder, folder: str, array: str) -> dict[str, Any]:
+def read_metadata(place: Place, folder: str, array: str) -> dict[str, Any]:
     """The zarr.json of an array, or of the group where `array` is `zarr.json`. Raises OSError, FaultError."""
     name = f"{folder}/zarr.json" if array == "zarr.json" else f"{folder}/{array}/zarr.json"
     try:
@@ -107,7 +107,7 @@ def expect(found: Mapping[str, Any], expected: Mapping[str, Any], array: str) ->
 
 
 def read_layout(
-    place: RunFolder, folder: str, name: str, dtype: str, shape: Sequence[int | None], *, packed: bool = False
+    place: Place, folder: str, name: str, dtype: str, shape: Sequence[int | None], *, packed: bool = False
 ) -> Layout:
     """How an array is stored, once its metadata say that it is of this type, shape (None: any size) and codec.
 
@@ -180,9 +180,7 @@ def _refuse_other_chunks(layout: Layout) -> None:
         raise FaultError(layout.name, "wrong_array", message + ("" if layout.packed else f" and {one_file} a file"))
 
 
-def chunks(
-    place: RunFolder, folder: str, layout: Layout, versions: Mapping[str, str]
-) -> Iterator[tuple[int, np.ndarray | None]]:
+def chunks(place: Place, folder: str, layout: Layout, versions: Mapping[str, str]) -> Iterator[tuple[int, np.ndarray | None]]:
     """The first row and the values [rows, ...] of each chunk in turn; None for one that is not stored, and so is 0.
 
     `versions` are those of the packages that wrote it. Raises OSError, FaultError.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from manifests.checker import shown
 from manifests.chunks import Fault, FaultError, Layout, chunks, expect, read_layout, read_metadata
-from manifests.place import RunFolder
+from manifests.place import Place
 from manifests.schema import PartManifest
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _JPEG_START = b"\xff\xd8"
 _FLOAT32_ERROR = 1e-6
 
 
-def faults(place: RunFolder, folder: str, manifest: PartManifest, plan: Mapping[str, Any]) -> list[Fault]:
+def faults(place: Place, folder: str, manifest: PartManifest, plan: Mapping[str, Any]) -> list[Fault]:
     """What is wrong with the arrays of the group `folder`, whose files are as the manifest says; empty when nothing is.
 
     Raises OSError. Holds a chunk in memory at a time, and the tables with a row for each view.
@@ -48,7 +48,7 @@ class _Views:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    place: RunFolder
+    place: Place
     folder: str
     manifest: PartManifest
     plan: Mapping[str, Any]

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
-from manifests.commit import ASIDE_NAME
 from manifests.lock import hold_run
 from manifests.place import place_of
 from manifests.run import PartId, column_dir, failure_path, list_column, load_run, parts
@@ -54,6 +53,5 @@ def column_litter(run_dir: Path, column: str, catalogued: Mapping[str, PartId]) 
 
 
 def _files_aside(run_dir: Path, folder: str) -> Iterator[str]:
-    for entry in place_of(run_dir).entries(folder):
-        if ASIDE_NAME.fullmatch(entry.name):
-            yield f"{folder}/{entry.name}".lstrip("/")
+    for name in place_of(run_dir).leftovers(folder):
+        yield f"{folder}/{name}".lstrip("/")

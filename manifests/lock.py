@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from manifests.place import place_of
+
 LOCK_NAME = ".driver.lock"
 _NO_LOCKS_HERE = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
 
@@ -28,8 +30,7 @@ def hold_run(run_dir: Path, *, exclusive: bool) -> Iterator[None]:
 
     Leaves an empty file RUN/.driver.lock; the folder must be there. Raises RunInUseError, or OSError where it cannot write.
     """
-    other = "a labelling, `repair` or `clean`" if exclusive else "`python -m manifests repair` or `clean`"
-    with hold_file(Path(run_dir, LOCK_NAME), exclusive=exclusive, in_use=f"{run_dir}: in use by {other}"):
+    with place_of(run_dir).hold(exclusive=exclusive):
         yield
 
 

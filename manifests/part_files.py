@@ -7,19 +7,21 @@ for each chunk, which is looked at when the chunk is read. Nothing is followed t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from manifests.place import PlaceError, place_of
+from manifests.place import Entry, Kind, Place, PlaceError
+from manifests.run import column_dir
 from manifests.schema import FileRecord, PartManifest
 
 LARGE_ARRAYS = ("context", "patch", "jpeg")
 """Arrays whose chunks are too much to hash before reading; every other file of a part is small."""
 _SHOWN = 3
+_NAMED: dict[Kind, str] = {"file": "a file", "folder": "a folder", "link": "a symbolic link", "other": "no plain file"}
 
 
 class FileProblem(NamedTuple):
@@ -32,25 +34,29 @@ class FileProblem(NamedTuple):
     message: str
 
 
-def differing_sizes(column_dir: Path, manifest: PartManifest) -> Iterator[FileProblem]:
+def differing_sizes(place: Place, manifest: PartManifest) -> Iterator[FileProblem]:
     """The files that the manifest lists and that are not there, not plain files, or of another size."""
-    kinds: dict[str, FileProblem | None] = {"": _problem_of_folder(column_dir, "")}
+    folder = f"{column_dir(Path(), manifest.column).as_posix()}/{manifest.zarr}"
+    try:
+        found = {f"{manifest.zarr}/{entry.name}": entry for entry in place.tree(folder)}
+    except OSError as error:  # a list is whole, or there is none
+        yield from (_unread(file.path, error) for file in manifest.files)
+        return
     for file in manifest.files:
-        problem = _problem_on_the_way(column_dir, file.path, kinds)
-        yield from filter(None, [problem or _problem_of_file(column_dir, file)])
+        if problem := _on_the_way(file.path, found) or _compared(file, found.get(file.path)):
+            yield problem
 
 
-def differing_digests(column_dir: Path, manifest: PartManifest) -> Iterator[FileProblem]:
+def differing_digests(place: Place, manifest: PartManifest) -> Iterator[FileProblem]:
     """The small files whose bytes are not those that the manifest lists."""
+    column = column_dir(Path(), manifest.column).as_posix()
     for file in manifest.files:
         if is_small(manifest, file.path):
             try:
-                with place_of(column_dir).open(file.path) as stream:
+                with place.open(f"{column}/{file.path}") as stream:
                     found = hashlib.file_digest(stream, "sha256").hexdigest()
-            except PlaceError as error:  # since the sizes were looked at
-                yield FileProblem(file.path, "not_a_file", error.strerror or str(error))
             except OSError as error:
-                yield _unreadable(file.path, error)
+                yield _unread(file.path, error)
             else:
                 if found != file.sha256:
                     yield FileProblem(file.path, "wrong_sha256", f"found sha256 {found}, expected {file.sha256}")
@@ -61,56 +67,41 @@ def is_small(manifest: PartManifest, path: str) -> bool:
     return not path.startswith(tuple(f"{manifest.zarr}/{name}/c/" for name in LARGE_ARRAYS))
 
 
-def refuse_problems(column_dir: Path, problems: Iterable[FileProblem]) -> None:
+def refuse_problems(place: Place, column: str, problems: Iterable[FileProblem]) -> None:
     """Raises ValueError, naming a few, where there are any; OSError where all that is known is that they cannot be read."""
     found = list(problems)
     if not found:
         return
-    listed = "".join(f"\n  - {column_dir / problem.path}: {problem.message}" for problem in found[:_SHOWN])
+    folder = place.shown(column_dir(Path(), column).as_posix())
+    listed = "".join(f"\n  - {folder}/{problem.path}: {problem.message}" for problem in found[:_SHOWN])
     listed += f"\n  - and {len(found) - _SHOWN} more" * (len(found) > _SHOWN)
     if all(problem.kind == "unreadable" for problem in found):
-        raise OSError(f"{column_dir}: files of committed parts cannot be read here and now, which proves no damage:{listed}")
+        raise OSError(f"{folder}: files of committed parts cannot be read here and now, which proves no damage:{listed}")
     raise ValueError(
-        f"{column_dir}: files of committed parts are not as their manifests list them:{listed}\n"
+        f"{folder}: files of committed parts are not as their manifests list them:{listed}\n"
         "Run `python -m manifests repair` on the run, then label again"
     )
 
 
-def _problem_on_the_way(column_dir: Path, path: str, known: dict[str, FileProblem | None]) -> FileProblem | None:
-    """What is wrong with the folders between the column's and a file; each is looked at once."""
-    folder, _, _ = path.rpartition("/")
-    if folder not in known:
-        known[folder] = _problem_on_the_way(column_dir, folder, known) or _problem_of_folder(column_dir, folder)
-    problem = known[folder]
-    return problem and problem._replace(path=path)
-
-
-def _problem_of_folder(column_dir: Path, folder: str) -> FileProblem | None:
-    try:
-        mode = os.lstat(f"{column_dir}/{folder}" if folder else column_dir).st_mode
-    except OSError as error:
-        return _unreadable(folder, error)
-    if stat.S_ISDIR(mode):
-        return None
-    return FileProblem(folder, "not_a_file", f"its folder {folder or column_dir} is {_named(mode)}, expected a folder")
-
-
-def _problem_of_file(column_dir: Path, file: FileRecord) -> FileProblem | None:
-    try:
-        found = os.lstat(f"{column_dir}/{file.path}")
-    except OSError as error:
-        return _unreadable(file.path, error)
-    if not stat.S_ISREG(found.st_mode):
-        return FileProblem(file.path, "not_a_file", f"found {_named(found.st_mode)}, expected a plain file")
-    if found.st_size != file.size_bytes:
-        return FileProblem(file.path, "wrong_size", f"found {found.st_size} bytes, expected {file.size_bytes}")
+def _on_the_way(path: str, found: Mapping[str, Entry]) -> FileProblem | None:
+    """What stands where a folder should be, between the part's and a file."""
+    for end in (i for i, character in enumerate(path) if character == "/"):
+        entry = found.get(path[:end])
+        if entry and entry.kind != "folder":
+            return FileProblem(path, "not_a_file", f"its folder {path[:end]} is {_NAMED[entry.kind]}, expected a folder")
     return None
 
 
-def _named(mode: int) -> str:
-    return "a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no plain file"
+def _compared(file: FileRecord, found: Entry | None) -> FileProblem | None:
+    if found is None:
+        return FileProblem(file.path, "missing_file", os.strerror(errno.ENOENT))
+    if found.kind != "file":
+        return FileProblem(file.path, "not_a_file", f"found {_NAMED[found.kind]}, expected a plain file")
+    if found.size_bytes != file.size_bytes:
+        return FileProblem(file.path, "wrong_size", f"found {found.size_bytes} bytes, expected {file.size_bytes}")
+    return None
 
 
-def _unreadable(path: str, error: OSError) -> FileProblem:
-    missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-    return FileProblem(path, "missing_file" if missing else "unreadable", error.strerror or str(error))
+def _unread(path: str, error: OSError) -> FileProblem:
+    kind = "not_a_file" if isinstance(error, PlaceError) else "missing_file" if error.errno == errno.ENOENT else "unreadable"
+    return FileProblem(path, kind, error.strerror or str(error))

@@ -1,36 +1,31 @@
-"""The door to a run's files: everything that reads, lists or removes them goes through here.
+"""The door to a run's files: everything that creates, reads, lists or removes them goes through here.
 
 A run may come from a stranger, so nothing in it is taken on trust. Promises: only regular files are opened, and opening never
 waits, whatever stands in a file's place; a symbolic link below the run is never followed, not as a file and not as a folder on
-the way to one; nothing outside the run is read, listed or removed; every error is raised, so that a list is whole or there is
-none. The run's own folder may be reached through links.
+the way to one, neither in reading nor in writing; nothing outside the run is touched; every error is raised, so that a list is
+whole or there is none. The run's own folder may be reached through links.
 
-Names are relative to the run, with `/`. There is no renaming, no appending and no lock here, and a folder that is not there is
-an empty one: what an object store could not give, no caller can come to need.
+Names are relative to the run, with `/`. There is no renaming and no appending here, a folder that is not there is an empty one,
+and nobody makes one: what an object store could not give, no caller can come to need.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from io import BufferedReader
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from manifests.schema import FileRecord
+
 MAX_DEPTH = 32
 """Folders in each other, the run's own aside. Arrays need 7."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_TRAVERSE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a writer would wait for one
-_SPECIAL = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR)  # how opening what is not there as expected may end
 
 Kind = Literal["file", "folder", "link", "other"]
-_SHOWN: dict[Kind, str] = {"file": "a file", "folder": "a folder", "link": "a link", "other": "a pipe, socket or device"}
 
 
 class PlaceError(OSError):
@@ -52,6 +47,10 @@ class TooLargeError(PlaceError):
     """A file of more bytes than the caller takes, or folders nested too deep."""
 
 
+class UnexpectedFilesError(OSError):
+    """A folder does not hold the files that were written into it."""
+
+
 class Entry(NamedTuple):
     """Something in a run. `size_bytes` is told of the files of a tree."""
 
@@ -65,187 +64,110 @@ def is_url(text: str) -> bool:
     return bool(_URL.match(text))
 
 
-def place_of(run_dir: Path) -> RunFolder:
-    """Where the run's files are."""
-    return RunFolder(run_dir)
+def place_of(run_dir: Path) -> Place:
+    """Where the run's files are. Nothing of it need be there yet."""
+    from manifests.local_folder import LocalFolder  # it imports this module
+
+    return LocalFolder(run_dir)
 
 
-class RunFolder:
-    """A run in a folder of this machine, or of one whose disk it shares. The folder need not be there yet.
+class Place(ABC):
+    """A run's files. Can be sent to other processes.
 
-    All methods raise OSError: FileNotFoundError where a file is not there, LinkError, WrongKindError and TooLargeError as
-    described there, and whatever the system says.
+    All methods raise ValueError for a name that is not below the run, and OSError: FileNotFoundError where a file is not there,
+    LinkError, WrongKindError and TooLargeError as described there, and whatever the system says.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
+    @abstractmethod
+    def shown(self, name: str) -> str:
+        """What people call it: its path."""
 
+    @abstractmethod
     def open(self, name: str) -> BufferedReader:
         """The file, to be read from any position."""
-        folders, last = self._split(name)
-        with self._folder(folders) as folder, self._in_words(folder, last, name, "file"):
-            descriptor = os.open(last, _READ, dir_fd=folder)
-        kind = _kind(os.fstat(descriptor).st_mode)
-        if kind != "file":
-            os.close(descriptor)
-            raise self._wrong_kind(name, kind, "file")
-        return os.fdopen(descriptor, "rb")
 
+    @abstractmethod
     def read(self, name: str, *, limit_bytes: int) -> bytes:
         """The whole file. Raises TooLargeError for more than `limit_bytes`, of which nothing is read."""
-        with self.open(name) as stream:
-            size_bytes = os.fstat(stream.fileno()).st_size
-            if size_bytes > limit_bytes:
-                message = f"found {size_bytes} bytes, expected at most {limit_bytes}"
-                raise TooLargeError(errno.EFBIG, message, self._shown(name))
-            return stream.read()
 
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether anything has this name, be it a file or not."""
+
+    @abstractmethod
     def entries(self, folder: str) -> list[Entry]:
         """What lies in a folder, by name; hidden names too. Empty where there is no such folder."""
-        try:
-            with self._folder(_parts(folder)) as descriptor:
-                return sorted(_scan(descriptor, with_sizes=False), key=_name)
-        except FileNotFoundError:
-            return []
 
+    @abstractmethod
     def tree(self, folder: str) -> list[Entry]:
         """All that lies in a folder and the folders in it, with names relative to it; links and pipes are named like files.
 
         Empty where there is no such folder.
         """
-        try:
-            with self._folder(_parts(folder)) as descriptor:
-                return sorted(self._walk(descriptor, "", f"{folder}/"), key=_name)
-        except FileNotFoundError:
-            return []
 
+    @abstractmethod
+    def create(self, name: str, content: bytes) -> bool:
+        """Creates the file unless its name is taken; says whether it was us. Another's file is left untouched.
+
+        Of any number of processes, on any number of machines that share the place, exactly one gets True. When True is
+        returned the file and its name are durable. Whoever meets an exception must look whether the file is there: it may have
+        come after the file had its name.
+        """
+
+    @abstractmethod
+    def replace(self, name: str, content: bytes) -> None:
+        """Gives the file this content, whatever stood there; a reader sees the old or the new file, never a mixture."""
+
+    @abstractmethod
+    def new_folder(self, name: str) -> NewFolder:
+        """A folder that is yet to be filled. Raises FileExistsError where there is one of this name."""
+
+    @abstractmethod
     def remove(self, name: str) -> None:
         """Removes a file, a link (never what it points to), or a folder with all that is in it; what is gone is no error.
 
-        When it returns, the name is gone from the disk too.
+        When it returns, the name is gone durably.
         """
-        folders, last = self._split(name)
-        with suppress(FileNotFoundError), self._folder(folders) as folder:
-            self._remove(folder, last, name)
-            listed = os.open(".", _LIST, dir_fd=folder)
-            try:
-                os.fsync(listed)
-            finally:
-                os.close(listed)
 
-    def _split(self, name: str) -> tuple[list[str], str]:
-        *folders, last = _parts(name) or [""]
-        if not last:
-            raise ValueError(f"{name!r}: expected the name of something in the run")
-        return folders, last
+    @abstractmethod
+    def leftovers(self, folder: str) -> list[str]:
+        """What interrupted calls of `create` and `replace` have left in a folder, by name: nobody reads it."""
 
-    @contextmanager
-    def _folder(self, parts: list[str]) -> Iterator[int]:
-        """A descriptor of the folder: opened from the run downwards, so that no link is on the way."""
-        descriptor = os.open(self.root, _TRAVERSE & ~os.O_NOFOLLOW)
-        try:
-            for i, part in enumerate(parts):
-                with self._in_words(descriptor, part, "/".join(parts[: i + 1]), "folder"):
-                    inner = os.open(part, _TRAVERSE, dir_fd=descriptor)
-                descriptor, outer = inner, descriptor
-                os.close(outer)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+    @abstractmethod
+    def hold(self, *, exclusive: bool) -> AbstractContextManager[None]:
+        """Holds the run while a block runs: beside others that share it, or alone. Never waits.
 
-    @contextmanager
-    def _in_words(self, folder: int, last: str, name: str, expected: Kind) -> Iterator[None]:
-        """Says of an error that comes from opening something else than a file or folder what was found there."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _SPECIAL:
-                with suppress(FileNotFoundError):
-                    kind = _kind(os.stat(last, dir_fd=folder, follow_symlinks=False).st_mode)
-                    if kind != expected:
-                        raise self._wrong_kind(name, kind, expected) from error
-            raise OSError(error.errno, error.strerror, self._shown(name)) from error
-
-    def _walk(self, descriptor: int, prefix: str, shown: str) -> Iterator[Entry]:
-        if prefix.count("/") > MAX_DEPTH:
-            raise self._too_deep(shown)
-        for entry in _scan(descriptor, with_sizes=True):
-            yield entry._replace(name=prefix + entry.name)
-            if entry.kind == "folder":
-                with suppress(FileNotFoundError):  # an attempt that is discarded meanwhile
-                    inner = os.open(entry.name, _TRAVERSE, dir_fd=descriptor)
-                    try:
-                        yield from self._walk(inner, f"{prefix}{entry.name}/", f"{shown}{entry.name}/")
-                    finally:
-                        os.close(inner)
-
-    def _remove(self, folder: int, last: str, name: str) -> None:
-        if not stat.S_ISDIR(os.stat(last, dir_fd=folder, follow_symlinks=False).st_mode):
-            os.unlink(last, dir_fd=folder)
-            return
-        if name.count("/") > MAX_DEPTH:
-            raise self._too_deep(name)
-        inner = os.open(last, _TRAVERSE, dir_fd=folder)
-        try:
-            for entry in _scan(inner, with_sizes=False):
-                with suppress(FileNotFoundError):
-                    self._remove(inner, entry.name, f"{name}/{entry.name}")
-        finally:
-            os.close(inner)
-        os.rmdir(last, dir_fd=folder)
-
-    def _wrong_kind(self, name: str, found: Kind, expected: Kind) -> PlaceError:
-        if found == "link":
-            message = (
-                f"found a link, expected {_SHOWN[expected]}: links in a run are not followed; put the {expected} itself there"
-            )
-            return LinkError(errno.ELOOP, message, self._shown(name))
-        return WrongKindError(errno.EINVAL, f"found {_SHOWN[found]}, expected {_SHOWN[expected]}", self._shown(name))
-
-    def _too_deep(self, name: str) -> TooLargeError:
-        return TooLargeError(errno.ENAMETOOLONG, f"found more than {MAX_DEPTH} folders in each other", self._shown(name))
-
-    def _shown(self, name: str) -> str:
-        return str(self.root / name)
+        It only tells people of each other; that nothing is torn or lost never rests on it. Raises RunInUseError.
+        """
 
 
-def _parts(name: str) -> list[str]:
-    parts = name.split("/") if name else []
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise ValueError(f"{name!r}: expected a path below the run, without empty parts, '.' and '..'")
-    return parts
+class NewFolder(ABC):
+    """Files that come to be together: none of them counts until `publish` returns and a record names them."""
 
+    name: str
+    """Of the folder, relative to the run."""
 
-def _scan(descriptor: int, *, with_sizes: bool) -> list[Entry]:
-    """What lies in an open folder; read at once, so that it does not change while its entries are removed."""
-    listed = os.open(".", _LIST, dir_fd=descriptor)
-    try:
-        with os.scandir(listed) as entries:
-            return [found for entry in entries if (found := _described(entry, with_sizes))]
-    finally:
-        os.close(listed)
+    @property
+    @abstractmethod
+    def sizes(self) -> Mapping[str, int]:
+        """The size in bytes of each file that was written, by its path in the folder: from the writing, not from looking."""
 
+    @abstractmethod
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """Writes a whole file; over the former one, where it was written before."""
 
-def _described(entry: os.DirEntry[str], with_size: bool) -> Entry | None:
-    if entry.is_symlink():
-        return Entry(entry.name, "link")
-    if entry.is_dir(follow_symlinks=False):
-        return Entry(entry.name, "folder")
-    if not entry.is_file(follow_symlinks=False):
-        return Entry(entry.name, "other")
-    try:
-        return Entry(entry.name, "file", entry.stat(follow_symlinks=False).st_size if with_size else None)
-    except FileNotFoundError:  # removed since it was listed
-        return None
+    @abstractmethod
+    def open(self, name: str) -> BufferedReader:
+        """A file that was written, to be read from any position."""
 
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Takes back a file that was written."""
 
-def _name(entry: Entry) -> str:
-    return entry.name
+    @abstractmethod
+    def publish(self) -> tuple[FileRecord, ...]:
+        """Returns when the files and their names are durable; says what is in them, sorted by path.
 
-
-def _kind(mode: int) -> Kind:
-    if stat.S_ISREG(mode):
-        return "file"
-    if stat.S_ISDIR(mode):
-        return "folder"
-    return "link" if stat.S_ISLNK(mode) else "other"
+        The records' paths begin with the folder's own name. Raises UnexpectedFilesError where the folder holds other files than
+        were written, or these with other sizes, and where there are none.
+        """

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from manifests.commit import settle_files
+from manifests.place import place_of
 from manifests.run import column_dir
 from manifests.schema import (
     ColumnRecord,
@@ -100,7 +100,8 @@ def _write_part(
     contexts: int,
     attempt: str,
 ) -> None:
-    folder = column_dir(run_dir, column.name) / f"{part}.{attempt}.zarr"
+    zarr = f"{part}.{attempt}.zarr"
+    folder = place_of(run_dir).new_folder((column_dir(Path(), column.name) / zarr).as_posix())
     scenes = [
         None if i in rejected else scene_disparity(row, *extents[row % len(extents)])
         for i in images
@@ -108,11 +109,11 @@ def _write_part(
     ]
     if column.depth_space is None:
         pictures = [None if scene is None else _picture(scene) for scene in scenes]
-        files = write_pictures(folder, pictures, contexts_per_image=contexts)
+        write_pictures(folder, pictures, contexts_per_image=contexts)
     else:
         labels = [None if scene is None else _labels(scene, *AFFINE[column.name]) for scene in scenes]
         space = column.depth_space
-        files = write_labels(folder, labels, context_px=CONTEXT_PX, depth_space=space, contexts_per_image=contexts)
+        write_labels(folder, labels, context_px=CONTEXT_PX, depth_space=space, contexts_per_image=contexts)
     outcomes = (
         ImageOutcome(key=f"scene-{i}", status="labelled")
         if i not in rejected
@@ -123,16 +124,16 @@ def _write_part(
         column=column.name,
         part=part,
         fingerprint=column.fingerprint,
-        zarr=folder.name,
+        zarr=zarr,
         images=tuple(outcomes),
-        files=settle_files(folder, files),
+        files=folder.publish(),
         statistics=PartStatistics(views=len(scenes), pixels=0, label_bytes=0),
         depth_space=column.depth_space,
         licence=None,
         versions={},
         volatile=Volatile(attempt=attempt, host="test", seconds=0.0, created_at="2025-01-01T00:00:00Z"),
     )
-    (folder.parent / f"{part}.json").write_bytes(to_json(manifest))
+    place_of(run_dir).create((column_dir(Path(), column.name) / f"{part}.json").as_posix(), to_json(manifest))
 
 
 def _picture(disparity: np.ndarray) -> ContextPicture:

@@ -119,8 +119,7 @@ class _Drive:
                 raise outcome
             self.queue.give_up(task.unit.column, str(outcome))
         if isinstance(outcome, UnitResult):
-            path = manifests.manifest_path(task.unit.run_dir, task.unit.column, task.unit.part)
-            require_seen(path, timeout_s=self._sight_timeout_s)
+            require_seen(task.unit.run_dir, _manifest(task.unit), timeout_s=self._sight_timeout_s)
         self.end(self.queue.settle(task, outcome))
 
     def _count_elsewhere(self) -> None:
@@ -136,13 +135,11 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
     second Ctrl-C. What is committed stays.
     """
     columns = tuple(column.name for column in run.record.columns)
-    for column in columns:
-        manifests.make_folder(manifests.column_dir(run.run_dir, column))
     queue = LabelQueue(
         units,
         {teacher.name: teacher for teacher in run.teachers},
         images_done=manifests.committed_parts(run.run_dir, IMAGES),
-        is_committed=lambda unit: manifests.manifest_path(unit.run_dir, unit.column, unit.part).exists(),
+        is_committed=lambda unit: manifests.place_of(unit.run_dir).exists(_manifest(unit)),
         max_attempts=options.max_attempts,
         proven=_proven(run, units),
         teachers_first=True,
@@ -179,17 +176,22 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
     )
 
 
-def require_seen(manifest: Path, *, timeout_s: float) -> None:
+def _manifest(unit: Unit) -> str:
+    return manifests.manifest_path(Path(), unit.column, unit.part).as_posix()
+
+
+def require_seen(run_dir: Path, manifest: str, *, timeout_s: float) -> None:
     """Raises RunNotSharedError where a manifest that a worker has committed is not to be seen here in time."""
-    deadline = time.monotonic() + timeout_s
-    while not manifest.exists():
+    place, deadline = manifests.place_of(run_dir), time.monotonic() + timeout_s
+    while not place.exists(manifest):
         if time.monotonic() > deadline:
             raise RunNotSharedError(
-                f"{manifest}: a worker has committed it, but after {timeout_s:g} s it cannot be seen on {os.uname().nodename}; "
+                f"{place.shown(manifest)}: a worker has committed it, but after {timeout_s:g} s it cannot be seen on "
+                f"{os.uname().nodename}; "
                 "all machines must see the run under this path, so put it on a disk that they share"
             )
         time.sleep(0.05)
-        os.listdir(manifest.parent)  # a network file system looks again, and no longer remembers that there was nothing
+        place.entries(manifest.rpartition("/")[0])  # a network file system looks again, and forgets that there was nothing
 
 
 def _parts_done(run: OpenRun) -> int:

@@ -78,8 +78,6 @@ def estimate(config: LabelConfig, workers: int) -> Estimate:
         run = open_run(replace(config, run=Path(folder), part_size=_SAMPLE_IMAGES), sampled)
         worker = LabelWorker(config.batch_size, config.decode_threads)
         teachers = {teacher.name: teacher for teacher in run.teachers}
-        for column in run.record.columns:
-            manifests.column_dir(run.run_dir, column.name).mkdir(parents=True)
         for unit in units_left(run):
             worker.do(Task(unit=replace(unit, attempt="sample"), teacher=teachers.get(unit.column)))
         columns = tuple(_column(run.run_dir, column.name, images, workers) for column in run.record.columns)

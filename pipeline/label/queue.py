@@ -17,6 +17,7 @@ import secrets
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import manifests
 from pipeline.label.worker import RunNotSharedError, Task, TeacherUnusableError
@@ -257,7 +258,8 @@ class LabelQueue:
         record = manifests.FailureRecord(
             column=unit.column, part=unit.part, attempts=attempts, problem=reason, images=len(unit.rows)
         )
-        manifests.write_replacing(manifests.failure_path(unit.run_dir, unit.column, unit.part), manifests.to_json(record))
+        name = manifests.failure_path(Path(), unit.column, unit.part).as_posix()
+        manifests.place_of(unit.run_dir).replace(name, manifests.to_json(record))
         return record
 
 

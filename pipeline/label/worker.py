@@ -133,16 +133,16 @@ class LabelWorker:
 
 def require_run(unit: Unit) -> None:
     """Raises RunNotSharedError unless the run.json that this machine sees is the one that the unit belongs to."""
-    path = unit.run_dir / "run.json"
+    place = manifests.place_of(unit.run_dir)
     try:
-        os.listdir(path.parent)  # a network file system looks again, and no longer remembers that there was nothing
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        place.entries("")  # a network file system looks again, and no longer remembers that there was nothing
+        found = hashlib.sha256(place.read("run.json", limit_bytes=manifests.MAX_RECORD_BYTES)).hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         found = None
     if found != unit.run_sha256:
         seen = f"has sha256 {found}" if found else "is not there"
         raise RunNotSharedError(
-            f"{path} on {os.uname().nodename} is not the driver's: it {seen}, expected {unit.run_sha256}; "
+            f"{place.shown('run.json')} on {os.uname().nodename} is not the driver's: it {seen}, expected {unit.run_sha256}; "
             "all machines must see the run under this path, so put it on a disk that they share"
         )
 

@@ -26,6 +26,7 @@ from manifests import (
     fingerprint_differences,
     load_part,
     parts,
+    place_of,
 )
 from manifests.part_files import differing_sizes, refuse_problems
 from stages.depth_space import DEPTH_CONVERSIONS, DepthConversion, DepthSpace, can_convert, is_disparity
@@ -129,8 +130,7 @@ def _trainable_part(run_dir: Path, columns: Sequence[ColumnRecord], contexts: in
     records = [load_part(run_dir, column.name, name) for column in columns]
     for column, record in zip(columns, records, strict=True):
         _refuse_foreign(run_dir, column, record)
-        folder = column_dir(run_dir, column.name)
-        refuse_problems(folder, differing_sizes(folder, record))
+        refuse_problems(place_of(run_dir), column.name, differing_sizes(place_of(run_dir), record))
     status = zip(*(record.images for record in records), strict=True)
     labelled = [i for i, outcomes in enumerate(status) if all(o.status == "labelled" for o in outcomes)]
     for image in labelled:

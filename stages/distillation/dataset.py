@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from manifests import PartManifest, column_dir, load_part, load_run
+from manifests import PartManifest, Place, column_dir, load_part, load_run, place_of
 from stages.depth_space import DepthConversion, DepthSpace, convert_to_disparity
 from stages.distillation.columns import (
     IMAGES,
@@ -177,7 +177,7 @@ class LabelDataset(Dataset[Sample]):
         reader = _labels(self.run_dir, self.teachers[teacher], part.name, part.digests[1 + teacher])
         context = reader.context(row)
         if context is None:
-            raise ValueError(f"{reader.folder} row {row}: has no label, though its manifest says it has; verify the run")
+            raise ValueError(f"{reader.where} row {row}: has no label, though its manifest says it has; verify the run")
         patches = reader.patches(row) if self.read_patches else ()
         return self._converted(context, teacher), tuple(self._converted(patch, teacher) for patch in patches)
 
@@ -242,7 +242,7 @@ def _pictures(run_dir: Path, part: str, digest: str) -> PictureReader:
     return PictureReader(*_committed(run_dir, IMAGES, part, digest))
 
 
-def _committed(run_dir: Path, column: str, part: str, digest: str) -> tuple[Path, PartManifest]:
+def _committed(run_dir: Path, column: str, part: str, digest: str) -> tuple[Place, str, PartManifest]:
     """A part's arrays and manifest, as they are now: read again, because the manifests of all parts are too much to hold.
 
     Raises ValueError where the part has another content than the digest's: it was repaired and labelled meanwhile.
@@ -250,4 +250,4 @@ def _committed(run_dir: Path, column: str, part: str, digest: str) -> tuple[Path
     manifest = load_part(run_dir, column, part)
     if part_digest(manifest) != digest:
         raise ValueError(f"{run_dir}: part {part} of {column!r} is not what it was when the run was opened; begin anew")
-    return column_dir(run_dir, column) / manifest.zarr, manifest
+    return place_of(run_dir), (column_dir(Path(), column) / manifest.zarr).as_posix(), manifest

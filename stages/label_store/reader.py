@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from functools import cached_property
-from pathlib import Path
+from io import BufferedReader
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from jaxtyping import Bool, UInt8
 
 from manifests import PartManifest
 from manifests.part_files import differing_digests, differing_sizes, refuse_problems
+from manifests.place import Place
 from stages.label_store.format import EVERY_CHUNK, Label, PatchLabel, decode_label, decode_picture
+from stages.label_store.zarr_files import PartFiles
 from stages.views import Box
 
 _READ_BYTES = 1 << 26
@@ -26,26 +28,35 @@ _ABSENT = 2**64 - 1  # in the index of a shard
 class _PartReader:
     """Opens the group when it is first read, so that a reader can be sent to another process.
 
-    manifest: of the committed part, against which the files are held then: names and sizes of all, digests of the small ones.
-    Without it, as for an attempt that is not committed, only what the arrays say of themselves is known. Reading raises
-    ValueError for damage, and OSError where the files cannot be read.
+    folder: the group's name in the run. manifest: of the committed part, against which the files are held then: names and sizes
+    of all, digests of the small ones. Without it, as for an attempt that is not committed, only what the arrays say of
+    themselves is known. Reading raises ValueError for damage, and OSError where the files cannot be read.
     """
 
-    def __init__(self, folder: Path, manifest: PartManifest | None = None) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, place: Place, folder: str, manifest: PartManifest | None = None) -> None:
+        self.place, self.folder, self.manifest = place, folder, manifest
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "manifest": self.manifest}
+        return {"place": self.place, "folder": self.folder, "manifest": self.manifest}
 
     @cached_property
     def _group(self) -> zarr.Group:
         if self.manifest is not None:
-            refuse_problems(self.folder.parent, differing_sizes(self.folder.parent, self.manifest))
-            refuse_problems(self.folder.parent, differing_digests(self.folder.parent, self.manifest))
+            refuse_problems(self.place, self.manifest.column, differing_sizes(self.place, self.manifest))
+            refuse_problems(self.place, self.manifest.column, differing_digests(self.place, self.manifest))
         try:
-            return zarr.open_group(self.folder, mode="r", zarr_format=3)  # version 2 has codecs that execute what they read
+            # Version 2 has codecs that execute what they read.
+            return zarr.open_group(PartFiles(self._open), mode="r", zarr_format=3)
         except FileNotFoundError as error:
-            raise ValueError(f"{self.folder}: found no group of Zarr version 3, expected the arrays of a part") from error
+            raise ValueError(f"{self.where}: found no group of Zarr version 3, expected the arrays of a part") from error
+
+    def _open(self, name: str) -> BufferedReader:
+        return self.place.open(f"{self.folder}/{name}")
+
+    @property
+    def where(self) -> str:
+        """The group, for messages."""
+        return self.place.shown(self.folder)
 
     @cached_property
     def _has_every_chunk(self) -> bool:
@@ -58,7 +69,7 @@ class _PartReader:
     def _array(self, name: str) -> zarr.Array:
         array = self._group.get(name)
         if not isinstance(array, zarr.Array) or array.shards is None or min(array.chunks) < 1:
-            raise ValueError(f"{self.folder}/{name}: found no array in shards, expected one")
+            raise ValueError(f"{self.where}/{name}: found no array in shards, expected one")
         row = math.prod(array.shape[1:])  # a view is asked for whole, also where its chunks are smaller
         self._refuse_size(name, max(math.prod(array.chunks), row) * array.dtype.itemsize)
         return array
@@ -67,14 +78,14 @@ class _PartReader:
         array = self._array(name)
         self._refuse_size(name, array.nbytes)
         if array.shape[0] > array.chunks[0]:
-            raise ValueError(f"{self.folder}/{name}: found {array.chunks[0]} rows in a chunk, expected all {array.shape[0]}")
+            raise ValueError(f"{self.where}/{name}: found {array.chunks[0]} rows in a chunk, expected all {array.shape[0]}")
         self._refuse_lost(name, array, 0, array.shape[0])
         return np.asarray(array[...])
 
     def _refuse_size(self, name: str, size_bytes: int) -> None:
         if size_bytes > _READ_BYTES:
             found = f"found {size_bytes} bytes to be read at once"
-            raise ValueError(f"{self.folder}/{name}: {found}, expected {_READ_BYTES} at most")
+            raise ValueError(f"{self.where}/{name}: {found}, expected {_READ_BYTES} at most")
 
     def _refuse_lost(self, name: str, array: zarr.Array, start: int, end: int) -> None:
         """Raises ValueError unless every chunk of the rows is there; Zarr would read it as 0."""
@@ -82,37 +93,38 @@ class _PartReader:
         chunk_rows, shard_rows = array.chunks[0], array.shards[0]
         in_shard = shard_rows // chunk_rows
         for shard in range(start // shard_rows, -(-end // shard_rows)):
-            path = Path(self.folder, name, "c", str(shard), *["0"] * (array.ndim - 1))
-            if not self._is_promised(path):
+            file = "/".join([name, "c", str(shard), *["0"] * (array.ndim - 1)])
+            if not self._is_promised(file):
                 continue
-            stored, first = _stored_chunks(path, in_shard), shard * in_shard
+            stored, first = self._stored_chunks(file, in_shard), shard * in_shard
             for chunk in range(max(start // chunk_rows, first), min(-(-end // chunk_rows), first + in_shard)):
                 if chunk - first >= len(stored) or not stored[chunk - first]:
-                    raise ValueError(f"{self.folder}/{name}: row {chunk * chunk_rows} has lost its chunk; {_REPAIR}")
+                    raise ValueError(f"{self.where}/{name}: row {chunk * chunk_rows} has lost its chunk; {_REPAIR}")
 
-    def _is_promised(self, shard: Path) -> bool:
+    def _is_promised(self, shard: str) -> bool:
         """Whether a shard must be there: always, but in a part of old, whose writer left out what is all 0."""
+        name = f"{self.folder}/{shard}"
         if self._listed is None:
-            return self._has_every_chunk or os.path.lexists(shard)
-        if shard.relative_to(self.folder.parent).as_posix() in self._listed:
+            return self._has_every_chunk or self.place.exists(name)
+        if f"{self.folder.rpartition('/')[2]}/{shard}" in self._listed:
             return True
-        if self._has_every_chunk or os.path.lexists(shard):
-            raise ValueError(f"{shard}: its array needs this file, and the part's manifest does not list it; {_REPAIR}")
+        if self._has_every_chunk or self.place.exists(name):
+            found = f"{self.where}/{shard}: its array needs this file"
+            raise ValueError(f"{found}, and the part's manifest does not list it; {_REPAIR}")
         return False
 
-
-def _stored_chunks(shard: Path, chunks: int) -> Bool[np.ndarray, "_"]:
-    """Which chunks of a shard are there, none where its index is not. The index is 16 bytes for each chunk at the shard's end,
-    before the 4 of its checksum, which Zarr looks at whenever it reads a chunk."""
-    try:
-        with shard.open("rb") as file:
-            size_bytes = file.seek(0, os.SEEK_END)
-            file.seek(max(size_bytes - 16 * chunks - 4, 0))
-            index = file.read(16 * chunks)
-    except FileNotFoundError:
-        index = b""
-    places = np.frombuffer(index if len(index) == 16 * chunks else b"", "<u8").reshape(-1, 2)
-    return places[:, 1] != np.uint64(_ABSENT)
+    def _stored_chunks(self, shard: str, chunks: int) -> Bool[np.ndarray, "_"]:
+        """Which chunks of a shard are there, none where its index is not. The index is 16 bytes for each chunk at the shard's
+        end, before the 4 of its checksum, which Zarr looks at whenever it reads a chunk."""
+        try:
+            with self._open(shard) as file:
+                size_bytes = file.seek(0, os.SEEK_END)
+                file.seek(max(size_bytes - 16 * chunks - 4, 0))
+                index = file.read(16 * chunks)
+        except FileNotFoundError:
+            index = b""
+        places = np.frombuffer(index if len(index) == 16 * chunks else b"", "<u8").reshape(-1, 2)
+        return places[:, 1] != np.uint64(_ABSENT)
 
 
 class LabelReader(_PartReader):
@@ -147,11 +159,11 @@ class LabelReader(_PartReader):
         try:
             codes = np.asarray(array[row])[:height, :width]
         except (ValueError, RuntimeError) as error:  # a checksum, or what the decoder makes of other bytes
-            raise ValueError(f"{self.folder}/{name}: row {row} is damaged ({error}); {_REPAIR}") from error
+            raise ValueError(f"{self.where}/{name}: row {row} is damaged ({error}); {_REPAIR}") from error
         scale, offset = self._small[f"{name}_scale"][row], self._small[f"{name}_offset"][row]
         if not codes.any():  # a view without any value, which is rare, or one that was lost
             if scale or offset:  # a view that was written without any value has both 0
-                raise ValueError(f"{self.folder}/{name}: row {row} has lost its chunk; {_REPAIR}")
+                raise ValueError(f"{self.where}/{name}: row {row} has lost its chunk; {_REPAIR}")
             if self._has_every_chunk:
                 self._refuse_lost(name, array, row, row + 1)
         return decode_label(codes, scale, offset)
@@ -195,4 +207,4 @@ class PictureReader(_PartReader):
         try:
             return decode_picture(np.asarray(self._jpeg[start:end]).tobytes(), (height, width))
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.folder}/jpeg: row {row} is damaged ({error}); {_REPAIR}") from error
+            raise ValueError(f"{self.where}/jpeg: row {row} is damaged ({error}); {_REPAIR}") from error

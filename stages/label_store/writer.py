@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -11,11 +10,11 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.codecs.numcodecs import PCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
 
 from manifests import PartStatistics
+from manifests.place import NewFolder
 from stages.label_store.format import EVERY_CHUNK, ContextPicture, ImageLabels, Label, decode_label, encode_label
+from stages.label_store.zarr_files import NewPartFiles
 from stages.views import Box
 
 _JPEG_CHUNK_BYTES = 1 << 16
@@ -24,12 +23,11 @@ _SHARD_BYTES = 1 << 26
 
 
 def write_labels(
-    folder: Path, labels: Sequence[ImageLabels | None], *, context_px: int, depth_space: str, contexts_per_image: int = 1
-) -> Mapping[str, int]:
+    folder: NewFolder, labels: Sequence[ImageLabels | None], *, context_px: int, depth_space: str, contexts_per_image: int = 1
+) -> None:
     """Write one part of a teacher's column: a row for each context of each image, image by image; None where rejected.
 
-    Returns the size in bytes of each file, by its path in the folder. Raises FileExistsError where there is the folder,
-    ValueError where the rows are not whole images, and for a non-finite value in a valid pixel.
+    Raises ValueError where the rows are not whole images, and for a non-finite value in a valid pixel.
     """
     _refuse_torn_images(folder, labels, contexts_per_image)
     with LabelWriter(
@@ -42,7 +40,6 @@ def write_labels(
     ) as writer:
         for item in labels:
             writer.append(item)
-    return writer.files()
 
 
 class LabelWriter:
@@ -50,12 +47,11 @@ class LabelWriter:
 
     A shard is written when it is full: memory (a shard, and its compressed bytes) does not grow with the part. boxes: of all
     patches that may come; fewer come where an image is rejected late. The bytes on disk depend on arguments and rows alone.
-    Raises FileExistsError where there is the folder.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: NewFolder,
         *,
         rows: int,
         boxes: Sequence[Box],
@@ -64,8 +60,7 @@ class LabelWriter:
         contexts_per_image: int = 1,
     ) -> None:
         side = max((max(box.height, box.width) for box in boxes), default=1)
-        self._store = _NewFolder(folder)
-        self._group = _create_group(self._store, contexts_per_image, {"depth_space": depth_space})
+        self._group = _create_group(folder, contexts_per_image, {"depth_space": depth_space})
         self._contexts = _ViewWriter(self._group, "context", rows, context_px)
         self._patches = _ViewWriter(self._group, "patch", len(boxes), side)
         self._extents: list[tuple[int, ...]] = []
@@ -81,10 +76,6 @@ class LabelWriter:
         self._extents.append((0, 0) if labels is None else labels.context.values.shape)
         self._counts.append(len(patches))
         self._boxes += [patch.box for patch in patches]
-
-    def files(self) -> Mapping[str, int]:
-        """The size in bytes of each file that was written so far, by its path in the folder."""
-        return dict(self._store.sizes)
 
     def statistics(self) -> PartStatistics:
         """Over all valid pixels so far, with the largest error that quantisation made, measured."""
@@ -162,13 +153,10 @@ class _ViewWriter:
         _write_array(self._group, f"{self._name}_offset", np.array(self._offsets, np.float32))
 
 
-def write_pictures(
-    folder: Path, pictures: Sequence[ContextPicture | None], *, contexts_per_image: int = 1
-) -> Mapping[str, int]:
-    """Write one part of the column `images`; rows, refusals and what is returned as in `write_labels`."""
+def write_pictures(folder: NewFolder, pictures: Sequence[ContextPicture | None], *, contexts_per_image: int = 1) -> None:
+    """Write one part of the column `images`; rows and refusals as in `write_labels`."""
     _refuse_torn_images(folder, pictures, contexts_per_image)
-    store = _NewFolder(folder)
-    group = _create_group(store, contexts_per_image, {})
+    group = _create_group(folder, contexts_per_image, {})
     files = [b"" if item is None else item.jpeg for item in pictures]
     starts = np.concatenate([[0], np.cumsum([len(file) for file in files])]).astype(np.int64)
     _write_array(group, "jpeg", np.frombuffer(b"".join(files), np.uint8), chunk=_JPEG_CHUNK_BYTES)
@@ -179,64 +167,22 @@ def write_pictures(
     _write_array(group, "context_extent", np.array(extents, np.int32).reshape(-1, 2))
     _write_array(group, "source_size", np.array(sizes, np.int32).reshape(-1, 2))
     _write_array(group, "context_box", np.array(boxes, np.float64).reshape(-1, 4))
-    return store.sizes
 
 
-def _refuse_torn_images(folder: Path, rows: Sequence[object | None], contexts_per_image: int) -> None:
+def _refuse_torn_images(folder: NewFolder, rows: Sequence[object | None], contexts_per_image: int) -> None:
     for start in range(0, len(rows), contexts_per_image):
         contexts = rows[start : start + contexts_per_image]
         if len(contexts) != contexts_per_image or 0 < sum(row is None for row in contexts) < len(contexts):
             found = ", ".join("rejected" if row is None else "given" for row in contexts)
             raise ValueError(
-                f"{folder}: image {start // contexts_per_image} has the rows {found}; expected {contexts_per_image}, "
+                f"{folder.name}: image {start // contexts_per_image} has the rows {found}; expected {contexts_per_image}, "
                 "all given or all rejected (None)"
             )
 
 
-class _NewFolder(LocalStore):
-    """A folder that is yet to be made, for one group; remembers the size in bytes of every file that is written, by its key.
-
-    A file that comes to be in another way is in nobody's list, and its part cannot be committed.
-    """
-
-    def __init__(self, root: Path, *, read_only: bool = False) -> None:
-        super().__init__(root, read_only=read_only)
-        self.sizes: dict[str, int] = {}
-
-    async def set(self, key: str, value: Buffer) -> None:
-        await super().set(key, value)
-        self.sizes[key] = len(value)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        await super().set_if_not_exists(key, value)
-        self.sizes.setdefault(key, len(value))
-
-    def set_sync(self, key: str, value: Buffer) -> None:
-        super().set_sync(key, value)
-        self.sizes[key] = len(value)
-
-    async def delete(self, key: str) -> None:
-        await super().delete(key)
-        self._forget(key)
-
-    async def delete_dir(self, prefix: str) -> None:
-        await super().delete_dir(prefix)
-        self._forget(prefix)
-
-    def delete_sync(self, key: str) -> None:
-        super().delete_sync(key)
-        self._forget(key)
-
-    def _forget(self, key: str) -> None:
-        gone = key.rstrip("/")
-        for name in [name for name in self.sizes if name == gone or name.startswith(f"{gone}/") or not gone]:
-            del self.sizes[name]
-
-
-def _create_group(store: _NewFolder, contexts_per_image: int, attributes: dict[str, Any]) -> zarr.Group:
-    store.root.mkdir(parents=True)
+def _create_group(folder: NewFolder, contexts_per_image: int, attributes: dict[str, Any]) -> zarr.Group:
     attributes = {"format_version": 1, "contexts_per_image": contexts_per_image, EVERY_CHUNK: True, **attributes}
-    return zarr.create_group(store, zarr_format=3, attributes=attributes)
+    return zarr.create_group(NewPartFiles(folder), zarr_format=3, attributes=attributes)
 
 
 def _write_array(group: zarr.Group, name: str, values: np.ndarray, *, chunk: int | None = None) -> None:

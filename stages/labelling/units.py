@@ -11,7 +11,6 @@ Nothing here knows of Ray, or of other units.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 import manifests
+from manifests.place import NewFolder
 from stages.label_store import ContextPicture, ImageLabels, LabelWriter, PictureReader, encode_picture, write_pictures
 from stages.labelling.collecting import Collector
 from stages.labelling.flow import Behind, Predictor, View, ahead, in_batches
@@ -61,9 +61,9 @@ class Unit:
     """Rows that are rejected unseen, because they were seen to take their worker down."""
 
     @property
-    def folder(self) -> Path:
-        """The Zarr group of this attempt."""
-        return self.run_dir / "columns" / self.column / f"{self.part}.{self.attempt}.zarr"
+    def arrays(self) -> str:
+        """The Zarr group of this attempt, relative to the run."""
+        return (manifests.column_dir(Path(), self.column) / f"{self.part}.{self.attempt}.zarr").as_posix()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,9 @@ def label_images_part(unit: Unit, clock: Clock, *, threads: int = 1) -> UnitResu
                 pictures.append(picture)
                 clock.beat()
         missing = (None,) * unit.plan.contexts_per_image
-        files = write_pictures(
-            unit.folder,
+        folder = manifests.place_of(unit.run_dir).new_folder(unit.arrays)
+        write_pictures(
+            folder,
             [context for picture in pictures for context in picture.contexts or missing],
             contexts_per_image=unit.plan.contexts_per_image,
         )
@@ -124,7 +125,7 @@ def label_images_part(unit: Unit, clock: Clock, *, threads: int = 1) -> UnitResu
         )
         rows = zip(unit.rows, pictures, strict=True)
         outcomes = [_outcome(row, picture.problem, picture.content_sha256) for row, picture in rows]
-        return _commit(unit, files, outcomes, statistics, clock)
+        return _commit(unit, folder, outcomes, statistics, clock)
 
 
 def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size: int = 8, threads: int = 1) -> UnitResult:
@@ -138,8 +139,9 @@ def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size
     predictor = Predictor(teacher, batch_size)
     assert teacher.spec.depth_space  # a loaded teacher's spec is resolved
     with _attempt(unit):
+        folder = manifests.place_of(unit.run_dir).new_folder(unit.arrays)
         with LabelWriter(
-            unit.folder,
+            folder,
             rows=len(unit.rows) * unit.plan.contexts_per_image,
             boxes=known.boxes(),
             context_px=unit.plan.context_px,
@@ -156,9 +158,7 @@ def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size
             collector.finish()
         rows = zip(unit.rows, collector.problems, known.digests, strict=True)
         outcomes = [_outcome(row, problem, digest) for row, problem, digest in rows]
-        return _commit(
-            unit, writer.files(), outcomes, writer.statistics(), clock, teacher=teacher, batch_size=predictor.batch_size
-        )
+        return _commit(unit, folder, outcomes, writer.statistics(), clock, teacher=teacher, batch_size=predictor.batch_size)
 
 
 def try_image(unit: Unit, index: int, teacher: Teacher | None, clock: Clock) -> None:
@@ -234,7 +234,9 @@ class KnownImages:
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
         committed = manifests.load_part(unit.run_dir, IMAGES, unit.part)
-        self._reader = PictureReader(unit.run_dir / "columns" / IMAGES / committed.zarr, committed)
+        self._reader = PictureReader(
+            manifests.place_of(unit.run_dir), (manifests.column_dir(Path(), IMAGES) / committed.zarr).as_posix(), committed
+        )
         self.digests = [image.content_sha256 for image in committed.images]
         self.problems = [unit.excluded.get(index, image.problem) for index, image in enumerate(committed.images)]
         self.usable = [index for index, problem in enumerate(self.problems) if problem is None]
@@ -305,7 +307,7 @@ def _attempt(unit: Unit) -> Iterator[None]:
         try:
             _discard_unless_named(unit)
         except Exception as second:  # what went wrong first is what is to be mended
-            error.add_note(f"and {unit.folder} could not be removed ({type(second).__name__}: {second})")
+            error.add_note(f"and {unit.run_dir}/{unit.arrays} could not be removed ({type(second).__name__}: {second})")
         raise
 
 
@@ -320,16 +322,15 @@ def _discard_unless_named(unit: Unit) -> bool:
         named = None
     except (OSError, ValueError):
         return False
-    if named == unit.folder.name:
+    if named == Path(unit.arrays).name:
         return True
-    if unit.folder.exists():
-        shutil.rmtree(unit.folder)
+    manifests.place_of(unit.run_dir).remove(unit.arrays)
     return False
 
 
 def _commit(
     unit: Unit,
-    files: Mapping[str, int],
+    folder: NewFolder,
     outcomes: list[manifests.ImageOutcome],
     statistics: manifests.PartStatistics,
     clock: Clock,
@@ -337,16 +338,13 @@ def _commit(
     teacher: Teacher | None = None,
     batch_size: int | None = None,
 ) -> UnitResult:
-    """Make the arrays durable, then create the manifest; whoever creates it first wins, a loser removes its arrays.
-
-    files: the size in bytes of each file of the arrays, by its path in the attempt's folder.
-    """
-    records = manifests.settle_files(unit.folder, files)
+    """Make the arrays durable, then create the manifest; whoever creates it first wins, a loser removes its arrays."""
+    records = folder.publish()
     manifest = manifests.PartManifest(
         column=unit.column,
         part=unit.part,
         fingerprint=dict(unit.fingerprint),
-        zarr=unit.folder.name,
+        zarr=Path(unit.arrays).name,
         images=tuple(outcomes),
         files=records,
         statistics=statistics,
@@ -355,8 +353,9 @@ def _commit(
         versions=_versions(),
         volatile=clock.volatile(unit.attempt, batch_size),
     )
-    path = manifests.manifest_path(unit.run_dir, unit.column, unit.part)
-    committed = manifests.write_exclusively(path, manifests.to_json(manifest)) or _discard_unless_named(unit)
+    name = manifests.manifest_path(Path(), unit.column, unit.part).as_posix()
+    created = manifests.place_of(unit.run_dir).create(name, manifests.to_json(manifest))
+    committed = created or _discard_unless_named(unit)
     labelled = sum(image.status == "labelled" for image in outcomes)
     return UnitResult(committed=committed, labelled=labelled, rejected=len(outcomes) - labelled, batch_size=batch_size)
 

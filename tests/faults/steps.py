@@ -1,8 +1,9 @@
 """The named steps of a labelling run, and what can be made to happen at them in a real process, without a hook in our code.
 
 Python tells its audit hooks of every file that is opened, linked, renamed or removed, before it happens: a step is the first
-such event on a path of a certain form. fsync has no event; what is done just before and just after it has. Imports nothing but
-the standard library, since every process of Ray runs it at its start.
+such event on a path of a certain form. fsync has no event; what is done just before and just after it has. Of a file that is
+opened by its name in an open folder, Python does not tell the folder: `os.open` is wrapped for those. Imports nothing but the
+standard library, since every process of Ray runs it at its start.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _EVENTS = frozenset({"open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.scandir"})
+_FOLDERS = {"os.mkdir": 2, "os.link": 2, "os.rename": 2, "os.remove": 1}
+"""Which argument of an event is the open folder that its path is in."""
 _ASIDE = r"\.\d+\.[0-9a-f]{16}$"
 
 
 class Step(NamedTuple):
-    """An event (`*` for any of them) on a path (a regular expression); where `after` is given, only once that was seen."""
+    """An event (`*` for any of them) on a path (a regular expression); only once those of `after` were seen, in turn."""
 
     event: str
     path: str
-    after: tuple[str, str] | None = None
+    after: tuple[tuple[str, str], ...] = ()
 
 
 class Fault(NamedTuple):
@@ -48,21 +51,22 @@ def _record_steps(record: str, path: str) -> dict[str, Step]:
         f"{record} is opened aside": Step("open", aside),
         f"{record} is written and gets its name": Step("os.link", aside),
         f"{record} has its name and loses the other": Step("os.remove", aside),
-        f"{record} has its name alone and the folder is synced": Step("open", folder, ("os.remove", aside)),
+        f"{record} has its name alone and the folder is synced": Step("open", folder, (("os.remove", aside),)),
     }
 
 
 def _unit_steps(column: str, last_array: str) -> dict[str, Step]:
     folder = rf"columns/{column}/[^/]+\.zarr"
-    syncing, hashing = ("os.scandir", folder + "$"), ("open", rf"columns/{column}$")
+    listed, settled = ("os.scandir", folder + "$"), ("open", rf"columns/{column}$")
     return {
         f"{column}: the attempt's folder is made": Step("os.mkdir", folder + "$"),
-        f"{column}: its first file is opened": Step("open", folder + r"/[^/]+\.partial$"),
-        f"{column}: its first file gets its name": Step("os.rename", folder + r"/[^/]+\.partial$"),
-        f"{column}: its last file gets its name": Step("os.rename", rf"{folder}/{last_array}\.[^/]+\.partial$"),
-        f"{column}: its first file is synced": Step("open", folder + "/.+", syncing),
-        f"{column}: its last file is synced and its name is": Step("open", rf"columns/{column}$"),
-        f"{column}: its files are hashed": Step("open", folder + "/.+", hashing),
+        f"{column}: its first file is opened": Step("open", folder + "/[^/]+$"),
+        f"{column}: its first file is written": Step("os.mkdir", folder + "/[^/]+$"),
+        f"{column}: its last file is opened": Step("open", f"{folder}/{last_array}$"),
+        f"{column}: its last file is written": Step(*listed),
+        f"{column}: its first file is synced": Step("open", folder + r"/zarr\.json$", (listed,)),
+        f"{column}: its last file is synced and its name is": Step(*settled, (listed,)),
+        f"{column}: its files are hashed": Step("open", folder + "/.+", (listed, settled)),
         **_record_steps(f"{column}: the manifest", rf"columns/{column}/\.[^/]+\.json"),
     }
 
@@ -77,9 +81,9 @@ RUN_STEPS = {
 """Steps before the first unit, of a run whose folder is called `run`."""
 
 UNIT_STEPS = {
-    "images: a photograph is read": Step("open", r"\.tar$", ("os.mkdir", "columns/images$")),
+    "images: a photograph is read": Step("open", r"\.tar$", (("open", r"/\.driver\.lock$"),)),
     **_unit_steps("images", "context_box/c/0/0"),
-    "primary: a photograph is read": Step("open", r"\.tar$", ("os.mkdir", r"columns/primary/[^/]+\.zarr$")),
+    "primary: a photograph is read": Step("open", r"\.tar$", (("os.mkdir", r"columns/primary/[^/]+\.zarr$"),)),
     **_unit_steps("primary", "patch_start/c/0"),
 }
 """Steps of a unit of the column `images`, and of a teacher's."""
@@ -116,13 +120,40 @@ def install(faults: Sequence[Fault], marks: Path) -> None:
         if not (is_driver and fault.spares_driver)
     ]
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _EVENTS and arguments and isinstance(arguments[0], str | bytes | os.PathLike):
-            path = os.fsdecode(arguments[0])
-            for watch in watched:
-                watch.see(event, path)
+    def tell(event: str, path: str) -> None:
+        for watch in watched:
+            watch.see(event, path)
 
+    hear(tell)
+
+
+def hear(tell: Callable[[str, str], None]) -> None:
+    """Calls `tell` with each event and its full path, before it happens; for as long as the process lives."""
+    real_open = os.open
+
+    def opening(path: str | bytes | os.PathLike[str], flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if dir_fd is not None and not flags & os.O_PATH:  # which opens nothing, but looks where it is
+            tell("open", _full(path, dir_fd))
+        return real_open(path, flags, mode, dir_fd=dir_fd)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _EVENTS and arguments and isinstance(arguments[0], str | bytes | os.PathLike | int):
+            if event == "open" and isinstance(arguments[0], int):
+                return
+            path = _full(arguments[0], arguments[_FOLDERS[event]] if event in _FOLDERS else -1)
+            if os.path.isabs(path) or event != "open":  # else it is told of above
+                tell(event, path)
+
+    os.open = opening
     sys.addaudithook(hook)
+
+
+def _full(path: str | bytes | os.PathLike[str] | int, folder: int) -> str:
+    """The path of what is named in an open folder, or is one; as it is where there is none (-1)."""
+    if isinstance(path, int):
+        return os.readlink(f"/proc/self/fd/{path}")
+    name = os.fsdecode(path)
+    return name if folder < 0 else os.path.normpath(os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name))
 
 
 def to_environment(faults: Sequence[Fault], marks: Path) -> str:
@@ -142,12 +173,13 @@ class _Watch:
     def __init__(self, fault: Fault, mark: str) -> None:
         (event, path, after), self._deed, self._once, self._left, _ = fault
         self._event, self._path, self._mark = event, re.compile(path), mark
-        self._after = (after[0], re.compile(after[1])) if after else None
+        self._after = [(seen, re.compile(where)) for seen, where in after]
 
     def see(self, event: str, path: str) -> None:
         if self._after:
-            if event == self._after[0] and self._after[1].search(path):
-                self._after = None
+            seen, where = self._after[0]
+            if event == seen and where.search(path):
+                del self._after[0]
         elif self._event in ("*", event) and self._path.search(path):
             self._left -= 1
             if self._left <= 0 and (not self._once or self._is_first()):

@@ -42,7 +42,7 @@ def test_ctrl_c_finishes_the_part_at_work_and_sigterm_abandons_it(
     """Without Ray, each at the run's second unit."""
     arguments = label_arguments(tmp_path / "run", five, checkpoints, "--workers", "0")
     for deed, nth, done in (("terminate", 2, 1), ("interrupt", 1, 2)):
-        ended = zygote.run(arguments, Fault(UNIT_STEPS["images: its last file gets its name"], deed, nth=nth))
+        ended = zygote.run(arguments, Fault(UNIT_STEPS["images: its last file is written"], deed, nth=nth))
         assert ended.status == 130, ended.output
         assert ("Finishing the parts at work" in ended.output) == (deed == "interrupt")
         assert _HINT in ended.output
@@ -79,7 +79,7 @@ def test_a_second_ctrl_c_or_sigterm_abandons_at_once_even_a_worker_that_hangs(
     tmp_path: Path, zygote: Zygote, five: Path, checkpoints: Path, uninterrupted: Path, second: signal.Signals
 ):
     arguments = label_arguments(tmp_path / "run", five, checkpoints)
-    hang = Fault(UNIT_STEPS["images: its last file gets its name"], "sleep")
+    hang = Fault(UNIT_STEPS["images: its last file is written"], "sleep")
     process = start([*arguments, "--workers", "2"], [hang], tmp_path / "marks")
     _until(lambda: list((tmp_path / "marks").iterdir()), process)
     workers = workers_of(process.pid)

@@ -50,7 +50,7 @@ def test_the_steps_at_which_a_part_is_not_yet_committed_and_at_which_it_is(
     run = tmp_path / "run"
     arguments = label_arguments(run, five, checkpoints, "--workers", "0")
     for name, manifest_count in [
-        ("images: its last file gets its name", 0),
+        ("images: its last file is written", 0),
         ("images: the manifest is written and gets its name", 0),
         ("images: the manifest has its name and loses the other", 1),
         ("images: the manifest has its name alone and the folder is synced", 2),

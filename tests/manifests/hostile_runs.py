@@ -183,7 +183,7 @@ def _postscript(run: Path, outside: Path) -> None:
     shutil.rmtree(folder)
     source = SourceBox(0.0, 0.0, 20.0, 20.0)
     picture = ContextPicture(jpeg=POSTSCRIPT, extent=(10, 10), source_size=(20, 20), source=source)
-    write_pictures(folder, [picture, None, picture])
+    write_pictures(manifests.place_of(folder.parent).new_folder(folder.name), [picture, None, picture])
     commit_again(run, "images")
 
 

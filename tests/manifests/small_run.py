@@ -126,8 +126,13 @@ def commit_part(run_dir: Path, column: str, part: manifests.PartId, rejected: in
 
 def file_records(folder: Path) -> tuple[manifests.FileRecord, ...]:
     """What a manifest says of the files of a folder, all that there are."""
-    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    return manifests.settle_files(folder, files)
+    return tuple(
+        manifests.FileRecord(
+            path=path.relative_to(folder.parent).as_posix(), size_bytes=path.stat().st_size, sha256=manifests.sha256_file(path)
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    )
 
 
 def commit_again(run_dir: Path, column: str = "dav2", *, versions: Mapping[str, str] | None = None) -> None:
@@ -146,7 +151,9 @@ def _arrays(column: str, part: manifests.PartId, bad: tuple[bool, ...]) -> tuple
         folder = Path(parent, "arrays")
         if column == "images":
             picture = _picture(seed)
-            write_pictures(folder, [None if is_bad else picture for is_bad in bad])
+            write_pictures(
+                manifests.place_of(folder.parent).new_folder(folder.name), [None if is_bad else picture for is_bad in bad]
+            )
             labelled = bad.count(False)
             pixels = labelled * EXTENT_PX**2
             statistics = manifests.PartStatistics(views=labelled, pixels=pixels, label_bytes=2 * pixels)
@@ -171,7 +178,8 @@ def value_range(part: manifests.PartId) -> tuple[float, float]:
 def _write_labels(folder: Path, part: manifests.PartId, bad: Sequence[bool], seed: int) -> manifests.PartStatistics:
     boxes = [PATCH] * bad.count(False)
     space = SPACES["dav2"] or ""
-    with LabelWriter(folder, rows=len(bad), boxes=boxes, context_px=CONTEXT_PX, depth_space=space) as writer:
+    new = manifests.place_of(folder.parent).new_folder(folder.name)
+    with LabelWriter(new, rows=len(bad), boxes=boxes, context_px=CONTEXT_PX, depth_space=space) as writer:
         for i, is_bad in enumerate(bad):
             context, patch = (_ramp(side, part, seed + i) for side in (EXTENT_PX, PATCH.height))
             patches = (PatchLabel(values=patch.values, valid=patch.valid, box=PATCH),)

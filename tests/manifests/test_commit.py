@@ -13,21 +13,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import manifests.commit
-from manifests import (
-    FileRecord,
-    UnexpectedFilesError,
-    make_folder,
-    settle_files,
-    sha256_file,
-    write_exclusively,
-    write_replacing,
-)
+from manifests import FileRecord, UnexpectedFilesError, make_folder, place_of, sha256_file, write_exclusively, write_replacing
+from manifests.durable import ASIDE_NAME
+from manifests.place import NewFolder
 
 CONTENT_BYTES = 300_000
 
@@ -56,7 +51,7 @@ def test_of_many_processes_exactly_one_creates_the_file_and_its_content_is_whole
 
 @pytest.fixture
 def no_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: Path, target: Path) -> None:
+    def refuse(source: str, target: str, **_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")  # what Linux says for vfat and some FUSE mounts
 
     monkeypatch.setattr(os, "link", refuse)
@@ -141,7 +136,7 @@ def test_any_other_failure_to_rename_is_raised(tmp_path: Path, monkeypatch: pyte
 
 
 def test_any_other_failure_to_link_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: Path, target: Path) -> None:
+    def refuse(source: str, target: str, **_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "link", refuse)
@@ -202,8 +197,8 @@ def test_a_killed_writer_leaves_no_half_file_under_the_real_name(tmp_path: Path)
 def test_a_link_whose_answer_was_lost_counts_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = os.link
 
-    def link_over_nfs(source: Path, target: Path) -> None:
-        link(source, target)
+    def link_over_nfs(source: str, target: str, **folders: Any) -> None:
+        link(source, target, **folders)
         raise FileExistsError(errno.EEXIST, "asked twice")
 
     monkeypatch.setattr(os, "link", link_over_nfs)
@@ -217,15 +212,15 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_the_name_before_success_is
     steps: list[str] = []
     fsync, link, replace = os.fsync, os.link, os.replace
 
-    def record(name: str, act, *arguments) -> None:  # type: ignore[no-untyped-def]
+    def record(name: str, act, *arguments, **folders) -> None:  # type: ignore[no-untyped-def]
         if name == "fsync":
             name = "sync folder" if os.path.isdir(f"/proc/self/fd/{arguments[0]}") else "sync file"
         steps.append(name)
-        act(*arguments)
+        act(*arguments, **folders)
 
     monkeypatch.setattr(os, "fsync", lambda descriptor: record("fsync", fsync, descriptor))
-    monkeypatch.setattr(os, "link", lambda source, target: record("name", link, source, target))
-    monkeypatch.setattr(os, "replace", lambda source, target: record("name", replace, source, target))
+    monkeypatch.setattr(os, "link", partial(record, "name", link))
+    monkeypatch.setattr(os, "replace", partial(record, "name", replace))
     write_exclusively(tmp_path / "a.json", b"x")
     write_replacing(tmp_path / "a.json", b"y")
     assert steps == ["sync file", "name", "sync folder"] * 2
@@ -251,33 +246,54 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, write) -> None
 
 
 CONTENTS = {"zarr.json": b"{}", "a/c/0": b"", "a-b": b"x" * 3_000_000, "a.b/c": b"\0"}
-SIZES = {name: len(content) for name, content in CONTENTS.items()}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with CONTENTS, and something beside it."""
+def new(tmp_path: Path) -> NewFolder:
+    """A folder into which CONTENTS were written, and something beside it."""
+    new = place_of(tmp_path).new_folder("p.zarr")
     for name, content in CONTENTS.items():
-        (tmp_path / "p.zarr" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "p.zarr" / name).write_bytes(content)
+        new.write(name, content)
     (tmp_path / "beside").write_bytes(b"not in the folder")
-    return tmp_path / "p.zarr"
+    return new
 
 
-def test_files_are_recorded_with_their_digests_sorted_by_path(folder: Path) -> None:
-    assert settle_files(folder, SIZES) == tuple(
+@pytest.fixture
+def folder(tmp_path: Path, new: NewFolder) -> Path:
+    return tmp_path / new.name
+
+
+def test_files_are_recorded_with_their_digests_sorted_by_path(new: NewFolder, folder: Path) -> None:
+    assert new.publish() == tuple(
         FileRecord(path=f"p.zarr/{name}", size_bytes=len(CONTENTS[name]), sha256=hashlib.sha256(CONTENTS[name]).hexdigest())
         for name in sorted(CONTENTS)
     )
     assert sha256_file(folder / "a-b") == hashlib.sha256(CONTENTS["a-b"]).hexdigest()
 
 
-def test_settling_files_syncs_each_and_every_folder_after_what_is_in_it_and_the_parent_last(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_is_written_again_or_taken_back_is_recorded_as_it_is_in_the_end(new: NewFolder) -> None:
+    new.write("a-b", b"other")
+    new.remove("a.b/c")
+    assert {record.path: record.size_bytes for record in new.publish()} == {
+        "p.zarr/zarr.json": 2,
+        "p.zarr/a/c/0": 0,
+        "p.zarr/a-b": 5,
+    }
+    with new.open("a-b") as stream:
+        assert stream.read() == b"other"
+
+
+def test_a_folder_that_is_there_is_not_written_into(new: NewFolder, tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match=r"p\.zarr"):
+        place_of(tmp_path).new_folder(new.name)
+
+
+def test_publishing_syncs_each_file_and_every_folder_after_what_is_in_it_and_the_parent_last(
+    new: NewFolder, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
-    settle_files(folder, SIZES)
+    new.publish()
     places = [*CONTENTS, "a", "a/c", "a.b", ".", ".."]
     assert sorted(synced) == sorted(str((folder / name).resolve()) for name in places)
     for place in synced:
@@ -292,29 +308,29 @@ def test_settling_files_syncs_each_and_every_folder_after_what_is_in_it_and_the_
         (lambda folder: (folder / "a/link").symlink_to("c"), "a/link is there and was not written"),
         (lambda folder: (folder / "a-b").write_bytes(b"x"), "found 1 bytes, but 3000000 were written"),
         (lambda folder: shutil.rmtree(folder / "a"), "a/c/0 was written and is gone"),
+        (shutil.rmtree, "zarr.json was written and is gone"),
     ],
 )
-def test_a_folder_that_does_not_hold_what_was_written_is_refused(folder: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_folder_that_does_not_hold_what_was_written_is_refused(
+    new: NewFolder, folder: Path, change: Callable[[Path], object], message: str
+) -> None:
     change(folder)
     with pytest.raises(UnexpectedFilesError, match=message):
-        settle_files(folder, SIZES)
+        new.publish()
 
 
 def test_a_folder_into_which_nothing_was_written_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "p.zarr").mkdir()
     with pytest.raises(UnexpectedFilesError, match="nothing was written"):
-        settle_files(tmp_path / "p.zarr", {})
+        place_of(tmp_path).new_folder("p.zarr").publish()
 
 
-def test_a_folder_that_is_gone_or_cannot_be_listed_is_an_error_at_every_depth(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_listed_is_an_error_at_every_depth(new: NewFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """EMFILE, say: once, at the n-th folder that is listed, for every n."""
     scandir = os.scandir
     for nth in range(4):
         left = [nth]
 
-        def list_or_fail(path: Path, left: list[int] = left):  # type: ignore[no-untyped-def]
+        def list_or_fail(path: int, left: list[int] = left):  # type: ignore[no-untyped-def]
             left[0] -= 1
             if left[0] == -1:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
@@ -323,10 +339,7 @@ def test_a_folder_that_is_gone_or_cannot_be_listed_is_an_error_at_every_depth(
         with monkeypatch.context() as patch:
             patch.setattr(os, "scandir", list_or_fail)
             with pytest.raises(OSError, match="Too many open files"):
-                settle_files(folder, SIZES)
-    shutil.rmtree(folder)
-    with pytest.raises(FileNotFoundError, match=r"p\.zarr"):
-        settle_files(folder, SIZES)
+                new.publish()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), OSError(errno.EIO, "Input/output error")])
@@ -334,7 +347,7 @@ def test_a_folder_that_is_gone_or_cannot_be_listed_is_an_error_at_every_depth(
 def test_a_writer_that_is_interrupted_before_its_file_has_its_name_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, write
 ) -> None:  # type: ignore[no-untyped-def]
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise error
 
     for call in ("fsync", "link" if write is write_exclusively else "replace"):
@@ -357,7 +370,7 @@ def test_where_the_file_aside_cannot_be_removed_either_the_first_error_is_raised
         write_exclusively(tmp_path / "a.json", b"x")
     assert "the second" in caught.value.__notes__[0]
     (aside,) = os.listdir(tmp_path)
-    assert manifests.commit.ASIDE_NAME.fullmatch(aside)  # `clean` takes it
+    assert ASIDE_NAME.fullmatch(aside)  # `clean` takes it
 
 
 def test_every_folder_that_is_made_is_synced_in_its_parent_also_where_its_maker_died_before_that(

@@ -22,14 +22,18 @@ def part(tmp_path: Path) -> tuple[Path, manifests.PartManifest]:
     return manifests.column_dir(run, "dav2"), manifests.load_part(run, "dav2", "shard.00000")
 
 
+def _at(part: tuple[Path, manifests.PartManifest]) -> tuple[manifests.Place, manifests.PartManifest]:
+    return manifests.place_of(part[0].parents[1]), part[1]
+
+
 def _kinds(problems: list[FileProblem]) -> dict[str, str]:
     return {problem.path: problem.kind for problem in problems}
 
 
 def test_a_part_as_it_was_written_has_no_problem(part: tuple[Path, manifests.PartManifest]) -> None:
-    assert not list(differing_sizes(*part))
-    assert not list(differing_digests(*part))
-    refuse_problems(part[0], [])
+    assert not list(differing_sizes(*_at(part)))
+    assert not list(differing_digests(*_at(part)))
+    refuse_problems(_at(part)[0], "dav2", [])
 
 
 def test_each_lost_and_each_cut_file_is_named_without_reading_one(part: tuple[Path, manifests.PartManifest]) -> None:
@@ -38,12 +42,12 @@ def test_each_lost_and_each_cut_file_is_named_without_reading_one(part: tuple[Pa
         path = column_dir / file.path
         content = path.read_bytes()
         path.write_bytes(content[:-1])
-        assert _kinds(list(differing_sizes(*part))) == {file.path: "wrong_size"}
+        assert _kinds(list(differing_sizes(*_at(part)))) == {file.path: "wrong_size"}
         path.unlink()
-        assert _kinds(list(differing_sizes(*part))) == {file.path: "missing_file"}
+        assert _kinds(list(differing_sizes(*_at(part)))) == {file.path: "missing_file"}
         path.write_bytes(content)
     shutil.rmtree(column_dir / manifest.zarr)
-    assert _kinds(list(differing_sizes(*part))) == {file.path: "missing_file" for file in manifest.files}
+    assert _kinds(list(differing_sizes(*_at(part)))) == {file.path: "missing_file" for file in manifest.files}
 
 
 def test_a_changed_bit_is_named_in_every_small_file_and_left_to_its_checksum_in_a_large_one(
@@ -57,7 +61,7 @@ def test_a_changed_bit_is_named_in_every_small_file_and_left_to_its_checksum_in_
         path = column_dir / file.path
         content = path.read_bytes()
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-        assert _kinds(list(differing_digests(*part))) == ({file.path: "wrong_sha256"} if file.path in small else {})
+        assert _kinds(list(differing_digests(*_at(part)))) == ({file.path: "wrong_sha256"} if file.path in small else {})
         path.write_bytes(content)
 
 
@@ -95,7 +99,7 @@ def test_nothing_is_taken_for_a_file_through_a_link_and_a_pipe_is_none(
 ) -> None:
     harm(*part)
     places = [file.path for file in part[1].files if file.path.startswith(part[1].zarr + named)]
-    assert _kinds(list(differing_sizes(*part))) == dict.fromkeys(places, "not_a_file")
+    assert _kinds(list(differing_sizes(*_at(part)))) == dict.fromkeys(places, "not_a_file")
 
 
 def test_a_pipe_or_a_link_in_place_of_a_table_is_neither_waited_for_nor_followed(
@@ -105,27 +109,28 @@ def test_a_pipe_or_a_link_in_place_of_a_table_is_neither_waited_for_nor_followed
     path = column_dir / manifest.zarr / "zarr.json"
     path.rename(column_dir / "aside")
     path.symlink_to(column_dir / "aside")
-    assert _kinds(list(differing_digests(*part))) == {f"{manifest.zarr}/zarr.json": "not_a_file"}
+    assert _kinds(list(differing_digests(*_at(part)))) == {f"{manifest.zarr}/zarr.json": "not_a_file"}
     path.unlink()
     os.mkfifo(path)
-    assert _kinds(list(differing_digests(*part))) == {f"{manifest.zarr}/zarr.json": "not_a_file"}
+    assert _kinds(list(differing_digests(*_at(part)))) == {f"{manifest.zarr}/zarr.json": "not_a_file"}
 
 
 def test_what_cannot_be_read_here_is_not_called_damage(
     part: tuple[Path, manifests.PartManifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lstat = os.lstat
+    number, scandir = os.stat(part[0] / part[1].zarr / "context").st_ino, os.scandir
 
-    def stale(path: str) -> os.stat_result:
-        if str(path).endswith("context/zarr.json"):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
-        return lstat(path)
+    def stale(folder: int) -> object:
+        if os.fstat(folder).st_ino == number:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return scandir(folder)
 
-    monkeypatch.setattr(os, "lstat", stale)
-    (problem,) = differing_sizes(*part)
-    assert problem.kind == "unreadable"
-    with pytest.raises(OSError, match=r"cannot be read here and now, which proves no damage:\n.*context/zarr.json: Stale"):
-        refuse_problems(part[0], [problem])
+    monkeypatch.setattr(os, "scandir", stale)
+    problems = list(differing_sizes(*_at(part)))
+    assert _kinds(problems) == {file.path: "unreadable" for file in part[1].files}
+    problem = problems[0]
+    with pytest.raises(OSError, match=r"cannot be read here and now, which proves no damage:\n.*context/c/0/0/0: Stale"):
+        refuse_problems(_at(part)[0], "dav2", [problem])
     lost = FileProblem("a.zarr/zarr.json", "missing_file", "No such file or directory")
     with pytest.raises(ValueError, match=r"(?s)not as their manifests list them.*and 2 more.*manifests repair"):
-        refuse_problems(part[0], [problem, *[lost] * 4])
+        refuse_problems(_at(part)[0], "dav2", [problem, *[lost] * 4])

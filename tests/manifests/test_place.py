@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,79 @@ def test_no_link_is_followed_on_any_way(run: Path, link: str) -> None:
     place.remove(link)
     assert not (run / link).is_symlink()
     assert moved.exists()
+
+
+@pytest.mark.parametrize("link", ["columns", "columns/dav2"])
+def test_nothing_is_written_through_a_link(run: Path, link: str) -> None:
+    moved = run.parent / "moved"
+    (run / link).rename(moved)
+    (run / link).symlink_to(moved)
+    before = sorted(moved.rglob("*"))
+    place = place_of(run)
+    calls: list[Callable[[], object]] = [
+        lambda: place.create("columns/dav2/b.json", b"x"),
+        lambda: place.replace("columns/dav2/b.json", b"x"),
+        lambda: place.new_folder("columns/dav2/b.zarr"),
+    ]
+    for call in calls:
+        with pytest.raises(LinkError, match="found a link, expected a folder"):
+            call()
+    assert sorted(moved.rglob("*")) == before
+
+
+def test_a_link_in_a_files_place_is_left_by_create_and_replaced_by_replace(run: Path) -> None:
+    secret = run.parent / "outside/a.json"
+    (run / "run.json").symlink_to(secret)
+    place = place_of(run)
+    assert (place.create("run.json", b"x"), place.exists("run.json")) == (False, True)
+    place.replace("run.json", b"x")
+    assert (secret.read_bytes(), place.read("run.json", limit_bytes=1), (run / "run.json").is_symlink()) == (
+        b"secret",
+        b"x",
+        False,
+    )
+
+
+def test_a_new_folder_is_not_written_into_through_a_link_that_came_meanwhile(run: Path) -> None:
+    new = place_of(run).new_folder("columns/dav2/b.zarr")
+    (run / "columns/dav2/b.zarr/c").symlink_to(run.parent / "outside")
+    with pytest.raises(LinkError, match="found a link"):
+        new.write("c/0", b"x")
+    (run / "columns/dav2/b.zarr/zarr.json").symlink_to(run.parent / "outside/new")
+    with pytest.raises(OSError, match=r"zarr\.json"):
+        new.write("zarr.json", b"x")
+    assert os.listdir(run.parent / "outside") == ["a.json"]
+
+
+def test_folders_come_with_what_is_put_into_them_and_their_names_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    place = place_of(tmp_path / "run")
+    assert place.create("columns/dav2/a.json", b"x")
+    folders = [str(tmp_path / name) for name in ("", "run", "run/columns", "run/columns/dav2")]
+    assert [name.rstrip("/") for name in synced if not name.rpartition("/")[2].startswith(".")][-3:] == folders[1:]
+    assert str(tmp_path) in synced
+    synced.clear()
+    (tmp_path / "run/columns/b").mkdir()  # by one that died before it could sync
+    place.new_folder("columns/b/b.zarr")
+    assert str(tmp_path / "run/columns") in synced
+    place.create("columns/c/d/e.json", b"x")
+    assert synced.count(str(tmp_path / "run/columns")) == 2
+
+
+def test_what_interrupted_writers_leave_is_told_by_its_name(run: Path) -> None:
+    for name in (".a.json.12.0123456789abcdef", ".a.json.claim", ".other", "a.json.12.0123456789abcdef"):
+        (run / "columns" / name).touch()
+    assert place_of(run).leftovers("columns") == [".a.json.12.0123456789abcdef", ".a.json.claim"]
+
+
+def test_existence_is_told_without_following_and_a_folder_that_is_not_there_holds_nothing(run: Path) -> None:
+    (run / "dangling").symlink_to("nowhere")
+    place = place_of(run)
+    found = {name: place.exists(name) for name in (NAME, "columns", "dangling", "columns/b.json", "no/such/thing")}
+    assert found == {NAME: True, "columns": True, "dangling": True, "columns/b.json": False, "no/such/thing": False}
 
 
 def test_what_is_no_file_is_refused_without_waiting_for_it(run: Path) -> None:

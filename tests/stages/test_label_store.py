@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from manifests.place import NewFolder, place_of
 from stages.label_store import (
     ContextPicture,
     ImageLabels,
@@ -32,6 +33,10 @@ from stages.label_store import (
     write_pictures,
 )
 from stages.views import Box, SourceBox
+
+
+def _new(folder: Path) -> NewFolder:
+    return place_of(folder).new_folder("a.zarr")
 
 
 def _label(seed: int, height: int, width: int) -> Label:
@@ -62,8 +67,8 @@ def test_a_non_finite_value_in_a_valid_pixel_is_refused():
 
 def test_a_part_comes_back_with_its_extents_boxes_and_rejected_images(tmp_path: Path):
     given_labels = [_labels(0, 32, 48), None, _labels(10, 48, 30)]
-    write_labels(tmp_path / "a.zarr", given_labels, context_px=48, depth_space="disparity_affine_invariant")
-    reader = LabelReader(tmp_path / "a.zarr")
+    write_labels(_new(tmp_path), given_labels, context_px=48, depth_space="disparity_affine_invariant")
+    reader = LabelReader(place_of(tmp_path), "a.zarr")
     assert len(reader) == 3
     assert reader.context(1) is None
     assert reader.patches(1) == []
@@ -82,14 +87,14 @@ def test_a_part_comes_back_with_its_extents_boxes_and_rejected_images(tmp_path: 
 def test_rows_that_are_not_whole_images_are_refused_before_anything_is_written(tmp_path: Path, rows: tuple[bool, ...]):
     labels = [_labels(0, 16, 16) if given else None for given in rows]
     with pytest.raises(ValueError, match=r"image \d has the rows .*expected 2, all given or all rejected"):
-        write_labels(tmp_path / "a.zarr", labels, context_px=16, depth_space="depth_metric", contexts_per_image=2)
-    assert not (tmp_path / "a.zarr").exists()
+        write_labels(_new(tmp_path), labels, context_px=16, depth_space="depth_metric", contexts_per_image=2)
+    assert list((tmp_path / "a.zarr").iterdir()) == []
 
 
 def test_several_contexts_of_an_image_are_rows_one_after_the_other(tmp_path: Path):
     wanted = [_labels(0, 16, 12), _labels(5, 12, 16), None, None]
-    write_labels(tmp_path / "a.zarr", wanted, context_px=20, depth_space="depth_metric", contexts_per_image=2)
-    reader = LabelReader(tmp_path / "a.zarr")
+    write_labels(_new(tmp_path), wanted, context_px=20, depth_space="depth_metric", contexts_per_image=2)
+    reader = LabelReader(place_of(tmp_path), "a.zarr")
     assert zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["contexts_per_image"] == 2
     for row, given_labels in enumerate(wanted):
         label = reader.context(row)
@@ -101,10 +106,10 @@ def test_several_contexts_of_an_image_are_rows_one_after_the_other(tmp_path: Pat
 def test_patches_planned_for_an_image_that_is_rejected_late_leave_no_rows(tmp_path: Path):
     kept = _labels(0, 32, 48)
     boxes = [Box(0, 0, 20, 20)] * 6
-    with LabelWriter(tmp_path / "a.zarr", rows=2, boxes=boxes, context_px=48, depth_space="depth_metric") as writer:
+    with LabelWriter(_new(tmp_path), rows=2, boxes=boxes, context_px=48, depth_space="depth_metric") as writer:
         writer.append(None)
         writer.append(kept)
-    reader = LabelReader(tmp_path / "a.zarr")
+    reader = LabelReader(place_of(tmp_path), "a.zarr")
     assert reader.context(0) is None
     assert [patch.box for patch in reader.patches(1)] == [patch.box for patch in kept.patches]
     assert zarr.open_array(tmp_path / "a.zarr" / "patch", mode="r").shape == (3, 20, 20)
@@ -115,11 +120,11 @@ def test_writing_a_part_needs_the_memory_of_a_shard_and_not_of_the_part(tmp_path
     view = Label(values=np.ones((side, side), np.float32), valid=np.ones((side, side), bool))
     tracemalloc.start()
     labels = [ImageLabels(context=view, patches=())] * rows
-    write_labels(tmp_path / "a.zarr", labels, context_px=side, depth_space="depth_metric")
+    write_labels(_new(tmp_path), labels, context_px=side, depth_space="depth_metric")
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 100e6
-    reader = LabelReader(tmp_path / "a.zarr")
+    reader = LabelReader(place_of(tmp_path), "a.zarr")
     for row in (0, 127, 128, rows - 1):
         label = reader.context(row)
         assert label is not None
@@ -127,13 +132,13 @@ def test_writing_a_part_needs_the_memory_of_a_shard_and_not_of_the_part(tmp_path
 
 
 def test_a_part_without_any_labelled_image_is_written_and_read(tmp_path: Path):
-    write_labels(tmp_path / "a.zarr", [None, None], context_px=16, depth_space="depth_metric")
-    assert [LabelReader(tmp_path / "a.zarr").context(i) for i in range(2)] == [None, None]
+    write_labels(_new(tmp_path), [None, None], context_px=16, depth_space="depth_metric")
+    assert [LabelReader(place_of(tmp_path), "a.zarr").context(i) for i in range(2)] == [None, None]
 
 
 def test_plain_zarr_reads_a_part_as_the_format_describes_it(tmp_path: Path):
     wanted = _labels(0, 32, 48)
-    write_labels(tmp_path / "a.zarr", [wanted], context_px=48, depth_space="disparity_affine_invariant")
+    write_labels(_new(tmp_path), [wanted], context_px=48, depth_space="disparity_affine_invariant")
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
     codes = arrays["context"][0, :32, :48]
@@ -144,9 +149,9 @@ def test_plain_zarr_reads_a_part_as_the_format_describes_it(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["context", "patch"])
 def test_a_lost_chunk_is_an_error_that_names_it(tmp_path: Path, name: str):
-    write_labels(tmp_path / "a.zarr", [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
+    write_labels(_new(tmp_path), [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
     (tmp_path / "a.zarr" / name / "c/0/0/0").unlink()
-    reader = LabelReader(tmp_path / "a.zarr")
+    reader = LabelReader(place_of(tmp_path), "a.zarr")
     with pytest.raises(ValueError, match=f"{name}: row 0 has lost its chunk"):
         reader.context(0) if name == "context" else reader.patches(0)
 
@@ -168,21 +173,21 @@ _TABLES = ("context_extent", "context_scale", "context_offset", "patch_start", "
 
 @pytest.mark.parametrize("name", _TABLES)
 def test_a_lost_table_is_an_error_and_not_zeros(tmp_path: Path, name: str):
-    write_labels(tmp_path / "a.zarr", [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
+    write_labels(_new(tmp_path), [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
     (chunk,) = (path for path in (tmp_path / "a.zarr" / name / "c").rglob("*") if path.is_file())
     chunk.unlink()
     with pytest.raises(ValueError, match=f"{name}: row 0 has lost its chunk; .*manifests repair"):
-        LabelReader(tmp_path / "a.zarr").context(0)
+        LabelReader(place_of(tmp_path), "a.zarr").context(0)
 
 
 @pytest.mark.parametrize("name", ["jpeg", "jpeg_start", "context_extent", "source_size"])
 def test_a_lost_array_of_pictures_is_an_error_and_not_zeros(tmp_path: Path, name: str):
     jpeg = encode_picture(np.full((24, 40, 3), 99, np.uint8))
     stored = ContextPicture(jpeg=jpeg, extent=(24, 40), source_size=(24, 40), source=SourceBox(0, 0, 24, 40))
-    write_pictures(tmp_path / "a.zarr", [stored])
+    write_pictures(_new(tmp_path), [stored])
     (chunk,) = (path for path in (tmp_path / "a.zarr" / name / "c").rglob("*") if path.is_file())
     chunk.unlink()
-    reader = PictureReader(tmp_path / "a.zarr")
+    reader = PictureReader(place_of(tmp_path), "a.zarr")
     with pytest.raises(ValueError, match=f"{name}: row 0 has lost its chunk"):
         _ = (reader.source_size(0), reader.picture(0))
 
@@ -192,8 +197,13 @@ def test_a_lost_array_of_pictures_is_an_error_and_not_zeros(tmp_path: Path, name
 def test_a_lost_view_of_nothing_or_of_zeros_is_an_error_and_one_that_is_there_comes_back(
     tmp_path: Path, view: Label, within_its_shard: bool
 ):
-    write_labels(tmp_path / "a.zarr", [_with_patch(view), _labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
-    (patch,) = LabelReader(tmp_path / "a.zarr").patches(0)
+    write_labels(
+        _new(tmp_path),
+        [_with_patch(view), _labels(0, 32, 48)],
+        context_px=48,
+        depth_space="depth_metric",
+    )
+    (patch,) = LabelReader(place_of(tmp_path), "a.zarr").patches(0)
     assert (patch.valid == view.valid).all()
     assert (patch.values == 0).all()
     if within_its_shard:  # Zarr drops a chunk that it is told to empty, and writes the shard anew with right checksums
@@ -202,7 +212,7 @@ def test_a_lost_view_of_nothing_or_of_zeros_is_an_error_and_one_that_is_there_co
         array.with_config({"write_empty_chunks": False})[0] = 0
     else:
         (tmp_path / "a.zarr/patch/c/0/0/0").unlink()
-    reader = LabelReader(tmp_path / "a.zarr")
+    reader = LabelReader(place_of(tmp_path), "a.zarr")
     with pytest.raises(ValueError, match="patch: row 0 has lost its chunk"):
         reader.patches(0)
     assert not within_its_shard or len(reader.patches(1)) == 3
@@ -210,7 +220,7 @@ def test_a_lost_view_of_nothing_or_of_zeros_is_an_error_and_one_that_is_there_co
 
 def test_a_part_whose_writer_left_out_what_is_zero_is_read_as_before(tmp_path: Path):
     labels = [_with_patch(_nothing(20)), None]
-    write_labels(tmp_path / "a.zarr", labels, context_px=48, depth_space="depth_metric")
+    write_labels(_new(tmp_path), labels, context_px=48, depth_space="depth_metric")
     group = zarr.open_group(tmp_path / "a.zarr", mode="r+", zarr_format=3)
     for _, array in list(group.arrays()):
         array.with_config({"write_empty_chunks": False})[...] = np.asarray(array[...])
@@ -218,7 +228,7 @@ def test_a_part_whose_writer_left_out_what_is_zero_is_read_as_before(tmp_path: P
     chunks = [path for path in (tmp_path / "a.zarr").glob("*/c/**/*") if path.is_file()]
     left_out = {"patch", "patch_scale", "patch_offset"}
     assert {path.relative_to(tmp_path / "a.zarr").parts[0] for path in chunks} == {"context", *_TABLES} - left_out
-    reader = LabelReader(tmp_path / "a.zarr")
+    reader = LabelReader(place_of(tmp_path), "a.zarr")
     assert not reader.patches(0)[0].valid.any()
     assert reader.context(1) is None
     label, wanted = reader.context(0), labels[0]
@@ -229,16 +239,21 @@ def test_a_part_whose_writer_left_out_what_is_zero_is_read_as_before(tmp_path: P
 
 def test_a_view_without_any_valid_pixel_comes_back_as_one(tmp_path: Path):
     nothing = Label(values=np.zeros((9, 9), np.float32), valid=np.zeros((9, 9), bool))
-    write_labels(tmp_path / "a.zarr", [ImageLabels(context=nothing, patches=())], context_px=9, depth_space="depth_metric")
-    label = LabelReader(tmp_path / "a.zarr").context(0)
+    write_labels(
+        _new(tmp_path),
+        [ImageLabels(context=nothing, patches=())],
+        context_px=9,
+        depth_space="depth_metric",
+    )
+    label = LabelReader(place_of(tmp_path), "a.zarr").context(0)
     assert label is not None
     assert not label.valid.any()
 
 
 def test_a_flipped_bit_in_the_labels_is_an_error_or_changes_nothing(tmp_path: Path):
-    write_labels(tmp_path / "a.zarr", [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
+    write_labels(_new(tmp_path), [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
     shard = tmp_path / "a.zarr/context/c/0/0/0"
-    sound, whole = LabelReader(tmp_path / "a.zarr").context(0), shard.read_bytes()
+    sound, whole = LabelReader(place_of(tmp_path), "a.zarr").context(0), shard.read_bytes()
     assert sound is not None
     rng, noticed = random.Random(3), 0
     for _ in range(60):
@@ -246,7 +261,7 @@ def test_a_flipped_bit_in_the_labels_is_an_error_or_changes_nothing(tmp_path: Pa
         damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         shard.write_bytes(damaged)
         try:
-            label = LabelReader(tmp_path / "a.zarr").context(0)
+            label = LabelReader(place_of(tmp_path), "a.zarr").context(0)
         except (ValueError, RuntimeError, IndexError, OverflowError):
             noticed += 1
         else:
@@ -259,8 +274,8 @@ def test_pictures_come_back_as_the_jpeg_pixels(tmp_path: Path):
     picture = np.asarray(Image.linear_gradient("L").convert("RGB").resize((40, 24)))
     jpeg = encode_picture(picture)
     stored = ContextPicture(jpeg=jpeg, extent=(24, 40), source_size=(24, 40), source=SourceBox(0, 0, 24, 40))
-    write_pictures(tmp_path / "a.zarr", [None, stored, stored])
-    reader = PictureReader(tmp_path / "a.zarr")
+    write_pictures(_new(tmp_path), [None, stored, stored])
+    reader = PictureReader(place_of(tmp_path), "a.zarr")
     assert len(reader) == 3
     assert reader.picture(0) is None
     back = reader.picture(2)
@@ -273,8 +288,9 @@ def test_pictures_come_back_as_the_jpeg_pixels(tmp_path: Path):
 
 
 def _one_picture(folder: Path, content: bytes, extent: tuple[int, int] = (24, 40)) -> PictureReader:
-    write_pictures(folder, [ContextPicture(jpeg=content, extent=extent, source_size=extent, source=SourceBox(0, 0, *extent))])
-    return PictureReader(folder)
+    picture = ContextPicture(jpeg=content, extent=extent, source_size=extent, source=SourceBox(0, 0, *extent))
+    write_pictures(place_of(folder.parent).new_folder(folder.name), [picture])
+    return PictureReader(place_of(folder.parent), folder.name)
 
 
 def test_a_picture_that_is_a_program_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -305,16 +321,16 @@ def test_a_group_of_zarr_version_2_whose_codecs_may_execute_what_they_read_is_no
     for name in _TABLES:
         group.create_array(name, data=np.zeros((1, 4), np.int32))
     with pytest.raises(ValueError, match="found no group of Zarr version 3"):
-        LabelReader(tmp_path / "a.zarr").context(0)
+        LabelReader(place_of(tmp_path), "a.zarr").context(0)
 
 
 @pytest.mark.parametrize(("name", "shape"), [("context_scale", [10**9]), ("context", [1, 10**6, 10**6])])
 def test_an_array_that_says_it_is_huge_is_refused_before_it_fills_the_memory(tmp_path: Path, name: str, shape: list[int]):
-    write_labels(tmp_path / "a.zarr", [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
+    write_labels(_new(tmp_path), [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
     path = tmp_path / "a.zarr" / name / "zarr.json"
     document = json.loads(path.read_text())
     document["shape"] = document["chunk_grid"]["configuration"]["chunk_shape"] = shape
     document["codecs"][0]["configuration"]["chunk_shape"] = shape
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match=rf"{name}: found \d+ bytes to be read at once, expected 67108864 at most"):
-        LabelReader(tmp_path / "a.zarr").context(0)
+        LabelReader(place_of(tmp_path), "a.zarr").context(0)

@@ -94,7 +94,7 @@ def test_a_driver_that_is_killed_takes_ray_along_and_the_next_run_ends_the_same(
 ):
     """Killed when something is committed, and while a worker hangs in a unit."""
     arguments = _command(tmp_path / "run", scenes_tar, checkpoints)
-    hang = Fault(UNIT_STEPS["primary: its last file gets its name"], "sleep")
+    hang = Fault(UNIT_STEPS["primary: its last file is written"], "sleep")
     process = start([*arguments, "--workers", "2"], [hang], tmp_path / "marks")
     deadline = time.monotonic() + 240
     while not list((tmp_path / "marks").iterdir()):
@@ -423,8 +423,8 @@ def test_a_worker_that_sees_another_run_or_none_refuses_in_words_and_writes_noth
 def test_a_commit_that_cannot_be_seen_here_is_refused_and_one_that_comes_late_is_not(tmp_path: Path):
     manifest = tmp_path / "part.json"
     with pytest.raises(RunNotSharedError, match="a worker has committed it"):
-        require_seen(manifest, timeout_s=0.1)
+        require_seen(tmp_path, manifest.name, timeout_s=0.1)
     late = Timer(0.2, manifest.touch)
     late.start()
-    require_seen(manifest, timeout_s=60)
+    require_seen(tmp_path, manifest.name, timeout_s=60)
     late.join()

@@ -54,8 +54,12 @@ def made_units(tmp_path: Path, checkpoints: Path, files: dict[str, bytes], **cha
     return [replace(unit, attempt="a0") for unit in units_left(run)]
 
 
+def _folder(unit: Unit) -> Path:
+    return unit.run_dir / unit.arrays
+
+
 def _labels(unit: Unit) -> LabelReader:
-    return LabelReader(unit.folder)
+    return LabelReader(manifests.place_of(unit.run_dir), unit.arrays)
 
 
 @pytest.mark.parametrize("context", ["whole", "square"])
@@ -72,7 +76,7 @@ def test_every_view_lies_where_its_box_says_within_half_a_pixel(
     )
     label_images_part(images, WallClock())
     label_teacher_part(primary, _ColumnOfTheRamp(checkpoints), WallClock())
-    picture = PictureReader(images.folder)
+    picture = PictureReader(manifests.place_of(images.run_dir), images.arrays)
     (top, left, box_height, box_width), reader = np.asarray(picture._table("context_box"))[0], _labels(primary)
     label, seen = reader.context(0), picture.picture(0)
     assert label is not None
@@ -140,7 +144,7 @@ def test_the_second_attempt_at_a_part_is_discarded_and_the_first_stays(tmp_path:
     second = replace(images, attempt="b1")
     assert not label_images_part(second, WallClock()).committed
     assert manifest.read_bytes() == before
-    assert not second.folder.exists()
+    assert not _folder(second).exists()
     assert manifests.verify(images.run_dir) == []
 
 
@@ -174,7 +178,7 @@ def test_whatever_is_raised_once_the_manifest_has_its_name_the_arrays_that_it_na
         patch.setattr(os, call, struck)
         with pytest.raises(type(error)):
             label_images_part(images, WallClock())
-    assert manifests.load_part(images.run_dir, "images", images.part).zarr == images.folder.name
+    assert manifests.load_part(images.run_dir, "images", images.part).zarr == _folder(images).name
     assert manifests.verify(images.run_dir, deep=True) == []
     assert not label_images_part(replace(images, attempt="b1"), WallClock()).committed
 
@@ -185,10 +189,10 @@ def test_whatever_is_raised_before_that_nothing_of_the_attempt_is_left(
 ):
     images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", _fails_after(os.fsync, error, lambda path: path.name == images.folder.name))
+        patch.setattr(os, "fsync", _fails_after(os.fsync, error, lambda path: path.name == _folder(images).name))
         with pytest.raises(type(error)):
             label_images_part(images, WallClock())
-    assert os.listdir(images.folder.parent) == []
+    assert os.listdir(_folder(images).parent) == []
 
 
 def test_while_a_manifest_cannot_be_read_no_arrays_that_it_may_name_are_removed_and_the_first_error_is_raised(
@@ -200,10 +204,10 @@ def test_while_a_manifest_cannot_be_read_no_arrays_that_it_may_name_are_removed_
     lost = replace(images, attempt="b1")
     assert not label_images_part(lost, WallClock()).committed
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", _fails_after(os.fsync, OSError("the first"), lambda path: path == images.folder))
+        patch.setattr(os, "fsync", _fails_after(os.fsync, OSError("the first"), lambda path: path == _folder(images)))
         with pytest.raises(OSError, match="the first"):
             label_images_part(images, WallClock())
-    assert sorted(os.listdir(manifest.parent)) == sorted([manifest.name, images.folder.name, lost.folder.name])
+    assert sorted(os.listdir(manifest.parent)) == sorted([manifest.name, _folder(images).name, _folder(lost).name])
 
 
 def test_a_removal_that_fails_does_not_hide_the_first_error(tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
@@ -212,7 +216,7 @@ def test_a_removal_that_fails_does_not_hide_the_first_error(tmp_path: Path, chec
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EBUSY, "the second")
 
-    monkeypatch.setattr(os, "fsync", _fails_after(os.fsync, OSError("the first"), lambda path: True))
+    monkeypatch.setattr(os, "fsync", _fails_after(os.fsync, OSError("the first"), lambda path: ".zarr" in str(path)))
     monkeypatch.setattr(os, "rmdir", refuse)
     with pytest.raises(OSError, match="the first") as caught:
         label_images_part(images, WallClock())
@@ -225,7 +229,7 @@ def test_a_removal_that_fails_does_not_hide_the_first_error(tmp_path: Path, chec
         (lambda folder: (folder / "jpeg/c/0").unlink(), "jpeg/c/0 was written and is gone"),
         (lambda folder: (folder / "jpeg/c/1").touch(), "jpeg/c/1 is there and was not written"),
         (lambda folder: os.truncate(folder / "jpeg/c/0", 7), "found 7 bytes"),
-        (shutil.rmtree, "No such file or directory"),
+        (shutil.rmtree, "jpeg/c/0 was written and is gone"),
     ],
 )
 def test_arrays_that_are_not_what_was_written_are_not_committed(
@@ -235,15 +239,15 @@ def test_arrays_that_are_not_what_was_written_are_not_committed(
     images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
     scandir, changes = os.scandir, [change]
 
-    def list_changed(path: Path | int):
-        if path == images.folder and changes:
-            changes.pop()(images.folder)
+    def list_changed(path: int):
+        if Path(f"/proc/self/fd/{path}").resolve() == _folder(images) and changes:
+            changes.pop()(_folder(images))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", list_changed)
     with pytest.raises(OSError, match=message):
         label_images_part(images, WallClock())
-    assert os.listdir(images.folder.parent) == []
+    assert os.listdir(_folder(images).parent) == []
 
 
 def test_a_manifest_lists_every_file_that_was_written_even_where_a_folder_cannot_be_listed_in_the_meantime(
