@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -100,10 +100,14 @@ class LocalFolder(Place):
     def leftovers(self, folder: str) -> list[str]:
         return [entry.name for entry in self.entries(folder) if durable.ASIDE_NAME.fullmatch(entry.name)]
 
-    def hold(self, *, exclusive: bool) -> AbstractContextManager[None]:
-        """Leaves an empty file, of which an flock is held; the folder must be there."""
+    @contextmanager
+    def hold(self, *, exclusive: bool) -> Iterator[None]:
+        """Leaves an empty file, of which an flock is held. Where that holds nothing is said in `manifests.lock`."""
+        with self.folder([], make=True):
+            pass
         other = "a labelling, `repair` or `clean`" if exclusive else "`python -m manifests repair` or `clean`"
-        return hold_file(self.root / LOCK_NAME, exclusive=exclusive, in_use=f"{self.root}: in use by {other}")
+        with hold_file(self.root / LOCK_NAME, exclusive=exclusive, in_use=f"{self.root}: in use by {other}"):
+            yield
 
     @contextmanager
     def folder(self, parts: list[str], *, make: bool = False, sync: bool = True) -> Iterator[int]:

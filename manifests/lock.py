@@ -28,7 +28,8 @@ class RunInUseError(RuntimeError):
 def hold_run(run_dir: Path, *, exclusive: bool) -> Iterator[None]:
     """Holds the run while the block runs: beside others that share it, or alone. Never waits.
 
-    Leaves an empty file RUN/.driver.lock; the folder must be there. Raises RunInUseError, or OSError where it cannot write.
+    Makes the run's folder where there is none; leaves an empty file RUN/.driver.lock. Raises RunInUseError, or OSError
+    where it cannot write.
     """
     with place_of(run_dir).hold(exclusive=exclusive):
         yield

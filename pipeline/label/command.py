@@ -171,7 +171,6 @@ def label(config: LabelConfig) -> LabelReport:
     cannot be written; and what `drive` raises.
     """
     wanted = describe_run(config, read_sources(config.sources))
-    manifests.make_folder(config.run)
     correcting = needs_correction(wanted)
     try:
         with manifests.hold_run(config.run, exclusive=config.retry_failed or correcting):

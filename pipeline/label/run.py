@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import manifests
+from manifests.place import PlaceError
 from pipeline.config import resolved
 from pipeline.label.queue import WORKER_TROUBLE
 from stages.labelling.units import IMAGES, Unit
@@ -115,21 +115,21 @@ def enter_run(wanted: WantedRun, *, alone: bool) -> OpenRun:
     alone: nobody else has the run, so that teachers of which nothing is committed may be replaced. Raises RunMismatchError for
     a run that is, or stays, another one.
     """
-    path, corrections = wanted.run_dir / "run.json", []
-    if not path.exists():
+    place, corrections = manifests.place_of(wanted.run_dir), []
+    if not place.exists("run.json"):
         for (source, _), (described, table) in zip(wanted.sources, wanted.catalogues, strict=True):
-            _write_or_match(wanted.run_dir / "catalog" / f"{source.name}.parquet", table)
-            _write_or_match(wanted.run_dir / "catalog" / f"{source.name}.json", described)
-        manifests.write_exclusively(path, manifests.to_json(wanted.record))  # or another driver was first
+            _create_or_match(place, manifests.table_path(Path(), source.name).as_posix(), table)
+            _create_or_match(place, manifests.catalogue_path(Path(), source.name).as_posix(), described)
+        place.create("run.json", manifests.to_json(wanted.record))  # or another driver was first
     found = manifests.load_run(wanted.run_dir)
     if differences := _differences(found, wanted.record):
         if not (alone and _may_be_corrected(wanted.run_dir, found, wanted.record, differences)):
             raise _mismatch(wanted.run_dir, differences)
         corrections = _correct(wanted.run_dir, found, wanted.record, differences)
-    content = path.read_bytes()
+    content = place.read("run.json", limit_bytes=manifests.MAX_RECORD_BYTES)
     return OpenRun(
         run_dir=wanted.run_dir,
-        record=manifests.parse_run(content, str(path)),
+        record=manifests.parse_run(content, place.shown("run.json")),
         record_sha256=hashlib.sha256(content).hexdigest(),
         corrections=tuple(corrections),
         plan=wanted.plan,
@@ -140,7 +140,7 @@ def enter_run(wanted: WantedRun, *, alone: bool) -> OpenRun:
 
 def needs_correction(wanted: WantedRun) -> bool:
     """Whether the run in the folder becomes the wanted one by replacing teachers of which nothing is committed."""
-    if not (wanted.run_dir / "run.json").exists():
+    if not manifests.place_of(wanted.run_dir).exists("run.json"):
         return False
     found = manifests.load_run(wanted.run_dir)
     differences = _differences(found, wanted.record)
@@ -149,9 +149,12 @@ def needs_correction(wanted: WantedRun) -> bool:
 
 def refuse_replaced(run: OpenRun) -> None:
     """Raises RunMismatchError where another command has corrected the run since it was opened."""
-    path = run.run_dir / "run.json"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != run.record_sha256:
-        raise RunMismatchError(f"{path}: another command has replaced a teacher just now; run again to see which")
+    place = manifests.place_of(run.run_dir)
+    found = place.read("run.json", limit_bytes=manifests.MAX_RECORD_BYTES)
+    if hashlib.sha256(found).hexdigest() != run.record_sha256:
+        raise RunMismatchError(
+            f"{place.shown('run.json')}: another command has replaced a teacher just now; run again to see which"
+        )
 
 
 def _located(spec: TeacherSpec) -> TeacherSpec:
@@ -159,12 +162,17 @@ def _located(spec: TeacherSpec) -> TeacherSpec:
     return replace(spec, checkpoint=str(Path(spec.checkpoint).absolute())) if Path(spec.checkpoint).is_dir() else spec
 
 
-def _write_or_match(path: Path, content: bytes) -> None:
+def _create_or_match(place: manifests.Place, name: str, content: bytes) -> None:
     """Raises RunMismatchError where the file is there with other content: of a command that never came to its run.json."""
-    if not manifests.write_exclusively(path, content) and path.read_bytes() != content:
+    if place.create(name, content):
+        return
+    with place.open(name) as stream:
+        found = hashlib.file_digest(stream, "sha256").digest()
+    if found != hashlib.sha256(content).digest():
         raise RunMismatchError(
-            f"{path}: describes a source of other content, and there is no run.json: left by a command that was stopped, or by "
-            f"one that starts just now; remove {path.parent} if no other command is at work, and run again"
+            f"{place.shown(name)}: describes a source of other content, and there is no run.json: left by a command that was "
+            f"stopped, or by one that starts just now; remove {place.shown('catalog')} if no other command is at work, and run "
+            "again"
         )
 
 
@@ -281,7 +289,7 @@ def _correct(
         columns=tuple(kept.get(column.name, column) for column in wanted.columns),
         configuration={**found.configuration, **teachers},
     )
-    manifests.write_replacing(run_dir / "run.json", manifests.to_json(record))
+    manifests.place_of(run_dir).replace("run.json", manifests.to_json(record))
     words = [f"column {column}: {'; '.join(unequal)}" for column, unequal in differences.items()]
     words += [f"column {column}: no longer there" for column in renamed]
     return [f"{run_dir / 'run.json'}: corrected, nothing of it was committed: {line}" for line in words]
@@ -292,19 +300,21 @@ def _forget(run_dir: Path, column: str) -> None:
 
     No link is followed, and what no command of ours writes stays; `verify` names both.
     """
-    folder = manifests.column_dir(run_dir, column)
-    if folder.is_symlink() or not folder.is_dir():
+    place, folder = manifests.place_of(run_dir), manifests.column_dir(Path(), column).as_posix()
+    try:
+        entries = place.entries(folder)
+    except PlaceError:
         return
-    others = 0
-    for path in list(folder.iterdir()):
-        if path.name.endswith(".failure.json"):
-            path.unlink()
-        elif path.name.endswith(".zarr") and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            others += 1
-    if not others:
-        folder.rmdir()
+    ours = [
+        entry.name
+        for entry in entries
+        if (entry.name.endswith(".zarr") and entry.kind == "folder")
+        or (entry.name.endswith(".failure.json") and entry.kind in ("file", "link"))
+    ]
+    for name in ours:
+        place.remove(f"{folder}/{name}")
+    if len(ours) == len(entries):
+        place.remove(folder)
 
 
 def _named(sources: tuple[manifests.SourceRecord, ...]) -> str:
