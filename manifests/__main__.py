@@ -23,7 +23,7 @@ from manifests.compare import compare
 from manifests.licences import licence_class
 from manifests.litter import clean
 from manifests.lock import RunInUseError
-from manifests.place import is_url
+from manifests.place import is_url, place_of
 from manifests.repair import repair
 from manifests.run import NotARunError
 from manifests.schema import InvalidRecordError
@@ -76,7 +76,7 @@ def _run_folder(argument: str) -> Path:
     if is_url(argument):
         raise argparse.ArgumentTypeError(f"{argument}: a URL; runs are read from folders: copy it to one, and name that")
     path = Path(argument)
-    return path.parent if path.name == "run.json" and path.is_file() else path
+    return path.parent if path.name == "run.json" and place_of(path.parent).exists(path.name) else path
 
 
 def _parser() -> argparse.ArgumentParser:

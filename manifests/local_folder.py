@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
+from typing import Literal
 
 from manifests import durable
 from manifests.local_new_folder import LocalNewFolder
 from manifests.lock import LOCK_NAME, hold_file
-from manifests.place import MAX_DEPTH, Entry, Kind, LinkError, Place, PlaceError, TooLargeError, WrongKindError
+from manifests.place import MAX_DEPTH, Entry, Kind, LinkError, Place, PlaceError, TooLargeError, WrongKindError, parts_of, split
 
 _TRAVERSE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a writer would wait for one
@@ -33,15 +34,7 @@ class LocalFolder(Place):
     def open(self, name: str) -> BufferedReader:
         folders, last = split(name)
         with self.folder(folders) as folder:
-            try:
-                descriptor = os.open(last, _READ, dir_fd=folder)
-            except OSError as error:
-                raise self._in_words(error, folder, last, name, "file") from error
-        kind = _kind(os.fstat(descriptor).st_mode)
-        if kind != "file":
-            os.close(descriptor)
-            raise self._wrong_kind(name, kind, "file")
-        return os.fdopen(descriptor, "rb")
+            return os.fdopen(self._open_in(folder, last, name, "file"), "rb")
 
     def read(self, name: str, *, limit_bytes: int) -> bytes:
         with self.open(name) as stream:
@@ -62,15 +55,19 @@ class LocalFolder(Place):
 
     def entries(self, folder: str) -> list[Entry]:
         try:
-            with self.folder(_parts(folder)) as descriptor:
-                return sorted(_scan(descriptor, with_sizes=False), key=_name)
+            with self.folder(parts_of(folder)) as descriptor:
+                return sorted(_listed(descriptor), key=_name)
         except FileNotFoundError:
             return []
 
     def tree(self, folder: str) -> list[Entry]:
         try:
-            with self.folder(_parts(folder)) as descriptor:
-                return sorted(self._walk(descriptor, "", f"{folder}/"), key=_name)
+            with self.folder(parts_of(folder)) as descriptor:
+                listed = os.open(".", durable.LIST, dir_fd=descriptor)
+                try:
+                    return sorted(self._walk(listed, "", f"{folder}/"), key=_name)
+                finally:
+                    os.close(listed)
         except FileNotFoundError:
             return []
 
@@ -131,6 +128,25 @@ class LocalFolder(Place):
         finally:
             os.close(descriptor)
 
+    @contextmanager
+    def opened(self, folder: int, last: str, name: str, expected: Literal["file", "folder"]) -> Iterator[int]:
+        """A descriptor of something in an open folder; `name` is its name in the run, for messages."""
+        descriptor = self._open_in(folder, last, name, expected)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _open_in(self, folder: int, last: str, name: str, expected: Literal["file", "folder"]) -> int:
+        try:
+            descriptor = os.open(last, _READ if expected == "file" else _TRAVERSE, dir_fd=folder)
+        except OSError as error:
+            raise self._in_words(error, folder, last, name, expected) from error
+        if expected == "file" and (kind := _kind(os.fstat(descriptor).st_mode)) != "file":
+            os.close(descriptor)
+            raise self._wrong_kind(name, kind, "file")
+        return descriptor
+
     def _open_root(self, make: bool) -> int:
         try:
             return os.open(self.root, _TRAVERSE & ~os.O_NOFOLLOW)
@@ -179,7 +195,7 @@ class LocalFolder(Place):
             yield entry._replace(name=prefix + entry.name)
             if entry.kind == "folder":
                 with suppress(FileNotFoundError):  # an attempt that is discarded meanwhile
-                    inner = os.open(entry.name, _TRAVERSE, dir_fd=descriptor)
+                    inner = os.open(entry.name, durable.LIST, dir_fd=descriptor)
                     try:
                         yield from self._walk(inner, f"{prefix}{entry.name}/", f"{shown}{entry.name}/")
                     finally:
@@ -193,7 +209,7 @@ class LocalFolder(Place):
             raise self._too_deep(name)
         inner = os.open(last, _TRAVERSE, dir_fd=folder)
         try:
-            for entry in _scan(inner, with_sizes=False):
+            for entry in _listed(inner):
                 with suppress(FileNotFoundError):
                     self._remove(inner, entry.name, f"{name}/{entry.name}")
         finally:
@@ -212,29 +228,19 @@ class LocalFolder(Place):
         return TooLargeError(errno.ENAMETOOLONG, f"found more than {MAX_DEPTH} folders in each other", self.shown(name))
 
 
-def split(name: str) -> tuple[list[str], str]:
-    """The folders on the way to something in the run, and its own name."""
-    *folders, last = _parts(name) or [""]
-    if not last:
-        raise ValueError(f"{name!r}: expected the name of something in the run")
-    return folders, last
-
-
-def _parts(name: str) -> list[str]:
-    parts = name.split("/") if name else []
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise ValueError(f"{name!r}: expected a path below the run, without empty parts, '.' and '..'")
-    return parts
-
-
-def _scan(descriptor: int, *, with_sizes: bool) -> list[Entry]:
-    """What lies in an open folder; read at once, so that it does not change while its entries are removed."""
+def _listed(descriptor: int) -> list[Entry]:
+    """What lies in a folder that is open to look through it only."""
     listed = os.open(".", durable.LIST, dir_fd=descriptor)
     try:
-        with os.scandir(listed) as entries:
-            return [found for entry in entries if (found := _described(entry, with_sizes))]
+        return _scan(listed, with_sizes=False)
     finally:
         os.close(listed)
+
+
+def _scan(listed: int, *, with_sizes: bool) -> list[Entry]:
+    """What lies in an open folder; read at once, so that it does not change while its entries are removed."""
+    with os.scandir(listed) as entries:
+        return [found for entry in entries if (found := _described(entry, with_sizes))]
 
 
 def _described(entry: os.DirEntry[str], with_size: bool) -> Entry | None:

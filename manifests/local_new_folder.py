@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BufferedReader
+from itertools import groupby
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from manifests import durable
-from manifests.place import NewFolder, UnexpectedFilesError
+from manifests.place import NewFolder, UnexpectedFilesError, split
 from manifests.schema import FileRecord
 
 if TYPE_CHECKING:
@@ -43,18 +44,33 @@ class LocalNewFolder(NewFolder):
 
     def publish(self) -> tuple[FileRecord, ...]:
         self._refuse_other_files()
-        folders = {self.name}
-        for name in self._sizes:
-            with self.open(name) as stream:
-                os.fsync(stream.fileno())
-            parents = name.split("/")[:-1]
-            folders.update("/".join([self.name, *parents[: i + 1]]) for i in range(len(parents)))
-        for inner in sorted(folders, reverse=True):  # what is inside of a folder comes before it
-            with self._place.folder(inner.split("/")) as folder:
-                durable.sync_folder(folder)
-        with self._place.folder(self.name.split("/")[:-1]) as folder:
-            durable.sync_folder(folder)
-        return tuple(self._record(name) for name in sorted(self._sizes))
+        records: list[FileRecord] = []
+        names, (folders, last) = sorted(self._sizes), split(self.name)
+        with self._place.folder(folders) as parent:
+            with self._place.folder([*folders, last]) as folder:
+                self._visit(folder, names, lambda _, file: os.fsync(file), durable.sync_folder)
+                durable.sync_folder(parent)
+                self._visit(folder, names, lambda name, file: records.append(self._record(name, file)))
+        return tuple(records)
+
+    def _visit(
+        self,
+        folder: int,
+        names: Sequence[str],
+        do: Callable[[str, int], None],
+        leave: Callable[[int], None] = lambda _: None,
+        prefix: str = "",
+    ) -> None:
+        """Opens the files of a folder, each folder in it once, and leaves a folder after what is inside of it."""
+        for head, group in groupby(names, key=lambda name: name.partition("/")[0]):
+            below = [rest for name in group if (rest := name.partition("/")[2])]
+            shown = f"{self.name}/{prefix}{head}"
+            with self._place.opened(folder, head, shown, "folder" if below else "file") as found:
+                if below:
+                    self._visit(found, below, do, leave, f"{prefix}{head}/")
+                else:
+                    do(prefix + head, found)
+        leave(folder)
 
     def _refuse_other_files(self) -> None:
         found = {entry.name for entry in self._place.tree(self.name) if entry.kind != "folder"}
@@ -65,11 +81,11 @@ class LocalNewFolder(NewFolder):
             advice = "someone else changes this folder, or the disk has lost it: try again"
             raise UnexpectedFilesError(f"{self._place.shown(self.name)}: {listed}; {advice}")
 
-    def _record(self, name: str) -> FileRecord:
-        with self.open(name) as stream:
-            found, size_bytes = os.fstat(stream.fileno()).st_size, self._sizes[name]
-            if found != size_bytes:
-                shown = self._place.shown(f"{self.name}/{name}")
-                raise UnexpectedFilesError(f"{shown}: found {found} bytes, but {size_bytes} were written; try again")
+    def _record(self, name: str, file: int) -> FileRecord:
+        found, size_bytes = os.fstat(file).st_size, self._sizes[name]
+        if found != size_bytes:
+            shown = self._place.shown(f"{self.name}/{name}")
+            raise UnexpectedFilesError(f"{shown}: found {found} bytes, but {size_bytes} were written; try again")
+        with os.fdopen(file, "rb", closefd=False) as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return FileRecord(path=f"{self.name.rpartition('/')[2]}/{name}", size_bytes=size_bytes, sha256=digest)

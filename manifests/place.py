@@ -71,6 +71,22 @@ def place_of(run_dir: Path) -> Place:
     return LocalFolder(run_dir)
 
 
+def split(name: str) -> tuple[list[str], str]:
+    """The folders on the way to something in the run, and its own name."""
+    *folders, last = parts_of(name) or [""]
+    if not last:
+        raise ValueError(f"{name!r}: expected the name of something in the run")
+    return folders, last
+
+
+def parts_of(name: str) -> list[str]:
+    """The parts of a name, none for the run itself. Raises ValueError for one that is not below the run."""
+    parts = name.split("/") if name else []
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise ValueError(f"{name!r}: expected a path below the run, without empty parts, '.' and '..'")
+    return parts
+
+
 class Place(ABC):
     """A run's files. Can be sent to other processes.
 

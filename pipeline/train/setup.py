@@ -82,7 +82,7 @@ def is_finished(config: TrainConfig) -> bool:
     if not (config.output / WEIGHTS).exists():
         return False
     settings = base_settings(config)
-    if (config.run / "run.json").exists():
+    if manifests.place_of(config.run).exists("run.json"):
         settings |= dataset_settings(open_dataset(config))
     with suppress(OSError):
         settings |= checkpoint_settings(config)

@@ -55,16 +55,17 @@ def _record_steps(record: str, path: str) -> dict[str, Step]:
     }
 
 
-def _unit_steps(column: str, last_array: str) -> dict[str, Step]:
+def _unit_steps(column: str, first: str, last: str) -> dict[str, Step]:
+    """`last` is the file that is written last; `first`, which is the first by name, is synced first."""
     folder = rf"columns/{column}/[^/]+\.zarr"
     listed, settled = ("os.scandir", folder + "$"), ("open", rf"columns/{column}$")
     return {
         f"{column}: the attempt's folder is made": Step("os.mkdir", folder + "$"),
         f"{column}: its first file is opened": Step("open", folder + "/[^/]+$"),
         f"{column}: its first file is written": Step("os.mkdir", folder + "/[^/]+$"),
-        f"{column}: its last file is opened": Step("open", f"{folder}/{last_array}$"),
+        f"{column}: its last file is opened": Step("open", f"{folder}/{last}$"),
         f"{column}: its last file is written": Step(*listed),
-        f"{column}: its first file is synced": Step("open", folder + r"/zarr\.json$", (listed,)),
+        f"{column}: its first file is synced": Step("open", f"{folder}/{first}$", (listed,)),
         f"{column}: its last file is synced and its name is": Step(*settled, (listed,)),
         f"{column}: its files are hashed": Step("open", folder + "/.+", (listed, settled)),
         **_record_steps(f"{column}: the manifest", rf"columns/{column}/\.[^/]+\.json"),
@@ -82,9 +83,9 @@ RUN_STEPS = {
 
 UNIT_STEPS = {
     "images: a photograph is read": Step("open", r"\.tar$", (("open", r"/\.driver\.lock$"),)),
-    **_unit_steps("images", "context_box/c/0/0"),
+    **_unit_steps("images", "context_box/c/0/0", "context_box/c/0/0"),
     "primary: a photograph is read": Step("open", r"\.tar$", (("os.mkdir", r"columns/primary/[^/]+\.zarr$"),)),
-    **_unit_steps("primary", "patch_start/c/0"),
+    **_unit_steps("primary", "context/c/0/0/0", "patch_start/c/0"),
 }
 """Steps of a unit of the column `images`, and of a teacher's."""
 
