@@ -27,10 +27,11 @@ from PIL import Image
 
 import manifests
 from pipeline.label import pool as label_pool
-from pipeline.label.command import PRESETS, LabelConfig, demo_teacher
+from pipeline.label.config import PRESETS, LabelConfig, demo_teacher
 from pipeline.label.drive import DriveOptions, drive
 from pipeline.label.pool import Resources
-from pipeline.label.run import OpenRun, open_run, read_sources, units_left
+from pipeline.label.run import OpenRun, open_run, units_left
+from pipeline.label.sources import read_sources
 from pipeline.label.worker import LabelWorker, Task, WallClock
 from stages.label_store import Label, LabelReader, decode_label, encode_label
 from stages.labelling.flow import Predictor, View, in_batches
@@ -243,16 +244,15 @@ def _driver_rows(place: Path, units: int, committed: int) -> list[tuple[str, str
     run = _wide_run(place / "driver", units)
     todo = [unit for unit in units_left(run) if unit.column == "images"]
     label_pool.LabelWorker = _NoOpWorker  # type: ignore[misc]
-    resources = {column.name: Resources(num_cpus=1, num_gpus=0) for column in run.record.columns}
+    resources = {column.name: Resources(num_cpus=1, num_gpus=0) for column in run.columns}
     options = DriveOptions(workers=2, resources=resources)
     started_s = _seconds(lambda: drive(run, todo[:2], options))
     driven_s = _seconds(lambda: drive(run, todo, options))
     label_pool.LabelWorker = LabelWorker  # type: ignore[misc]
     wide = _wide_run(place / "wide", committed)
-    for column in wide.record.columns:
+    for column in wide.columns:
         folder = manifests.column_dir(wide.run_dir, column.name)
-        folder.mkdir(parents=True)
-        for part in manifests.parts(wide.record):
+        for part in manifests.parts(wide.run):
             (folder / f"{part.name}.json").touch()
     decided_s = _seconds(lambda: units_left(wide))
     return [

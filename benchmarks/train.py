@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pipeline.label.command import PRESETS as LABEL_PRESETS
-from pipeline.label.command import LabelConfig, default_workers, demo_teacher, label
+from pipeline.label.command import label
+from pipeline.label.config import PRESETS as LABEL_PRESETS
+from pipeline.label.config import LabelConfig, default_workers, demo_teacher
 from pipeline.train.config import PRESETS, TrainConfig
 from pipeline.train.labels import open_dataset
 from pipeline.train.ranks import Place

@@ -25,7 +25,7 @@ from manifests.litter import clean
 from manifests.lock import RunInUseError
 from manifests.place import is_url, place_of
 from manifests.repair import repair
-from manifests.run import NotARunError
+from manifests.run import NotARunError, is_record
 from manifests.schema import InvalidRecordError
 from manifests.summary import ColumnSummary, RunSummary, summarize
 from manifests.verify import Damage, count_checks, examine
@@ -33,9 +33,9 @@ from manifests.verify import Damage, count_checks, examine
 SOUND, PROBLEMS, USAGE_ERROR, OUTPUT_CLOSED = 0, 1, 2, 128 + signal.SIGPIPE
 _SHOWN_DIFFERENCES = 50
 _REWRITE = (
-    "run.json and catalog/ say what the run is, and cannot be made from the rest of it. Restore them from a copy; or move both "
-    "out of the run and give the command that made it again: with the same settings over the same sources it writes them anew, "
-    "and the parts that are committed stay."
+    "run.json, catalog/ and each column.json say what the run is, and cannot be made from the rest of it. Restore the damaged "
+    "ones from a copy; or move them out of the run and give the command that made it again: with the same settings over the "
+    "same sources it writes them anew, and the parts that are committed stay."
 )
 
 
@@ -128,7 +128,8 @@ def _summary(run: Path, as_json: bool) -> int:
 def _summary_lines(summary: RunSummary) -> list[str]:
     sources = f"{summary.sources_total} source{'s' * (summary.sources_total != 1)}"
     lines = [f"{summary.run_dir}: {summary.images_total} images, {summary.parts_total} parts, {sources}", ""]
-    lines += [*_table([_row(column) for column in summary.columns]), ""]
+    if summary.columns:
+        lines += [*_table([_row(column) for column in summary.columns]), ""]
     for column in summary.columns:
         if column.rejected:
             lines.append(f"{column.name}: rejected {_kinds(column.rejected)}")
@@ -233,7 +234,7 @@ def _repair(run: Path, quick: bool, dry_run: bool, as_json: bool) -> int:
         if report.left:
             print("Not to be repaired here:")
             _print_damage(report.left)
-        if any(item.where == "run.json" or item.where.startswith("catalog/") for item in report.left):
+        if any(is_record(item.where) for item in report.left):
             print(_REWRITE)
         again = "it" if len(report.dropped) == 1 else "them"
         advice = f"; to make {again} again, give the command that made the run" if report.dropped else ""

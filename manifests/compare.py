@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from manifests.run import catalogue_path, committed_parts, load_catalogue, load_part, load_run, manifest_path
-from manifests.schema import PartManifest, RunRecord
+from manifests.run import Run, catalogue_path, committed_parts, load_part, load_run, manifest_path
+from manifests.schema import Catalogue, PartManifest
 
 _NOTHING = "nothing"
 
@@ -36,10 +36,12 @@ def compare(run_a: Path, run_b: Path) -> list[Difference]:
     """
     a, b = load_run(run_a), load_run(run_b)
     found = _differences("run.json", _run_fields(a), _run_fields(b))
-    for source in sorted(_names(a.sources) & _names(b.sources)):
-        where = str(catalogue_path(Path(), source))
-        found += _differences(where, *(_catalogue_fields(run, source) for run in (run_a, run_b)))
-    for column in sorted(_names(a.columns) & _names(b.columns)):
+    sources_b = {source.source: source for source in b.sources}
+    for source in a.sources:
+        if other := sources_b.get(source.source):
+            where = str(catalogue_path(Path(), source.source))
+            found += _differences(where, _catalogue_fields(source), _catalogue_fields(other))
+    for column in sorted({column.name for column in a.columns} & {column.name for column in b.columns}):
         parts_a, parts_b = committed_parts(run_a, column), committed_parts(run_b, column)
         for part in sorted(parts_a | parts_b):
             where = str(manifest_path(Path(), column, part))
@@ -51,18 +53,14 @@ def compare(run_a: Path, run_b: Path) -> list[Difference]:
     return found
 
 
-def _names(records: Any) -> set[str]:
-    return {record.name for record in records}
-
-
-def _run_fields(run: RunRecord) -> dict[str, str]:
+def _run_fields(run: Run) -> dict[str, str]:
     """What decides the run's content; where its sources lie, and the command's words, do not."""
     return _flat(
         {
             "seed": run.seed,
             "part_size": run.part_size,
             "plan": run.plan,
-            "sources": {source.name: {"kind": source.kind, "images": source.images} for source in run.sources},
+            "sources": {source.source: {"kind": source.source_kind, "images": source.images} for source in run.sources},
             "columns": {
                 column.name: {"depth_space": column.depth_space, "fingerprint": column.fingerprint} for column in run.columns
             },
@@ -70,9 +68,9 @@ def _run_fields(run: RunRecord) -> dict[str, str]:
     )
 
 
-def _catalogue_fields(run_dir: Path, source: str) -> dict[str, str]:
-    catalogue = dataclasses.asdict(load_catalogue(run_dir, source))
-    return _flat({field: catalogue[field] for field in ("size_bytes", "images", "table_sha256", "problems")})
+def _catalogue_fields(source: Catalogue) -> dict[str, str]:
+    catalogue = dataclasses.asdict(source)
+    return _flat({field: catalogue[field] for field in ("size_bytes", "images", "rows_sha256", "table_sha256", "problems")})
 
 
 def _part_fields(manifest: PartManifest) -> dict[str, str]:

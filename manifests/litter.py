@@ -1,34 +1,38 @@
 """What interrupted work leaves in a run, and nothing else: finding it, and removing it.
 
-Litter is: `.zarr` folders that no manifest names, files aside that never got their name, failure records of parts that are
-committed since. A file that a sound manifest vouches for, a record, and anything that no command of ours writes, is never
-touched; nor are the folders of a part whose manifest cannot be read, since there is no telling which of them it named. Of a
-link with such a name only the link is litter.
+Litter is: `.zarr` folders that no manifest names, tables that no catalogue names, files aside that never got their name, and
+failure records of parts that are committed since. A file that a sound manifest vouches for, a record, and anything that no
+command of ours writes, is never touched; nor are the folders of a part whose manifest cannot be read, since there is no telling
+which of them it named. Of a link with such a name only the link is litter.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 from manifests.lock import hold_run
 from manifests.place import place_of
-from manifests.run import PartId, column_dir, failure_path, list_column, load_run, parts
+from manifests.run import PartId, Run, column_dir, failure_path, list_column, load_run, parts, table_path
 from manifests.summary import read_part
+
+_TABLE_NAME = re.compile(r"[A-Za-z0-9].*\.[0-9a-f]{16}\.parquet")
 
 
 def clean(run_dir: Path, *, dry_run: bool = False) -> list[str]:
     """Removes the run's litter and returns its paths, relative to the run; `dry_run` only returns them.
 
-    Raises RunInUseError while a driver is known to be at work (not with `dry_run`), NotARunError, InvalidRecordError for
-    run.json, OSError where it may not remove something.
+    Raises RunInUseError while a driver is known to be at work (not with `dry_run`), NotARunError, InvalidRecordError for a
+    record of the run, a source or a column, OSError where it may not remove something.
     """
     run, place = load_run(run_dir), place_of(run_dir)
     catalogued = {part.name: part for part in parts(run)}
     with nullcontext() if dry_run else hold_run(run_dir, exclusive=True):
         columns = [column_dir(Path(), column.name).as_posix() for column in run.columns]
         litter = [name for folder in ("", "catalog", *columns) for name in _files_aside(run_dir, folder)]
+        litter += _unnamed_tables(run_dir, run)
         litter += [name for column in run.columns for name in column_litter(run_dir, column.name, catalogued)]
         for name in () if dry_run else litter:
             place.remove(name)
@@ -50,6 +54,13 @@ def column_litter(run_dir: Path, column: str, catalogued: Mapping[str, PartId]) 
     for zarr in sorted(listing.zarrs - named):
         if not zarr.startswith(unsure):
             yield (column_dir(Path(), column) / zarr).as_posix()
+
+
+def _unnamed_tables(run_dir: Path, run: Run) -> list[str]:
+    """Tables that no catalogue names: their command died before it wrote that, or another one was first."""
+    named = {table_path(Path(), source).name for source in run.sources}
+    entries = place_of(run_dir).entries("catalog")
+    return [f"catalog/{e.name}" for e in entries if _TABLE_NAME.fullmatch(e.name) and e.kind == "file" and e.name not in named]
 
 
 def _files_aside(run_dir: Path, folder: str) -> Iterator[str]:

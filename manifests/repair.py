@@ -17,11 +17,10 @@ from pathlib import Path
 from manifests.litter import column_litter
 from manifests.lock import hold_run
 from manifests.place import place_of
-from manifests.run import committed_parts, failure_path, load_part, load_run, manifest_path, parts
+from manifests.run import IMAGES, committed_parts, failure_path, load_part, manifest_path, parts, read_run
 from manifests.schema import InvalidRecordError
 from manifests.verify import Damage, verify
 
-IMAGES = "images"
 _MISMATCH = {"wrong_fingerprint", "wrong_depth_space"}
 _UNPROVEN = {"unreadable", "link"}
 _OF_OTHER_VERSIONS = {"wrong_version", "unknown_key"}
@@ -53,7 +52,7 @@ def repair(run_dir: Path, damage: Iterable[Damage] | None = None, *, dry_run: bo
     Raises RunInUseError while a driver is known to be at work (not with `dry_run`), NotARunError, OSError.
     """
     with suppress(InvalidRecordError, OSError):  # that is damage, and reported below
-        load_run(run_dir)
+        read_run(run_dir)
     with nullcontext() if dry_run else hold_run(run_dir, exclusive=True):
         report = _plan(run_dir, list(verify(run_dir) if damage is None else damage))
         if not dry_run:
@@ -98,12 +97,12 @@ def _unproven(damage: list[Damage]) -> set[Damage]:
 
 
 def _teachers(run_dir: Path) -> list[str]:
-    """Every column's folder but that of the images, also of columns that run.json does not name."""
+    """Every column's folder but that of the images, also of columns without a record."""
     return [entry.name for entry in place_of(run_dir).entries("columns") if entry.kind == "folder" and entry.name != IMAGES]
 
 
 def _suspect_columns(run_dir: Path, damage: list[Damage]) -> set[str]:
-    """Columns in which not one of several parts agrees with run.json: then it is run.json that is out of place."""
+    """Columns in which not one of several parts agrees with column.json: then it is that record that is out of place."""
     wrong = {(item.column, item.part) for item in damage if item.column and item.kind in _MISMATCH}
     counts = {column: sum(name == column for name, _ in wrong) for column, _ in wrong if column}
     return {column for column, count in counts.items() if 1 < count == len(committed_parts(run_dir, column))}
@@ -125,7 +124,7 @@ def _pixels_return(run_dir: Path, part: str, damage: list[Damage]) -> bool:
 def _carry_out(run_dir: Path, report: RepairReport) -> None:
     """Manifests first: without one a part is absent, whatever of its arrays is still there, and `clean` would remove that."""
     place, here = place_of(run_dir), Path()
-    catalogued = {part.name: part for part in parts(load_run(run_dir))} if report.dropped else {}
+    catalogued = {part.name: part for part in parts(read_run(run_dir)[0])} if report.dropped else {}
     for name in report.removed:
         place.remove(name)
     for item in report.dropped:

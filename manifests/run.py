@@ -1,4 +1,4 @@
-"""Reading a run: its record, its parts, and what has been committed of them.
+"""Reading a run: its records put together, its parts, and what has been committed of them.
 
 Everything here reads, through `manifests.place`; nothing is cached, so that what is returned is what is on disk at that moment.
 """
@@ -6,27 +6,37 @@ Everything here reads, through `manifests.place`; nothing is cached, so that wha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from manifests.checker import Scalar
 from manifests.place import place_of
 from manifests.schema import (
+    MAX_PARTS,
     MAX_RECORD_BYTES,
     Catalogue,
+    ColumnRecord,
     FailureRecord,
     InvalidRecordError,
     PartManifest,
-    RunRecord,
     ValidationProblem,
     parse_catalogue,
+    parse_column,
     parse_failure,
     parse_part,
     parse_run,
 )
 
-MANIFEST_SUFFIX, FAILURE_SUFFIX, ZARR_SUFFIX = ".json", ".failure.json", ".zarr"
+MANIFEST_SUFFIX, FAILURE_SUFFIX, ZARR_SUFFIX, TABLE_SUFFIX = ".json", ".failure.json", ".zarr", ".parquet"
+RUN_RECORD, COLUMN_RECORD = "run.json", "column.json"
+IMAGES = "images"
+_THREADS = 8  # a network disk wants several requests at once
+UNREADABLE = (InvalidRecordError, OSError, MemoryError, ImportError)
+"""What reading may raise for want of a package, of memory, of descriptors, or for what is in a file."""
 
 
 class NotARunError(ValueError):
@@ -34,13 +44,27 @@ class NotARunError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run's records say together, when they were read: run.json, the catalogue of each source, by name, and the record
+    of each column, `images` first and then by name."""
+
+    seed: int
+    part_size: int
+    plan: Mapping[str, Any]
+    configuration: Mapping[str, Any]
+    sources: tuple[Catalogue, ...]
+    columns: tuple[ColumnRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PartId:
-    """A part of the run: the images `number * part_size` onwards of one source."""
+    """A part of the run: the images `number * part_size` onwards of one source. `rows_sha256` is the source's."""
 
     source: str
     number: int
     name: str
     images: int
+    rows_sha256: str
 
 
 def column_dir(run_dir: Path, column: str) -> Path:
@@ -63,19 +87,59 @@ def catalogue_path(run_dir: Path, source: str) -> Path:
     return Path(run_dir, "catalog", f"{source}.json")
 
 
-def table_path(run_dir: Path, source: str) -> Path:
-    """The table of the images of a source."""
-    return Path(run_dir, "catalog", f"{source}.parquet")
+def table_path(run_dir: Path, catalogue: Catalogue) -> Path:
+    """The table of the images of a source. It is named by its content: a command that died between the table and the catalogue
+    that names it is in nobody's way."""
+    return Path(run_dir, "catalog", f"{catalogue.source}.{catalogue.table_sha256[:16]}{TABLE_SUFFIX}")
 
 
-def load_run(run_dir: Path) -> RunRecord:
-    """The run's record. Raises NotARunError where there is none, OSError, InvalidRecordError where it cannot be trusted."""
+def column_record_path(run_dir: Path, column: str) -> Path:
+    """The record of a column."""
+    return column_dir(run_dir, column) / COLUMN_RECORD
+
+
+def is_record(place: str) -> bool:
+    """Whether a path in a run is that of a record from which the rest of it is read: of the run, a source or a column."""
+    return place == RUN_RECORD or place.startswith("catalog/") or place.endswith(f"/{COLUMN_RECORD}")
+
+
+def load_run(run_dir: Path) -> Run:
+    """The run's records put together. Raises NotARunError where there is no run.json; OSError or InvalidRecordError where that,
+    or the record of any source or column, cannot be read or trusted."""
+    run, unread = read_run(run_dir)
+    for error in unread.values():
+        raise error
+    return run
+
+
+def read_run(run_dir: Path) -> tuple[Run, dict[Path, Exception]]:
+    """The run as far as its records can be trusted, and why the others cannot be read, by their path in the run.
+
+    Raises as `load_run`, but for the records of sources and columns.
+    """
     try:
-        raw = _read(run_dir, Path("run.json"))
+        raw = _read(run_dir, Path(RUN_RECORD))
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{run_dir}: not a run: found no run.json in it, expected a folder made by `python -m pipeline.label`"
         raise NotARunError(message) from error
-    return parse_run(raw, str(Path(run_dir, "run.json")))
+    record = parse_run(raw, str(Path(run_dir, RUN_RECORD)))
+    unread: dict[Path, Exception] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sources = _loaded(
+            pool, partial(load_catalogue, run_dir), partial(catalogue_path, Path()), _source_names(run_dir, unread), unread
+        )
+        columns = _loaded(
+            pool, partial(load_column, run_dir), partial(column_record_path, Path()), _column_names(run_dir, unread), unread
+        )
+    run = Run(
+        seed=record.seed,
+        part_size=record.part_size,
+        plan=record.plan,
+        configuration=record.configuration,
+        sources=tuple(_within_limit(run_dir, sources, record.part_size, unread)),
+        columns=tuple(sorted(columns, key=lambda column: (column.name != IMAGES, column.name))),
+    )
+    return run, unread
 
 
 def load_catalogue(run_dir: Path, source: str) -> Catalogue:
@@ -84,6 +148,14 @@ def load_catalogue(run_dir: Path, source: str) -> Catalogue:
     catalogue = parse_catalogue(_read(run_dir, catalogue_path(Path(), source)), str(path))
     _refuse_misplaced(path, [("source", catalogue.source, source)])
     return catalogue
+
+
+def load_column(run_dir: Path, column: str) -> ColumnRecord:
+    """The record of a column. Raises OSError, or InvalidRecordError, also where it is another column's."""
+    path = column_record_path(run_dir, column)
+    record = parse_column(_read(run_dir, column_record_path(Path(), column)), str(path))
+    _refuse_misplaced(path, [("name", record.name, column)])
+    return record
 
 
 def load_part(run_dir: Path, column: str, part: str) -> PartManifest:
@@ -116,19 +188,91 @@ def _refuse_misplaced(path: Path, names: Iterable[tuple[str, str, str]]) -> None
         raise InvalidRecordError(str(path), problems)
 
 
+RecordT = TypeVar("RecordT")
+
+
+def _loaded(
+    pool: ThreadPoolExecutor,
+    load: Callable[[str], RecordT],
+    place: Callable[[str], Path],
+    names: Iterable[str],
+    unread: dict[Path, Exception],
+) -> list[RecordT]:
+    """The records of these names, in their order, that can be read."""
+    found = []
+    for name, loading in [(name, pool.submit(load, name)) for name in names]:
+        try:
+            found.append(loading.result())
+        except UNREADABLE as error:
+            unread[place(name)] = error
+    return found
+
+
+def _source_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
+    names = (name for name, _ in _entries(run_dir, "catalog", unread))
+    return [name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX)]
+
+
+def _column_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
+    """Folders in which there is a column's record, whatever may be in it."""
+    folders = [name for name, kind in _entries(run_dir, "columns", unread) if kind == "folder"]
+    return [
+        name for name in folders if any(entry == COLUMN_RECORD for entry, _ in _entries(run_dir, f"columns/{name}", unread))
+    ]
+
+
+def _entries(run_dir: Path, folder: str, unread: dict[Path, Exception]) -> list[tuple[str, str]]:
+    """Name and kind of what is in a folder and is not hidden."""
+    try:
+        return [(e.name, e.kind) for e in place_of(run_dir).entries(folder) if not e.name.startswith(".")]
+    except OSError as error:
+        unread[Path(folder)] = error
+        return []
+
+
+def _within_limit(
+    run_dir: Path, sources: Iterable[Catalogue], part_size: int, unread: dict[Path, Exception]
+) -> Iterator[Catalogue]:
+    """The sources as long as their parts can be listed in memory."""
+    count = 0
+    for source in sources:
+        count += -(-source.images // part_size)
+        if count <= MAX_PARTS:
+            yield source
+        else:
+            message = (
+                f"with it the run has {count} parts of {part_size} images, expected at most {MAX_PARTS}: choose larger parts"
+            )
+            problem = ValidationProblem("images", "wrong_value", message)
+            unread[catalogue_path(Path(), source.source)] = InvalidRecordError(
+                str(catalogue_path(run_dir, source.source)), [problem]
+            )
+
+
 def part_names(source_name: str, images: int, part_size: int) -> list[str]:
     """The names of a source's parts, in order: as many as it takes to hold its images."""
     return [f"{source_name}.{number:05d}" for number in range(-(-images // part_size))]
 
 
-def parts(run: RunRecord) -> list[PartId]:
+def parts(run: Run) -> list[PartId]:
     """Every part of the run, in the order of its sources. All but the last of a source hold `part_size` images."""
     size = run.part_size
     return [
-        PartId(source=source.name, number=number, name=name, images=min(size, source.images - number * size))
+        PartId(
+            source=source.source,
+            number=number,
+            name=name,
+            images=min(size, source.images - number * size),
+            rows_sha256=source.rows_sha256,
+        )
         for source in run.sources
-        for number, name in enumerate(part_names(source.name, source.images, size))
+        for number, name in enumerate(part_names(source.source, source.images, size))
     ]
+
+
+def part_fingerprint(column: ColumnRecord, rows_sha256: str) -> dict[str, Scalar]:
+    """What a manifest must say decided its part: all of the column's fingerprint, and the rows of its source."""
+    return {**column.fingerprint, "rows_sha256": rows_sha256}
 
 
 def committed_parts(run_dir: Path, column: str) -> set[str]:
@@ -151,7 +295,7 @@ def list_column(run_dir: Path, column: str) -> ColumnListing:
     Raises OSError where the folder cannot be listed, a LinkError where it is a link.
     """
     entries = place_of(run_dir).entries(column_dir(Path(), column).as_posix())
-    names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.name != COLUMN_RECORD]
     failures = {name for name in names if name.endswith(FAILURE_SUFFIX)}
     return ColumnListing(
         manifests={name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX)}

@@ -21,14 +21,15 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from manifests.checker import MAX_PROBLEMS, Rule, Scalar, TooManyProblemsError, ValidationProblem, printable, read_value, shown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHECKSUM_KEY = "record_sha256"
 MAX_RECORD_BYTES = 1 << 24
-"""Of a record as a file, 16 MiB: room for some 50,000 images of a part, sources of a run or problems of a source. Decoded, its
-text may take eight times as much."""
+"""Of a record as a file, 16 MiB: room for some 50,000 images of a part or problems of a source. Decoded, its text may take
+eight times as much."""
 _MAX_VALUES = 1 << 21  # what a few bytes of JSON can become is many times as large in memory
 _MAX_OF_PLAN = {"contexts_per_image": 4096, "context_px": 8192}  # what is made for each image, and the side of it
-_MAX_PARTS = 500_000  # a run's parts are listed in memory
+MAX_PARTS = 500_000
+"""Of a run: they are listed in memory."""
 _CHECKSUM = re.compile(rb'\n  "%s": "([0-9a-f]{64})"' % CHECKSUM_KEY.encode())
 
 
@@ -64,58 +65,37 @@ DepthSpace = Literal["disparity_affine_invariant", "depth_affine_invariant", "de
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceRecord:
-    """A source as the run took it in; `catalogue_sha256` is the digest of catalog/<name>.json."""
-
-    name: Name
-    kind: Literal["tar", "folder"]
-    location: str
-    images: Count
-    catalogue_sha256: Sha256
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnRecord:
-    """A column of the run; `fingerprint` is everything that decides its content. `depth_space` is null for `images`."""
-
-    name: Name
-    depth_space: DepthSpace | None
-    fingerprint: Mapping[str, Scalar]
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """run.json: what the run is."""
+    """run.json: what never changes, whatever sources and columns are added to the run."""
 
     KIND: ClassVar[str] = "run"
     seed: int
     part_size: Positive
     plan: Mapping[str, Any]
-    sources: tuple[SourceRecord, ...]
-    columns: tuple[ColumnRecord, ...]
     configuration: Mapping[str, Any]
 
     def inconsistencies(self) -> Iterator[ValidationProblem]:
-        for field, records in (("sources", self.sources), ("columns", self.columns)):
-            first_at = {record.name: i for i, record in reversed(list(enumerate(records)))}
-            for i, record in enumerate(records):
-                if (first := first_at[record.name]) < i:
-                    message = f"found {record.name!r} here and in {field}[{first}], expected it once"
-                    yield ValidationProblem(f"{field}[{i}].name", "duplicate", message)
-        if (parts := sum(-(-source.images // self.part_size) for source in self.sources)) > _MAX_PARTS:
-            message = f"found {parts} parts of {self.part_size} images, expected at most {_MAX_PARTS}: choose larger parts"
-            yield ValidationProblem("part_size", "wrong_value", message)
         for key, most in _MAX_OF_PLAN.items():
             if key in self.plan and not (type(value := self.plan[key]) is int and 1 <= value <= most):
                 message = f"found {shown(value)}, expected an integer from 1 to {most}"
                 yield ValidationProblem(f"plan.{key}", "wrong_value", message)
-        if not self.columns or self.columns[0].name != "images":
-            yield ValidationProblem("columns", "wrong_value", "expected the column 'images' to be first")
-        for i, column in enumerate(self.columns):
-            if (column.name == "images") != (column.depth_space is None):
-                expected = "null for 'images'" if column.name == "images" else f"a depth space for {column.name!r}"
-                message = f"found {column.depth_space!r}, expected {expected}"
-                yield ValidationProblem(f"columns[{i}].depth_space", "wrong_value", message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnRecord:
+    """columns/<column>/column.json: what decides a column's content, but for the images it is made of. `depth_space` is null
+    for `images`; `configuration` has the teacher as it was resolved, empty for `images`."""
+
+    KIND: ClassVar[str] = "column"
+    name: Name
+    depth_space: DepthSpace | None
+    fingerprint: Mapping[str, Scalar]
+    configuration: Mapping[str, Any]
+
+    def inconsistencies(self) -> Iterator[ValidationProblem]:
+        if (self.name == "images") != (self.depth_space is None):
+            expected = "null for 'images'" if self.name == "images" else f"a depth space for {self.name!r}"
+            yield ValidationProblem("depth_space", "wrong_value", f"found {self.depth_space!r}, expected {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +109,9 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """catalog/<source>.json: what was found in one source; `table_sha256` is the digest of the parquet file beside it."""
+    """catalog/<source>.json: what was found in one source when it was added to the run. `table_sha256` is the digest of its
+    parquet file, `rows_sha256` of every image's key, place and size in it; `extends` names the source of the same folder that
+    was there before these files were."""
 
     KIND: ClassVar[str] = "catalogue"
     source: Name
@@ -137,8 +119,10 @@ class Catalogue:
     source_kind: Literal["tar", "folder"]
     size_bytes: Count
     images: Count
+    rows_sha256: Sha256
     table_sha256: Sha256
     problems: tuple[Problem, ...]
+    extends: Name | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +188,7 @@ class Volatile:
 
 @dataclass(frozen=True, kw_only=True)
 class PartManifest:
-    """columns/<column>/<part>.json: the commit record of a part."""
+    """columns/<column>/<part>.json: the commit record of a part. `fingerprint` is the column's and its source's rows_sha256."""
 
     KIND: ClassVar[str] = "part"
     column: Name
@@ -243,7 +227,7 @@ class FailureRecord:
     images: Count
 
 
-Record = RunRecord | Catalogue | PartManifest | FailureRecord
+Record = RunRecord | ColumnRecord | Catalogue | PartManifest | FailureRecord
 RecordT = TypeVar("RecordT", bound=Record)
 
 
@@ -280,6 +264,11 @@ def parse_run(raw: bytes, where: str) -> RunRecord:
     return _parse(RunRecord, raw, where)
 
 
+def parse_column(raw: bytes, where: str) -> ColumnRecord:
+    """The content of a column's record. Raises InvalidRecordError."""
+    return _parse(ColumnRecord, raw, where)
+
+
 def parse_catalogue(raw: bytes, where: str) -> Catalogue:
     """The content of catalog/<source>.json. Raises InvalidRecordError."""
     return _parse(Catalogue, raw, where)
@@ -298,6 +287,11 @@ def parse_failure(raw: bytes, where: str) -> FailureRecord:
 def validate_run(document: object) -> list[ValidationProblem]:
     """All problems of a decoded run.json; empty when it is valid. A file of another version has only that problem."""
     return _read_record(document, RunRecord)[1]
+
+
+def validate_column(document: object) -> list[ValidationProblem]:
+    """All problems of a decoded column record."""
+    return _read_record(document, ColumnRecord)[1]
 
 
 def validate_catalogue(document: object) -> list[ValidationProblem]:

@@ -22,15 +22,15 @@ from manifests.place import place_of
 from manifests.run import (
     ColumnListing,
     PartId,
+    Run,
     list_column,
-    load_catalogue,
     load_failure,
     load_part,
-    load_run,
     manifest_path,
     parts,
+    read_run,
 )
-from manifests.schema import MAX_RECORD_BYTES, ColumnRecord, DepthSpace, PartStatistics, RunRecord, has_right_checksum
+from manifests.schema import FORMAT_VERSION, MAX_RECORD_BYTES, ColumnRecord, DepthSpace, PartStatistics, has_right_checksum
 
 _NAMED_REJECTIONS = 20
 
@@ -132,20 +132,15 @@ class PartSummary:
 
 def summarize(run_dir: Path) -> RunSummary:
     """The whole run in numbers. Raises NotARunError, and InvalidRecordError for run.json; other damage is in the summary."""
-    run = load_run(run_dir)
+    run, unread = read_run(run_dir)
     catalogued = {part.name: part for part in parts(run)}
-    damage: list[str] = []
+    damage = [_first_lines(error) for error in unread.values()]
     source_problems: list[SourceProblems] = []
     for source in run.sources:
-        try:
-            found = load_catalogue(run_dir, source.name).problems
-        except (OSError, ValueError) as error:
-            damage.append(_first_lines(error))
-            continue
-        if found:
+        if found := source.problems:
             example = f"{found[0].where}: {found[0].message}"
             kinds = dict(Counter(problem.kind for problem in found))
-            source_problems.append(SourceProblems(source=source.name, kinds=kinds, example=example))
+            source_problems.append(SourceProblems(source=source.source, kinds=kinds, example=example))
     columns = tuple(_summarize_column(run_dir, column, catalogued) for column in run.columns)
     budget = _allowed_rejections(run)
     columns = tuple(
@@ -166,7 +161,7 @@ def summarize(run_dir: Path) -> RunSummary:
     )
 
 
-def _allowed_rejections(run: RunRecord) -> float | None:
+def _allowed_rejections(run: Run) -> float | None:
     fraction = run.configuration.get("max_rejected_fraction")
     return float(fraction) if isinstance(fraction, int | float) else None
 
@@ -303,7 +298,7 @@ def _skim(raw: bytes, column: str, part: str) -> PartSummary | None:
     if not raw.startswith(b'{\n  "column": "%s",\n' % column.encode()):
         return None
     files, _, rest = raw.partition(b'"files": [')[2].partition(b'],\n  "fingerprint": ')
-    images, _, end = rest.partition(b'"format_version": 1,\n  "images": [')[2].rpartition(b'],\n  "kind": ')
+    images, _, end = rest.partition(b'"format_version": %d,\n  "images": [' % FORMAT_VERSION)[2].rpartition(b'],\n  "kind": ')
     if not end.startswith(b'"part",\n'):
         return None
     after = json.loads(b'{"kind": ' + end)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import errno
 import hashlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,22 +23,24 @@ from typing import TYPE_CHECKING, NamedTuple
 from manifests.contents import faults
 from manifests.place import Entry, LinkError, TooLargeError, WrongKindError, place_of
 from manifests.run import (
+    UNREADABLE,
     ColumnListing,
     PartId,
+    Run,
     catalogue_path,
     column_dir,
     failure_path,
     fingerprint_differences,
     list_column,
-    load_catalogue,
     load_failure,
     load_part,
-    load_run,
     manifest_path,
+    part_fingerprint,
     parts,
+    read_run,
     table_path,
 )
-from manifests.schema import ColumnRecord, FileRecord, InvalidRecordError, PartManifest, RunRecord, SourceRecord
+from manifests.schema import Catalogue, ColumnRecord, FileRecord, InvalidRecordError, PartManifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,27 +68,27 @@ def verify(run_dir: Path, *, deep: bool = True) -> list[Damage]:
 
 
 def examine(run_dir: Path, *, deep: bool = True) -> Iterator[list[Damage]]:
-    """The same bit by bit: run.json, then a list for each source, each column, each record in it."""
+    """The same bit by bit: the run's own records, then a list for each source, each column, each record in it."""
     run_dir = Path(run_dir)
     try:
-        run = load_run(run_dir)
+        run, unread = read_run(run_dir)
     except LinkError:
         yield [Damage("run.json", "link", _LINK)]
         return
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         yield _described(Path("run.json"), error)
         return
-    yield _check_places(run_dir, run)
+    yield _check_places(run_dir, run, unread)
     keys: dict[str, pa.ChunkedArray | None] = {}
     for source in run.sources:
-        damage, keys[source.name] = _check_source(run_dir, source)
+        damage, keys[source.source] = _check_table(run_dir, source)
         yield damage
     known = {part.name: part for part in parts(run)}
     for column in run.columns:
         listing, damage = _listed(run_dir, column)
         place = column_dir(Path(), column.name)
         unknown = sorted((listing.manifests | listing.failures) - known.keys())
-        damage += [Damage(str(place / name), "unknown_part", "the run has no such part: remove its files") for name in unknown]
+        damage += [_unknown_part(place, name) for name in unknown if catalogue_path(Path(), _source_of(name)) not in unread]
         yield damage + _check_links(run_dir, column, listing)
         checks: list[Callable[[], list[Damage]]] = [
             partial(_check_failure, run_dir, column, known[name]) for name in sorted(listing.failures & known.keys())
@@ -101,8 +104,8 @@ def examine(run_dir: Path, *, deep: bool = True) -> Iterator[list[Damage]]:
 def count_checks(run_dir: Path) -> int:
     """How many lists `examine` will yield if nothing writes meanwhile. Raises NotARunError where there is no run.json."""
     try:
-        run = load_run(run_dir)
-    except _UNREADABLE:
+        run, _ = read_run(run_dir)
+    except UNREADABLE:
         return 1
     count, known = 1 + len(run.sources), {part.name for part in parts(run)}
     for column in run.columns:
@@ -146,26 +149,46 @@ _PROVEN = {
     "not_a_file": (WrongKindError, IsADirectoryError, NotADirectoryError),
     "too_large": TooLargeError,
 }
-# What reading may raise for want of a package, of memory, of descriptors, or for what is in the file.
-_UNREADABLE = (InvalidRecordError, OSError, MemoryError, ImportError)
 _LINK = "found a link, which is not followed: put in its place what it points to, or remove it"
 
 
-def _check_places(run_dir: Path, run: RunRecord) -> list[Damage]:
-    """Links among the run's own files and folders, and columns that it does not have."""
-    known, damage = {column.name for column in run.columns}, []
+def _check_places(run_dir: Path, run: Run, unread: Mapping[Path, Exception]) -> list[Damage]:
+    """Records of the run that cannot be read, links among its files and folders, and columns without a record."""
+    damage = [item for place, error in unread.items() for item in _described(place, error)]
     for folder in ("", "catalog", "columns"):
-        try:
+        with suppress(OSError):  # it is among the unread
             entries = place_of(run_dir).entries(folder)
-        except OSError as error:
-            damage += _described(Path(folder), error)
-            continue
-        damage += [Damage(str(Path(folder, entry.name)), "link", _LINK) for entry in entries if entry.kind == "link"]
-        if folder == "columns":
-            message = f"run.json does not name this column, only {', '.join(sorted(known))}"
-            names = [entry.name for entry in entries if entry.kind == "folder" and entry.name not in known]
-            damage += [Damage(f"columns/{name}", "unknown_column", message) for name in names]
+            damage += [Damage(str(Path(folder, entry.name)), "link", _LINK) for entry in entries if entry.kind == "link"]
+    known = {column.name for column in run.columns} | {place.parent.name for place in unread}
+    with suppress(OSError):
+        names = [entry.name for entry in place_of(run_dir).entries("columns") if entry.kind == "folder"]
+        damage += [_unknown_column(name) for name in names if name not in known and _holds_files(run_dir, name)]
     return damage
+
+
+def _holds_files(run_dir: Path, column: str) -> bool:
+    """Whether there is more in a column's folder than what a command that was stopped has left."""
+    try:
+        return any(not entry.name.startswith(".") for entry in place_of(run_dir).entries(f"columns/{column}"))
+    except OSError:
+        return False
+
+
+def _source_of(part: str) -> str:
+    return part.rpartition(".")[0]
+
+
+def _unknown_part(column: Path, name: str) -> Damage:
+    message = (
+        f"no catalogue has such a part: restore catalog/{_source_of(name)}.json if it is lost, or give the command that made "
+        "the run again; remove the part's files only if they came from elsewhere"
+    )
+    return Damage(str(column / name), "unknown_part", message)
+
+
+def _unknown_column(name: str) -> Damage:
+    message = "there is no column.json in it, so nothing tells what its labels are: restore that, or remove the folder"
+    return Damage(f"columns/{name}", "unknown_column", message)
 
 
 def _listed(run_dir: Path, column: ColumnRecord) -> tuple[ColumnListing, list[Damage]]:
@@ -206,22 +229,14 @@ def _links_in(run_dir: Path, zarr: Path) -> list[Damage]:
     return [Damage(str(zarr / entry.name), "link", _LINK) for entry in entries if entry.kind == "link"]
 
 
-def _check_source(run_dir: Path, source: SourceRecord) -> tuple[list[Damage], pa.ChunkedArray | None]:
-    """Damage of a source's catalogue and table, and the keys of its images; None where the table is not to be trusted."""
-    place, table_place = catalogue_path(Path(), source.name), table_path(Path(), source.name)
-    try:
-        catalogue = load_catalogue(run_dir, source.name)
-    except _UNREADABLE as error:
-        return _described(place, error), None
-    damage = _check_digest(run_dir, place, source.catalogue_sha256)
-    if catalogue.images != source.images:
-        message = f"found {catalogue.images} images, expected the {source.images} of run.json"
-        damage.append(Damage(str(place), "wrong_images", message))
-    table_damage = _check_digest(run_dir, table_place, catalogue.table_sha256)
-    keys = None
-    if not table_damage:
-        keys, table_damage = _read_keys(run_dir, table_place, source.images)
-    return damage + table_damage, None if damage else keys
+def _check_table(run_dir: Path, source: Catalogue) -> tuple[list[Damage], pa.ChunkedArray | None]:
+    """Damage of a source's table, and the keys of its images; None where the table is not to be trusted."""
+    place = table_path(Path(), source)
+    damage = _check_digest(run_dir, place, source.table_sha256)
+    if damage:
+        return damage, None
+    keys, damage = _read_keys(run_dir, place, source.images)
+    return damage, keys
 
 
 def _read_keys(run_dir: Path, place: Path, images: int) -> tuple[pa.ChunkedArray | None, list[Damage]]:
@@ -237,7 +252,7 @@ def _read_keys(run_dir: Path, place: Path, images: int) -> tuple[pa.ChunkedArray
             pyarrow.parquet.ParquetFile(stream, read_dictionary=["key"]) as table,
         ):
             if (rows := table.metadata.num_rows) != images:
-                message = f"found {rows} rows, expected the {images} images of run.json"
+                message = f"found {rows} rows, expected the {images} images of the catalogue"
                 return None, [Damage(str(place), "wrong_images", message)]
             return table.read(columns=["key"])["key"], []
     except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
@@ -264,14 +279,14 @@ def _check_failure(run_dir: Path, column: ColumnRecord, part: PartId) -> list[Da
         if failure.images != part.images:
             message = f"found {failure.images} images, expected the {part.images} of this part"
             damage = [Damage(str(place), "wrong_images", message)]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         damage = _described(place, error)
     return [item._replace(column=column.name, part=part.name) for item in damage]
 
 
 def _check_part(
     run_dir: Path,
-    run: RunRecord,
+    run: Run,
     column: ColumnRecord,
     part: PartId,
     zarrs: Sequence[str],
@@ -293,7 +308,7 @@ def _check_part(
             damage = [Damage(str(place / array), kind, message) for array, kind, message in found]
         for zarr in zarrs:
             damage += _links_in(run_dir, place.parent / zarr) if zarr != manifest.zarr else []
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         damage += _described(place, error)
     return [item._replace(column=column.name, part=part.name) for item in damage]
 
@@ -302,11 +317,11 @@ def _check_manifest(
     place: Path, manifest: PartManifest, column: ColumnRecord, part: PartId, keys: Sequence[str]
 ) -> list[Damage]:
     damage = [
-        Damage(str(place), "wrong_fingerprint", f"{difference}, from run.json")
-        for difference in fingerprint_differences(manifest.fingerprint, column.fingerprint)
+        Damage(str(place), "wrong_fingerprint", f"{difference}, from column.json and the catalogue")
+        for difference in fingerprint_differences(manifest.fingerprint, part_fingerprint(column, part.rows_sha256))
     ]
     if manifest.depth_space != column.depth_space:
-        message = f"found {manifest.depth_space!r}, expected {column.depth_space!r} from run.json"
+        message = f"found {manifest.depth_space!r}, expected {column.depth_space!r} from column.json"
         damage.append(Damage(str(place), "wrong_depth_space", message))
     if len(manifest.images) != part.images:
         message = f"found {len(manifest.images)} images, expected the {part.images} of this part"

@@ -16,7 +16,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
@@ -53,11 +53,13 @@ def parse_command(
     program: str,
     description: str,
     argv: Sequence[str] | None = None,
+    complete: Callable[[dict[str, Any], Sequence[str]], None] | None = None,
 ) -> ConfigT:
     """The resolved configuration of a command line.
 
-    presets: for each name, the field values that differ from the class's defaults. Prints all problems and exits with
-    status 2 where there are any; `--help` and misspelt flags are answered by tyro, which suggests the right ones.
+    presets: for each name, the field values that differ from the class's defaults. complete: changes the values of preset and
+    file in place, with the command line in view, before they become the defaults of its flags. Prints all problems and exits
+    with status 2 where there are any; `--help` and misspelt flags are answered by tyro, which suggests the right ones.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -74,7 +76,9 @@ def parse_command(
         from_file, problems = _read_toml(config_type, known.config)
         if problems:
             _refuse(program, problems)
-        values |= from_file
+        values |= {key: values.get(key, {}) | value if isinstance(value, dict) else value for key, value in from_file.items()}
+    if complete:
+        complete(values, arguments)
     default = _with_missing(config_type, values)
     config = tyro.cli(config_type, prog=program, description=description, args=arguments, default=default)
     if problems := url_problems(config) or config.problems():
@@ -92,6 +96,8 @@ def url_problems(config: Any, prefix: str = "") -> list[str]:
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             found += url_problems(value, f"{prefix}{name}.")
+        elif isinstance(value, dict):
+            found += [problem for key, one in value.items() for problem in url_problems(one, f"{prefix}{key}.")]
         elif name not in _MAY_BE_URLS:
             values = value if isinstance(value, tuple) else (value,)
             flag = _flag(name, hint, prefix)
@@ -209,6 +215,8 @@ def _convert(raw: Any, hint: Any) -> Any:
         raise TypeError(f"found {raw!r}, expected {hint}")
     if origin is tuple and isinstance(raw, list):
         return tuple(_convert(item, parameters[0]) for item in raw)
+    if origin is dict and isinstance(raw, dict):
+        return {key: _convert(item, parameters[1]) for key, item in raw.items()}
     if dataclasses.is_dataclass(hint) and isinstance(raw, dict):
         return _convert_table(raw, hint)
     if hint is Path and isinstance(raw, str):

@@ -9,14 +9,13 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NoReturn, Self
 
 from tqdm import tqdm
 
-import manifests
 from stages.labelling.units import Unit, UnitResult
 
 _LINE_EVERY_S = 15.0
@@ -41,16 +40,16 @@ class _Column:
 
 
 class ColumnProgress:
-    """Bars or lines for the columns of a run. rejected: images rejected by earlier runs of the command, by column."""
+    """Bars or lines for the columns of a run. total: images of each. rejected: those that earlier runs of the command rejected,
+    by column."""
 
-    def __init__(self, run: manifests.RunRecord, units: list[Unit], rejected: Mapping[str, int]) -> None:
-        total = sum(source.images for source in run.sources)
+    def __init__(self, columns: Sequence[str], total: int, units: list[Unit], rejected: Mapping[str, int]) -> None:
         left = Counter[str]()
         for unit in units:
             left[unit.column] += len(unit.rows)
         self._on_terminal = sys.stderr.isatty()
         self._columns: dict[str, _Column] = {}
-        for position, name in enumerate(column.name for column in run.columns):
+        for position, name in enumerate(columns):
             done = total - left[name]
             bar = tqdm(
                 total=total,

@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,7 +24,8 @@ install_import_hook(["stages"], "tests.typecheck.check")
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from pipeline.label.command import LabelConfig, label  # noqa: E402
+from pipeline.label.command import label  # noqa: E402
+from pipeline.label.config import LabelConfig  # noqa: E402
 from stages.demo_networks import OneStepDiffusion, build_depth_anything, save_depth_anything  # noqa: E402
 from stages.models import TeacherSpec  # noqa: E402
 from stages.scenes import render_scene  # noqa: E402
@@ -76,12 +78,19 @@ def label_config(run: Path, sources: tuple[str, ...], checkpoints: Path, **chang
     """The configuration that most tests label with: small teachers, small views, no Ray."""
     settings: dict[str, object] = {
         "plan": PLAN,
-        "primary": teacher_spec(checkpoints, "primary", "transformers"),
-        "assistant": teacher_spec(checkpoints, "assistant", "genpercept"),
+        "teachers": {
+            "primary": teacher_spec(checkpoints, "primary", "transformers"),
+            "assistant": teacher_spec(checkpoints, "assistant", "genpercept"),
+        },
         "part_size": 4,
         "workers": 0,
     }
     return LabelConfig(run=run, sources=sources, **(settings | changes))  # type: ignore[arg-type]
+
+
+def with_teachers(config: LabelConfig, *teachers: TeacherSpec) -> LabelConfig:
+    """The configuration with these teachers too, or in place of those of their names."""
+    return replace(config, teachers={**config.teachers, **{teacher.name: teacher for teacher in teachers}})
 
 
 def picture_bytes(image: Image.Image, suffix: str = "png", **options: object) -> bytes:

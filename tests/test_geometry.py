@@ -17,7 +17,8 @@ import zarr
 from PIL import Image
 
 import manifests
-from pipeline.label.run import open_run, read_sources, units_left
+from pipeline.label.run import open_run, units_left
+from pipeline.label.sources import read_sources
 from pipeline.label.worker import WallClock
 from stages.distillation.dataset import LabelDataset, Sample, SampleRequest
 from stages.labelling.units import IMAGES, label_images_part, label_teacher_part
@@ -103,8 +104,6 @@ def _label_run(folder: Path, checkpoints: Path, plan: ViewPlan, sizes: Sequence[
         (folder / "turned" / f"{name}.png").write_bytes(_turned(picture, 1 + index % 8))
     config = label_config(folder / "run", (str(tar), str(folder / "turned")), checkpoints, plan=plan, part_size=5)
     run = open_run(config, read_sources(config.sources))
-    for column in run.record.columns:
-        manifests.column_dir(run.run_dir, column.name).mkdir(parents=True, exist_ok=True)
     for unit in units_left(run):
         unit = replace(unit, attempt="a0")
         if unit.column == IMAGES:

@@ -25,9 +25,10 @@ import manifests
 from pipeline.config import USAGE_ERROR, parse_command
 from pipeline.demo.report import DemoRun, write_demo_report
 from pipeline.evaluate.command import evaluate_models, format_table, protocol
-from pipeline.label.command import DEMO_CHECKPOINTS, LabelConfig, default_workers, label
-from pipeline.label.command import PRESETS as LABEL_PRESETS
-from pipeline.label.run import RunMismatchError
+from pipeline.label.command import label
+from pipeline.label.config import DEMO_CHECKPOINTS, LabelConfig, default_workers
+from pipeline.label.config import PRESETS as LABEL_PRESETS
+from pipeline.label.sources import RunMismatchError
 from pipeline.train.command import TrainConfig, TrainingInterruptedError, train
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from pipeline.train.state import OutputMismatchError

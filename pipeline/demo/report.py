@@ -14,7 +14,7 @@ from PIL import Image
 
 import manifests
 from pipeline.evaluate.command import protocol
-from pipeline.label.command import LabelConfig
+from pipeline.label.config import LabelConfig
 from pipeline.report import Example, LossCurve, ModelScore, ReportContent, write_report
 from pipeline.train.config import TrainConfig
 from pipeline.train.log import METRICS
@@ -91,13 +91,13 @@ def write_demo_report(path: Path, run: DemoRun, timings_s: Mapping[str, float]) 
 
 def _examples(run: DemoRun) -> list[Example]:
     """The first held-out scenes, each seen by every network as the pipeline would show it."""
-    teachers = {spec.name: load_teacher(spec) for spec in run.label.teachers}
+    teachers = {name: load_teacher(spec) for name, spec in run.label.teachers.items()}
     students = {name: load_teacher(_student_spec(run, name)) for name in ("student before", "student after")}
     return [_example(run, seed, teachers, students) for seed in run.seeds[: run.examples]]
 
 
 def _student_spec(run: DemoRun, name: str) -> TeacherSpec:
-    space = run.label.primary.depth_space
+    space = run.label.teachers["primary"].depth_space
     return TeacherSpec(name=name, loader="transformers", checkpoint=str(run.models[name]), depth_space=space)
 
 
@@ -127,7 +127,7 @@ def _provenance(run: DemoRun) -> Mapping[str, Mapping[str, object]]:
     record = manifests.load_run(run.label.run)
     return {
         "Labels": {f"plan: {name}": value for name, value in record.plan.items()}
-        | {"seed": record.seed, "photographs": ", ".join(source.name for source in record.sources)},
+        | {"seed": record.seed, "photographs": ", ".join(source.source for source in record.sources)},
         "Training": {
             name: getattr(run.train, name)
             for name in ("seed", "steps", "batch_size", "primary_ratio", "normalization_shared", "normalization_local")

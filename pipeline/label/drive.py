@@ -46,7 +46,7 @@ class LabelReport:
 
     committed: int
     parts_done: int
-    """Committed in all columns, by this drive and before."""
+    """Committed in the columns and sources of this drive, by it and before."""
     parts_total: int
     failures: tuple[manifests.FailureRecord, ...]
     columns_given_up: dict[str, str]
@@ -134,7 +134,7 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
     full or read-only; PoolError where no worker can be had, RunNotSharedError where none sees the run; KeyboardInterrupt at the
     second Ctrl-C. What is committed stays.
     """
-    columns = tuple(column.name for column in run.record.columns)
+    columns = tuple(column.name for column in run.columns)
     queue = LabelQueue(
         units,
         {teacher.name: teacher for teacher in run.teachers},
@@ -146,7 +146,8 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
     )
     committed, failures = 0, list[manifests.FailureRecord]()
     if units:
-        with ColumnProgress(run.record, units, _rejected_before(run, units)) as progress:
+        images = sum(part.images for part in run.parts)
+        with ColumnProgress(columns, images, units, _rejected_before(run, units)) as progress:
             state = _Drive(queue, progress, options.sight_timeout_s)
             if options.workers == 0:
                 with _stop_on_interrupt(queue):
@@ -168,7 +169,7 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
     return LabelReport(
         committed=committed,
         parts_done=_parts_done(run),
-        parts_total=len(manifests.parts(run.record)) * len(columns),
+        parts_total=len(run.parts) * len(columns),
         failures=tuple(failures),
         columns_given_up=queue.given_up,
         interrupted=queue.stopping,
@@ -196,19 +197,19 @@ def require_seen(run_dir: Path, manifest: str, *, timeout_s: float) -> None:
 
 def _parts_done(run: OpenRun) -> int:
     """The parts of all columns that are committed now, whoever made them."""
-    parts = {part.name for part in manifests.parts(run.record)}
-    return sum(len(parts & manifests.committed_parts(run.run_dir, column.name)) for column in run.record.columns)
+    parts = {part.name for part in run.parts}
+    return sum(len(parts & manifests.committed_parts(run.run_dir, column.name)) for column in run.columns)
 
 
 def _proven(run: OpenRun, units: list[Unit]) -> set[str]:
     """Columns of which a part is committed."""
-    left = Counter(unit.column for unit in units)
-    return {column.name for column in run.record.columns if left[column.name] < len(manifests.parts(run.record))}
+    left, parts = Counter(unit.column for unit in units), len(run.parts)
+    return {column.name for column in run.columns if left[column.name] < parts}
 
 
 def _rejected_before(run: OpenRun, units: list[Unit]) -> dict[str, int]:
     """Images that earlier runs of the command rejected, by column; nothing is read where there were none."""
-    if len(units) == len(manifests.parts(run.record)) * len(run.record.columns):
+    if len(units) == len(run.parts) * len(run.columns):
         return {}
     return {column.name: sum(column.rejected.values()) for column in manifests.summarize(run.run_dir).columns}
 

@@ -7,21 +7,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 import manifests
-from pipeline.label.run import open_run, read_sources, units_left
+from pipeline.label.config import LabelConfig
+from pipeline.label.run import open_run, units_left
+from pipeline.label.sources import FoundSource, read_sources
 from pipeline.label.worker import LabelWorker, Task
 from pipeline.progress import duration
-from stages.sources.catalogue import Source, SourceContent
-
-if TYPE_CHECKING:
-    from pipeline.label.command import LabelConfig
 
 _SAMPLE_IMAGES = 16
-_Sources = tuple[tuple[Source, SourceContent], ...]
+_Sources = tuple[FoundSource, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +77,7 @@ def estimate(config: LabelConfig, workers: int) -> Estimate:
         teachers = {teacher.name: teacher for teacher in run.teachers}
         for unit in units_left(run):
             worker.do(Task(unit=replace(unit, attempt="sample"), teacher=teachers.get(unit.column)))
-        columns = tuple(_column(run.run_dir, column.name, images, workers) for column in run.record.columns)
+        columns = tuple(_column(run.run_dir, column.name, images, workers) for column in run.columns)
     return Estimate(
         images=images,
         sampled=sum(len(content.rows) for _, content in sampled),

@@ -1,160 +1,175 @@
-"""Opening a run: catalogue the sources, fix what decides the labels, and find what is left to do.
+"""Opening a run: fix what decides the labels, add what is new to it, and find what is left to do.
 
-Opening a run again with other sources, seed, plan or weights is refused, naming each difference, because its columns would then
-hold labels of two kinds. A teacher of which nothing is committed may be another one: its record in `run.json` is replaced, by
-who holds the run alone. Nothing else of `run.json` ever changes.
+A run is three kinds of records, each created once: run.json (plan, seed, part size), one for each source, one for each column.
+A command adds sources and columns that the run does not have; one that it has, but that the command would make otherwise, is
+refused, naming each difference, because a column would then hold labels of two kinds. The record of a column of which nothing
+is committed may be replaced, by who holds the run alone. Nothing else ever changes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 import manifests
 from manifests.place import PlaceError
+from manifests.run import IMAGES, RUN_RECORD
 from pipeline.config import resolved
+from pipeline.label.config import LabelConfig
 from pipeline.label.queue import WORKER_TROUBLE
-from stages.labelling.units import IMAGES, Unit
+from pipeline.label.sources import FoundSource, RunMismatchError, add_sources, match_sources
+from stages.labelling.units import Unit
 from stages.models import TeacherSpec, checkpoint_folder, checkpoint_sha256, resolve
 from stages.models.checkpoints import require_safetensors
-from stages.sources.catalogue import (
-    CatalogueRow,
-    Source,
-    SourceContent,
-    cross_source_problems,
-    expand_sources,
-    read_source,
-)
+from stages.sources.catalogue import CatalogueRow, Source
 from stages.views import ViewPlan
 
-if TYPE_CHECKING:
-    from pipeline.label.command import LabelConfig
-
-
-_READERS = 8  # sources catalogued at a time: over a network the time goes into waiting
-_TEACHER_SETTINGS = ("primary", "assistant")
 _DECIDING = ("loader", "depth_space", "dtype", "input_px", "compile", "steps", "ensemble")
-
-
-class RunMismatchError(ValueError):
-    """The folder holds a run that this command would not have made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WantedRun:
-    """What a command wants its run to be; `catalogues` are each source's JSON and table."""
+    """What a command wants of its run: `columns` are `images` and those of its teachers, in their order."""
 
     run_dir: Path
     record: manifests.RunRecord
     plan: ViewPlan
+    columns: tuple[manifests.ColumnRecord, ...]
     teachers: tuple[TeacherSpec, ...]
-    sources: tuple[tuple[Source, SourceContent], ...]
-    catalogues: tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenRun:
-    """A run whose record and catalogues are on disk."""
+    """A run whose records are on disk, and what a command does in it: its columns, and its sources with their images."""
 
     run_dir: Path
-    record: manifests.RunRecord
-    record_sha256: str
-    """Of run.json's bytes."""
-    corrections: tuple[str, ...] = ()
-    """What was replaced in run.json, in words."""
+    run: manifests.Run
     plan: ViewPlan
+    columns: tuple[manifests.ColumnRecord, ...]
     teachers: tuple[TeacherSpec, ...]
-    sources: tuple[tuple[Source, SourceContent], ...]
+    sources: tuple[tuple[Source, tuple[CatalogueRow, ...]], ...]
+    records: Mapping[str, str]
+    """The sha256 of the records of the run and of the columns, by their path in the run."""
+    corrections: tuple[str, ...] = ()
+    """Which columns' records were replaced, in words."""
+    left_out: tuple[str, ...] = ()
+    """Which files of the sources are not part of the run, in words."""
+
+    @property
+    def parts(self) -> list[manifests.PartId]:
+        """The parts of the sources that the command has named."""
+        names = {source.name for source, _ in self.sources}
+        return [part for part in manifests.parts(self.run) if part.source in names]
 
     @property
     def source_problems(self) -> tuple[manifests.Problem, ...]:
-        """Everything that is wrong with the sources, each alone and with each other."""
-        return tuple(problem for _, content in self.sources for problem in content.problems)
+        """Everything that was found wrong with these sources, each alone and with each other, when they were added."""
+        names = {source.name for source, _ in self.sources}
+        return tuple(problem for source in self.run.sources if source.source in names for problem in source.problems)
 
 
-def read_sources(patterns: tuple[str, ...]) -> tuple[tuple[Source, SourceContent], ...]:
-    """Catalogue every source. Raises SourceNotFoundError for a pattern without one."""
-    sources = expand_sources(patterns)
-    with ThreadPoolExecutor(_READERS) as pool:
-        contents = list(zip(sources, pool.map(read_source, sources), strict=True))
-    shared = defaultdict[str, list[manifests.Problem]](list)
-    for problem in cross_source_problems(contents):
-        shared[problem.where.partition(":")[0]].append(problem)
-    return tuple((source, replace(content, problems=(*content.problems, *shared[source.name]))) for source, content in contents)
-
-
-def open_run(config: LabelConfig, sources: tuple[tuple[Source, SourceContent], ...]) -> OpenRun:
+def open_run(config: LabelConfig, found: Sequence[FoundSource]) -> OpenRun:
     """Create the run, or make sure that the one in the folder is the one that `config` describes.
 
     Raises RunMismatchError for one that is not, naming every field that differs with both values.
     """
-    return enter_run(describe_run(config, sources), alone=False)
+    return enter_run(describe_run(config), found, add_new_files=config.add_new_files)
 
 
-def describe_run(config: LabelConfig, sources: tuple[tuple[Source, SourceContent], ...]) -> WantedRun:
+def describe_run(config: LabelConfig) -> WantedRun:
     """What the run is to be; reads checkpoints, and nothing of the run. Raises OSError or ValueError for a bad checkpoint."""
-    catalogues = tuple(_catalogue_files(source, content) for source, content in sources)
-    teachers = tuple(_located(resolve(teacher)) for teacher in config.teachers)
-    record = _record(config, teachers, sources, [hashlib.sha256(described).hexdigest() for described, _ in catalogues])
+    teachers = tuple(_located(resolve(teacher)) for teacher in config.chosen)
+    content = {"format_version": manifests.FORMAT_VERSION, "seed": config.seed, "part_size": config.part_size}
+    content |= {f"plan.{name}": value for name, value in asdict(config.plan).items()}
+    images = manifests.ColumnRecord(name=IMAGES, depth_space=None, fingerprint=content, configuration={})
+    record = manifests.RunRecord(
+        seed=config.seed, part_size=config.part_size, plan=asdict(config.plan), configuration=resolved(config)
+    )
     return WantedRun(
-        run_dir=config.run, record=record, plan=config.plan, teachers=teachers, sources=sources, catalogues=catalogues
+        run_dir=config.run,
+        record=record,
+        plan=config.plan,
+        columns=(images, *(_column(teacher, content) for teacher in teachers)),
+        teachers=teachers,
     )
 
 
-def enter_run(wanted: WantedRun, *, alone: bool) -> OpenRun:
-    """Create the run, or make sure that the one in the folder is the wanted one.
+def _column(spec: TeacherSpec, content: Mapping[str, str | int | float | bool | None]) -> manifests.ColumnRecord:
+    folder = checkpoint_folder(spec.checkpoint, spec.revision)
+    if not any(folder.rglob("*.safetensors")):
+        require_safetensors(folder)  # refused here, before anything is made with it
+    own = {name: getattr(spec, name) for name in _DECIDING} | {"weights_sha256": checkpoint_sha256(folder)}
+    return manifests.ColumnRecord(
+        name=spec.name, depth_space=spec.depth_space, fingerprint={**content, **own}, configuration=asdict(spec)
+    )
 
-    alone: nobody else has the run, so that teachers of which nothing is committed may be replaced. Raises RunMismatchError for
-    a run that is, or stays, another one.
+
+def enter_run(wanted: WantedRun, found: Sequence[FoundSource], *, alone: bool = False, add_new_files: bool = False) -> OpenRun:
+    """Create the run, or make sure that the one in the folder is the wanted one; add sources and columns that are new to it.
+
+    alone: nobody else has the run, so that columns of which nothing is committed may be replaced. Raises RunMismatchError for
+    a run that is, or stays, another one; nothing of it is changed then.
     """
-    place, corrections = manifests.place_of(wanted.run_dir), []
-    if not place.exists("run.json"):
-        for (source, _), (described, table) in zip(wanted.sources, wanted.catalogues, strict=True):
-            _create_or_match(place, manifests.table_path(Path(), source.name).as_posix(), table)
-            _create_or_match(place, manifests.catalogue_path(Path(), source.name).as_posix(), described)
-        place.create("run.json", manifests.to_json(wanted.record))  # or another driver was first
-    found = manifests.load_run(wanted.run_dir)
-    if differences := _differences(found, wanted.record):
-        if not (alone and _may_be_corrected(wanted.run_dir, found, wanted.record, differences)):
-            raise _mismatch(wanted.run_dir, differences)
-        corrections = _correct(wanted.run_dir, found, wanted.record, differences)
-    content = place.read("run.json", limit_bytes=manifests.MAX_RECORD_BYTES)
+    run_dir, place = wanted.run_dir, manifests.place_of(wanted.run_dir)
+    if not place.exists(RUN_RECORD):
+        place.create(RUN_RECORD, manifests.to_json(wanted.record))  # or another driver was first
+    run = manifests.load_run(run_dir)
+    differing = _differing_columns(run, wanted)
+    if refused := _refused(run, wanted, [] if alone else list(differing)):
+        lines = "\n".join(f"  - {difference}" for difference in refused)
+        raise RunMismatchError(f"{run_dir} holds a run of other content; use a new folder or the old settings\n{lines}")
+    matched = match_sources(run_dir, run.sources, found, add_new_files=add_new_files)
+    add_sources(run_dir, run.sources, matched)
+    recorded = {column.name for column in run.columns}
+    for column in wanted.columns:
+        name = manifests.column_record_path(Path(), column.name).as_posix()
+        if column.name in differing:
+            _forget(run_dir, column.name)
+            place.replace(name, manifests.to_json(column))
+        elif column.name not in recorded:
+            place.create(name, manifests.to_json(column))
+    run = manifests.load_run(run_dir)
+    if refused := _refused(run, wanted, list(_differing_columns(run, wanted))):
+        raise RunMismatchError(f"{run_dir}: another command has just added a column of this name; {'; '.join(refused)}")
     return OpenRun(
-        run_dir=wanted.run_dir,
-        record=manifests.parse_run(content, place.shown("run.json")),
-        record_sha256=hashlib.sha256(content).hexdigest(),
-        corrections=tuple(corrections),
+        run_dir=run_dir,
+        run=run,
         plan=wanted.plan,
+        columns=wanted.columns,
         teachers=wanted.teachers,
-        sources=wanted.sources,
+        sources=(*matched.known, *((source, content.rows) for source, content, _ in matched.new)),
+        records=_digests(run_dir, wanted.columns),
+        corrections=tuple(
+            f"{manifests.column_record_path(run_dir, name)}: corrected, nothing of it was committed: {'; '.join(words)}"
+            for name, words in differing.items()
+        ),
+        left_out=matched.left_out,
     )
 
 
 def needs_correction(wanted: WantedRun) -> bool:
-    """Whether the run in the folder becomes the wanted one by replacing teachers of which nothing is committed."""
-    if not manifests.place_of(wanted.run_dir).exists("run.json"):
+    """Whether the run in the folder becomes the wanted one by replacing columns of which nothing is committed."""
+    if not manifests.place_of(wanted.run_dir).exists(RUN_RECORD):
         return False
-    found = manifests.load_run(wanted.run_dir)
-    differences = _differences(found, wanted.record)
-    return bool(differences) and _may_be_corrected(wanted.run_dir, found, wanted.record, differences)
+    run = manifests.load_run(wanted.run_dir)
+    return bool(_differing_columns(run, wanted)) and not _refused(run, wanted, [])
 
 
 def refuse_replaced(run: OpenRun) -> None:
-    """Raises RunMismatchError where another command has corrected the run since it was opened."""
-    place = manifests.place_of(run.run_dir)
-    found = place.read("run.json", limit_bytes=manifests.MAX_RECORD_BYTES)
-    if hashlib.sha256(found).hexdigest() != run.record_sha256:
-        raise RunMismatchError(
-            f"{place.shown('run.json')}: another command has replaced a teacher just now; run again to see which"
-        )
+    """Raises RunMismatchError where another command has corrected a column since the run was opened."""
+    now = _digests(run.run_dir, run.columns)
+    for name, sha256 in run.records.items():
+        if now[name] != sha256:
+            raise RunMismatchError(f"{run.run_dir / name}: another command has replaced it just now; run again to see how")
+
+
+def _digests(run_dir: Path, columns: Sequence[manifests.ColumnRecord]) -> dict[str, str]:
+    place = manifests.place_of(run_dir)
+    names = [RUN_RECORD, *(manifests.column_record_path(Path(), column.name).as_posix() for column in columns)]
+    contents = (place.read(name, limit_bytes=manifests.MAX_RECORD_BYTES) for name in names)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in zip(names, contents, strict=True)}
 
 
 def _located(spec: TeacherSpec) -> TeacherSpec:
@@ -162,141 +177,35 @@ def _located(spec: TeacherSpec) -> TeacherSpec:
     return replace(spec, checkpoint=str(Path(spec.checkpoint).absolute())) if Path(spec.checkpoint).is_dir() else spec
 
 
-def _create_or_match(place: manifests.Place, name: str, content: bytes) -> None:
-    """Raises RunMismatchError where the file is there with other content: of a command that never came to its run.json."""
-    if place.create(name, content):
-        return
-    with place.open(name) as stream:
-        found = hashlib.file_digest(stream, "sha256").digest()
-    if found != hashlib.sha256(content).digest():
-        raise RunMismatchError(
-            f"{place.shown(name)}: describes a source of other content, and there is no run.json: left by a command that was "
-            f"stopped, or by one that starts just now; remove {place.shown('catalog')} if no other command is at work, and run "
-            "again"
-        )
+def _differing_columns(run: manifests.Run, wanted: WantedRun) -> dict[str, list[str]]:
+    """In what words the columns differ that the run has too, by name."""
+    recorded = {column.name: column for column in run.columns}
+    return {
+        column.name: unequal
+        for column in wanted.columns
+        if (found := recorded.get(column.name))
+        and (unequal := manifests.fingerprint_differences(found=found.fingerprint, expected=column.fingerprint))
+    }
 
 
-def _catalogue_files(source: Source, content: SourceContent) -> tuple[bytes, bytes]:
-    """The catalogue's JSON and its table."""
-    columns = {name: [getattr(row, name) for row in content.rows] for name in ("key", "member", "offset", "size_bytes")}
-    schema = pa.schema([("key", pa.string()), ("member", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64())])
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
-    table = buffer.getvalue()
-    catalogue = manifests.Catalogue(
-        source=source.name,
-        location=str(source.location),
-        source_kind=source.kind,
-        size_bytes=content.size_bytes,
-        images=len(content.rows),
-        table_sha256=hashlib.sha256(table).hexdigest(),
-        problems=content.problems,
-    )
-    return manifests.to_json(catalogue), table
-
-
-def _record(
-    config: LabelConfig,
-    teachers: tuple[TeacherSpec, ...],
-    sources: tuple[tuple[Source, SourceContent], ...],
-    catalogue_sha256: list[str],
-) -> manifests.RunRecord:
-    content = {"format_version": 1, "seed": config.seed, "part_size": config.part_size, "rows_sha256": _rows_sha256(sources)}
-    content |= {f"plan.{name}": value for name, value in asdict(config.plan).items()}
-    columns = [manifests.ColumnRecord(name=IMAGES, depth_space=None, fingerprint=content)]
-    for spec in teachers:
-        folder = checkpoint_folder(spec.checkpoint, spec.revision)
-        if not any(folder.rglob("*.safetensors")):
-            require_safetensors(folder)  # refused here, before anything is made with it
-        own = {name: getattr(spec, name) for name in _DECIDING}
-        own |= {"weights_sha256": checkpoint_sha256(folder)}
-        columns.append(manifests.ColumnRecord(name=spec.name, depth_space=spec.depth_space, fingerprint=content | own))
-    return manifests.RunRecord(
-        seed=config.seed,
-        part_size=config.part_size,
-        plan=asdict(config.plan),
-        sources=tuple(
-            manifests.SourceRecord(
-                name=source.name,
-                kind=source.kind,
-                location=str(source.location),
-                images=len(content.rows),
-                catalogue_sha256=digest,
-            )
-            for (source, content), digest in zip(sources, catalogue_sha256, strict=True)
-        ),
-        columns=tuple(columns),
-        configuration=resolved(config),
-    )
-
-
-def _rows_sha256(sources: tuple[tuple[Source, SourceContent], ...]) -> str:
-    """A digest of every image's source, key, place and size; moving a tar elsewhere leaves it as it is."""
-    digest = hashlib.sha256()
-    for source, content in sources:
-        for row in content.rows:
-            line = f"{source.name}\0{row.key}\0{row.member}\0{row.offset}\0{row.size_bytes}\n"
-            digest.update(line.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _differences(found: manifests.RunRecord, wanted: manifests.RunRecord) -> dict[str, list[str]]:
-    """By column, in what words the records differ; those of sources under ''."""
-    differences: dict[str, list[str]] = {}
-    if _named(found.sources) != _named(wanted.sources):
-        differences[""] = [f"the run has {_named(found.sources)}, this command {_named(wanted.sources)}"]
-    stored = {column.name: column.fingerprint for column in found.columns}
-    for column in wanted.columns:
-        if column.name not in stored:
-            differences[column.name] = [f"the run was made without it (it has {', '.join(stored)})"]
-        elif unequal := manifests.fingerprint_differences(found=stored[column.name], expected=column.fingerprint):
-            differences[column.name] = unequal
-    return differences
-
-
-def _mismatch(run_dir: Path, differences: dict[str, list[str]]) -> RunMismatchError:
-    named = {f"column {column}" if column else "sources": words for column, words in differences.items()}
-    lines = "\n".join(f"  - {name}: {difference}" for name, words in named.items() for difference in words)
-    return RunMismatchError(f"{run_dir} holds a run of other content; use a new folder or the old settings\n{lines}")
-
-
-def _renamed(found: manifests.RunRecord, wanted: manifests.RunRecord) -> list[str]:
-    """Columns that give way to columns of a new name; none where there is no new name."""
-    names = [column.name for column in wanted.columns]
-    stored = [column.name for column in found.columns]
-    return [name for name in stored if name not in names] if set(names) - set(stored) else []
-
-
-def _may_be_corrected(
-    run_dir: Path, found: manifests.RunRecord, wanted: manifests.RunRecord, differences: dict[str, list[str]]
-) -> bool:
-    """Whether all that differs are teachers of which nothing is committed, under their old and new names."""
-    touched = {*differences, *_renamed(found, wanted)}
-    return not touched & {"", IMAGES} and not any(manifests.committed_parts(run_dir, column) for column in touched)
-
-
-def _correct(
-    run_dir: Path, found: manifests.RunRecord, wanted: manifests.RunRecord, differences: dict[str, list[str]]
-) -> list[str]:
-    """Replace the teachers in run.json; what failed with the former ones is forgotten. Returns what was done, in words."""
-    renamed = _renamed(found, wanted)
-    kept = {column.name: column for column in found.columns if column.name not in (*differences, *renamed)}
-    for column in (*differences, *renamed):
-        _forget(run_dir, column)
-    teachers = {name: wanted.configuration[name] for name in _TEACHER_SETTINGS}
-    record = replace(
-        found,
-        columns=tuple(kept.get(column.name, column) for column in wanted.columns),
-        configuration={**found.configuration, **teachers},
-    )
-    manifests.place_of(run_dir).replace("run.json", manifests.to_json(record))
-    words = [f"column {column}: {'; '.join(unequal)}" for column, unequal in differences.items()]
-    words += [f"column {column}: no longer there" for column in renamed]
-    return [f"{run_dir / 'run.json'}: corrected, nothing of it was committed: {line}" for line in words]
+def _refused(run: manifests.Run, wanted: WantedRun, columns: Sequence[str]) -> list[str]:
+    """Why the run in the folder cannot be the wanted one: its settings, and columns that differ and are of these names, or of
+    which something is committed."""
+    old = {"seed": run.seed, "part_size": run.part_size, "plan": run.plan}
+    new = {name: getattr(wanted.record, name) for name in old}
+    flat_old, flat_new = ({**each.pop("plan"), **each} for each in (dict(old), dict(new)))
+    settings = manifests.fingerprint_differences(found=flat_old, expected=flat_new)
+    if settings:
+        return settings  # each column would only repeat them
+    return [
+        f"column {name}: {'; '.join(words)}"
+        for name, words in _differing_columns(run, wanted).items()
+        if name in columns or name == IMAGES or manifests.committed_parts(wanted.run_dir, name)
+    ]
 
 
 def _forget(run_dir: Path, column: str) -> None:
-    """Remove what attempts at a column without committed parts have left, and the folder where nothing else is in it.
+    """Remove what attempts at a column without committed parts have left.
 
     No link is followed, and what no command of ours writes stays; `verify` names both.
     """
@@ -305,34 +214,25 @@ def _forget(run_dir: Path, column: str) -> None:
         entries = place.entries(folder)
     except PlaceError:
         return
-    ours = [
-        entry.name
-        for entry in entries
-        if (entry.name.endswith(".zarr") and entry.kind == "folder")
-        or (entry.name.endswith(".failure.json") and entry.kind in ("file", "link"))
-    ]
-    for name in ours:
-        place.remove(f"{folder}/{name}")
-    if len(ours) == len(entries):
-        place.remove(folder)
-
-
-def _named(sources: tuple[manifests.SourceRecord, ...]) -> str:
-    return ", ".join(f"{source.name} ({source.images} images)" for source in sources)
+    for entry in entries:
+        attempt = entry.name.endswith(".zarr") and entry.kind == "folder"
+        failure = entry.name.endswith(".failure.json") and entry.kind in ("file", "link")
+        if attempt or failure:
+            place.remove(f"{folder}/{entry.name}")
 
 
 def units_left(run: OpenRun) -> list[Unit]:
-    """Every unit without a manifest, `images` first, in catalogue order; reads one directory per column."""
-    content = {source.name: (source, rows.rows) for source, rows in run.sources}
-    parts = manifests.parts(run.record)
+    """Every unit without a manifest, `images` first, in the order of the sources; reads one directory per column."""
+    content = {source.name: (source, rows) for source, rows in run.sources}
+    parts = run.parts
     units = []
-    for column in run.record.columns:
+    for column in run.columns:
         done = manifests.committed_parts(run.run_dir, column.name)
         for part in parts:
             if part.name not in done:
                 source, rows = content[part.source]
-                first = part.number * run.record.part_size
-                units.append(_unit(run, column, part.name, source, rows[first : first + part.images]))
+                first = part.number * run.run.part_size
+                units.append(_unit(run, column, part, source, rows[first : first + part.images]))
     return units
 
 
@@ -352,16 +252,19 @@ def drop_second_chances(run_dir: Path) -> None:
     manifests.drop_parts(run_dir, chosen)
 
 
-def _unit(run: OpenRun, column: manifests.ColumnRecord, part: str, source: Source, rows: tuple[CatalogueRow, ...]) -> Unit:
+def _unit(
+    run: OpenRun, column: manifests.ColumnRecord, part: manifests.PartId, source: Source, rows: tuple[CatalogueRow, ...]
+) -> Unit:
+    place = manifests.column_record_path(Path(), column.name).as_posix()
     return Unit(
         run_dir=run.run_dir.resolve(),
-        run_sha256=run.record_sha256,
+        records={name: run.records[name] for name in (RUN_RECORD, place)},
         column=column.name,
-        part=part,
+        part=part.name,
         attempt="",
         source=source,
         rows=rows,
         plan=run.plan,
-        seed=run.record.seed,
-        fingerprint=column.fingerprint,
+        seed=run.run.seed,
+        fingerprint=manifests.part_fingerprint(column, part.rows_sha256),
     )

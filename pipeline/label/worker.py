@@ -126,25 +126,26 @@ class LabelWorker:
                 self._teacher = None
                 raise TeacherUnusableError(
                     f"teacher {spec.name}: weights_sha256 of {spec.checkpoint} is {found} here and now, "
-                    f"expected {expected} from run.json; the folder has changed, or differs between machines"
+                    f"expected {expected} from column.json; the folder has changed, or differs between machines"
                 )
         return self._teacher
 
 
 def require_run(unit: Unit) -> None:
-    """Raises RunNotSharedError unless the run.json that this machine sees is the one that the unit belongs to."""
+    """Raises RunNotSharedError unless the records that this machine sees are those of the run that the unit belongs to."""
     place = manifests.place_of(unit.run_dir)
-    try:
-        place.entries("")  # a network file system looks again, and no longer remembers that there was nothing
-        found = hashlib.sha256(place.read("run.json", limit_bytes=manifests.MAX_RECORD_BYTES)).hexdigest()
-    except (FileNotFoundError, NotADirectoryError):
-        found = None
-    if found != unit.run_sha256:
-        seen = f"has sha256 {found}" if found else "is not there"
-        raise RunNotSharedError(
-            f"{place.shown('run.json')} on {os.uname().nodename} is not the driver's: it {seen}, expected {unit.run_sha256}; "
-            "all machines must see the run under this path, so put it on a disk that they share"
-        )
+    for name, expected in unit.records.items():
+        try:
+            place.entries(name.rpartition("/")[0])  # a network file system looks again, and forgets that there was nothing
+            found = hashlib.sha256(place.read(name, limit_bytes=manifests.MAX_RECORD_BYTES)).hexdigest()
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found != expected:
+            seen = f"has sha256 {found}" if found else "is not there"
+            raise RunNotSharedError(
+                f"{place.shown(name)} on {os.uname().nodename} is not the driver's: it {seen}, expected {expected}; "
+                "all machines must see the run under this path, so put it on a disk that they share"
+            )
 
 
 def _show_a_picture(teacher: Teacher, unit: Unit) -> None:

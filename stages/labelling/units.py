@@ -25,6 +25,7 @@ from PIL import Image
 
 import manifests
 from manifests.place import NewFolder
+from manifests.run import IMAGES
 from stages.label_store import ContextPicture, ImageLabels, LabelWriter, PictureReader, encode_picture, write_pictures
 from stages.labelling.collecting import Collector
 from stages.labelling.flow import Behind, Predictor, View, ahead, in_batches
@@ -33,7 +34,6 @@ from stages.sources.catalogue import CatalogueRow, Source, read_images
 from stages.sources.photographs import PictureRejectedError, decode_upright, resize_region
 from stages.views import Box, ImageViews, UnfitImageError, ViewPlan, plan_views
 
-IMAGES = "images"
 _OPEN_IMAGES = 16  # whose views may wait for others of their shape
 _VERSIONED = ("diffusers", "numcodecs", "numpy", "pillow", "scipy", "torch", "transformers", "zarr")
 
@@ -47,8 +47,8 @@ class Unit:
     """One part x column, with everything that its labels depend on."""
 
     run_dir: Path
-    run_sha256: str
-    """Of the run.json that the unit belongs to."""
+    records: Mapping[str, str]
+    """The sha256 of the records of the run and of the column that the unit belongs to, by their path in the run."""
     column: str
     part: str
     attempt: str

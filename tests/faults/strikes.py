@@ -24,7 +24,8 @@ from types import FrameType
 from typing import Any
 
 import manifests
-from pipeline.label.command import LabelConfig, label
+from pipeline.label.command import label
+from pipeline.label.config import LabelConfig
 from tests.faults.steps import hear
 
 _UNITS = {"label_images_part", "label_teacher_part"}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import manifests
 from pipeline.label.command import label, main
-from pipeline.label.run import RunMismatchError
+from pipeline.label.sources import RunMismatchError
 from stages.views import ViewPlan
 from tests.conftest import label_config, scene_bytes, write_tar
 from tests.faults.processes import label_arguments

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import manifests
-from pipeline.label.command import LabelConfig, label
+from pipeline.label.command import label
+from pipeline.label.config import LabelConfig
 from tests.conftest import label_config, scene_bytes
 from tests.faults.processes import differences, label_arguments, start
 from tests.faults.steps import UNIT_STEPS, Fault

@@ -46,41 +46,39 @@ def write_run(
 ) -> Path:
     """Nine images in four parts. `images`: how many each source has; `problems`: of the source `shard`; `commit`: parts
     to commit in each column; `rejected`: the image of `shard` that could not be decoded."""
-    sources = tuple(_write_source(run_dir, name, count, problems) for name, count in images.items())
-    columns = tuple(
-        manifests.ColumnRecord(name=name, depth_space=SPACES[name], fingerprint=FINGERPRINTS[name]) for name in SPACES
-    )
-    run = manifests.RunRecord(
-        seed=7, part_size=3, plan={"context_px": CONTEXT_PX}, sources=sources, columns=columns, configuration=configuration
-    )
-    manifests.write_exclusively(run_dir / "run.json", manifests.to_json(run))
-    for part in manifests.parts(run):
+    record = manifests.RunRecord(seed=7, part_size=3, plan={"context_px": CONTEXT_PX}, configuration=configuration)
+    manifests.write_exclusively(run_dir / "run.json", manifests.to_json(record))
+    for name, count in images.items():
+        _write_source(run_dir, name, count, problems)
+    for name, space in SPACES.items():
+        column = manifests.ColumnRecord(
+            name=name, depth_space=space, fingerprint=FINGERPRINTS[name], configuration={"checkpoint": f"/models/{name}"}
+        )
+        manifests.write_exclusively(manifests.column_record_path(run_dir, name), manifests.to_json(column))
+    for part in manifests.parts(manifests.load_run(run_dir)):
         for column in SPACES:
             if part.name in commit:
                 commit_part(run_dir, column, part, rejected)
     return run_dir
 
 
-def _write_source(run_dir: Path, name: str, images: int, problems: Sequence[manifests.Problem]) -> manifests.SourceRecord:
+def _write_source(run_dir: Path, name: str, images: int, problems: Sequence[manifests.Problem]) -> None:
     keys = [image_key(name, i) for i in range(images)]
     table = pa.table({"key": keys, "member": keys, "offset": range(images), "size_bytes": [10] * images})
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
-    manifests.write_exclusively(manifests.table_path(run_dir, name), buffer.getvalue())
     catalogue = manifests.Catalogue(
         source=name,
         location=f"/data/{name}.tar",
         source_kind="tar",
         size_bytes=10240,
         images=images,
-        table_sha256=manifests.sha256_file(manifests.table_path(run_dir, name)),
+        rows_sha256=hashlib.sha256(name.encode()).hexdigest(),
+        table_sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
         problems=tuple(problems) if name == "shard" else (),
     )
-    path = manifests.catalogue_path(run_dir, name)
-    manifests.write_exclusively(path, manifests.to_json(catalogue))
-    return manifests.SourceRecord(
-        name=name, kind="tar", location=f"/data/{name}.tar", images=images, catalogue_sha256=manifests.sha256_file(path)
-    )
+    manifests.write_exclusively(manifests.table_path(run_dir, catalogue), buffer.getvalue())
+    manifests.write_exclusively(manifests.catalogue_path(run_dir, name), manifests.to_json(catalogue))
 
 
 def image_key(source: str, index: int) -> str:
@@ -102,7 +100,7 @@ def commit_part(run_dir: Path, column: str, part: manifests.PartId, rejected: in
     manifest = manifests.PartManifest(
         column=column,
         part=part.name,
-        fingerprint=FINGERPRINTS[column],
+        fingerprint={**FINGERPRINTS[column], "rows_sha256": part.rows_sha256},
         zarr=name,
         images=tuple(
             manifests.ImageOutcome(

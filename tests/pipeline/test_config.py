@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import folder_problems, parse_command, resolved, url_problems
 from pipeline.evaluate.command import PRESETS as EVALUATE_PRESETS
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.label.command import PRESETS, LabelConfig
+from pipeline.label.config import PRESETS, LabelConfig
 from pipeline.predict.command import PRESETS as PREDICT_PRESETS
 from pipeline.predict.command import PredictConfig
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
@@ -85,7 +85,7 @@ def test_the_resolved_configuration_is_plain_values():
     assert plain["sources"] == ["a", "b"]
     assert plain["run"] == "r"
     assert plain["plan"]["context"] == "whole"
-    assert plain["primary"]["name"] == "primary"
+    assert plain["teachers"]["primary"]["name"] == "primary"
 
 
 def _evaluate(*argv: str) -> object:
@@ -138,7 +138,7 @@ def test_what_is_no_path_may_be_a_url_and_a_hub_id_is_none():
         run=Path("r"),
         sources=("a",),
         address="ray://host:10001",
-        primary=TeacherSpec(name="primary", checkpoint="owner/name", licence="https://host/l"),
+        teachers={"primary": TeacherSpec(name="primary", checkpoint="owner/name", licence="https://host/l")},
     )
     assert url_problems(config) == []
 

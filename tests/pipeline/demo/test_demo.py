@@ -11,7 +11,7 @@ import pytest
 
 import manifests
 from pipeline.demo.command import FIRST_PHOTO_SEED, DemoConfig
-from pipeline.label.command import DEMO_CHECKPOINTS
+from pipeline.label.config import DEMO_CHECKPOINTS
 from stages.evaluation.rendered import HELD_OUT_SEED
 
 _SMALL = ["--scenes", "10", "--steps", "4", "--held-out", "3", "--examples", "1", "--workers", "1"]

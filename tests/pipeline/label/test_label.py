@@ -18,20 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import manifests
-from pipeline.label.command import LabelConfig, label, main
+from pipeline.label.command import label, main
+from pipeline.label.config import LabelConfig
 from pipeline.label.drive import DriveOptions, drive, require_seen
-from pipeline.label.run import (
-    RunMismatchError,
-    describe_run,
-    enter_run,
-    needs_correction,
-    open_run,
-    read_sources,
-    refuse_replaced,
-    units_left,
-)
+from pipeline.label.run import describe_run, enter_run, needs_correction, open_run, refuse_replaced, units_left
+from pipeline.label.sources import RunMismatchError, read_sources
 from pipeline.label.worker import LabelWorker, RunNotSharedError, Task, TeacherUnusableError
-from tests.conftest import label_config, picture_bytes, scene_bytes, write_tar
+from tests.conftest import label_config, picture_bytes, scene_bytes, with_teachers, write_tar
 from tests.faults.processes import committed, is_alive, start, workers_of
 from tests.faults.steps import UNIT_STEPS, Fault
 
@@ -52,7 +45,7 @@ def _content(run: Path) -> dict[str, object]:
     for path in sorted(run.glob("catalog/*.parquet")):
         content[path.name] = manifests.sha256_file(path)
     for path in sorted(run.glob("columns/*/*.json")):
-        if path.name.endswith(".failure.json"):
+        if path.name.endswith((".failure.json", "column.json")):
             continue
         manifest = json.loads(path.read_bytes())
         attempt = manifest["volatile"]["attempt"]
@@ -129,9 +122,9 @@ def test_a_run_of_other_settings_is_refused_naming_the_field(
 
 def test_other_weights_under_an_old_name_are_refused(labelled_run: Path, checkpoints: Path, scenes_tar: Path):
     config = label_config(labelled_run, (str(scenes_tar),), checkpoints)
-    student = replace(config.primary, checkpoint=str(checkpoints / "student"))
+    student = replace(config.teachers["primary"], checkpoint=str(checkpoints / "student"))
     with pytest.raises(RunMismatchError, match=r"column primary: .*weights_sha256"):
-        label(replace(config, primary=student))
+        label(with_teachers(config, student))
 
 
 def test_changed_input_under_an_old_name_is_refused(tmp_path: Path, checkpoints: Path):
@@ -139,7 +132,7 @@ def test_changed_input_under_an_old_name_is_refused(tmp_path: Path, checkpoints:
     config = label_config(tmp_path / "run", (str(source),), checkpoints)
     label(config)
     write_tar(source, {"a.png": scene_bytes(3), "b.png": scene_bytes(2)})
-    with pytest.raises(RunMismatchError, match="rows_sha256"):
+    with pytest.raises(RunMismatchError, match=r"s\.tar: .*a"):
         label(config)
 
 
@@ -190,7 +183,7 @@ def test_more_rejections_than_the_budget_allows_make_the_exit_status_non_zero_an
     command = _command(labelled_run, scenes_tar, checkpoints, "--workers", "0")
     assert main([*command, "--max-rejected-fraction", "0.09"]) == 1
     told = capsys.readouterr().err
-    assert "1 of 11 images were rejected (1 damaged), more than --max-rejected-fraction 0.09" in told
+    assert "1 of 11 images rejected in images (more than the share of 0.09 allowed): 1 damaged" in told
     assert "(the run was made with 0.01)" in told
     assert main(command) == 0
 
@@ -297,7 +290,7 @@ def test_a_teacher_that_is_of_no_use_is_named_before_anything_is_labelled_and_ma
     assert [column.pending for column in manifests.summarize(run).columns] == [11, 11, 11]
     assert main(_command(run, scenes_tar, checkpoints, "--workers", "0")) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "corrected" in line]
-    assert "column assistant: weights_sha256: found" in line
+    assert "columns/assistant/column.json: corrected, nothing of it was committed: weights_sha256: found" in line
     assert manifests.verify(run, deep=True) == []
     assert _content(run) == _content(labelled_run)
 
@@ -317,37 +310,37 @@ def _labelled_but_for_the_assistant(config: LabelConfig) -> None:
     (manifests.column_dir(config.run, "assistant") / f"{units[0].part}.0123abcd.zarr").mkdir()
 
 
-def test_a_teacher_without_labels_gives_way_to_one_of_another_name_and_what_is_labelled_stays(
+def test_a_teacher_without_labels_gives_way_to_another_and_what_is_labelled_stays(
     tmp_path: Path, checkpoints: Path, scenes_tar: Path, capsys: pytest.CaptureFixture[str]
 ):
     config = label_config(tmp_path / "run", (str(scenes_tar),), checkpoints)
     _labelled_but_for_the_assistant(config)
     before = {path: path.read_bytes() for path in (config.run / "columns/primary").rglob("*") if path.is_file()}
-    other = replace(config, assistant=replace(config.primary, name="second", checkpoint=str(checkpoints / "student")))
-    report = label(other)
+    student = replace(config.teachers["primary"], name="assistant", checkpoint=str(checkpoints / "student"))
+    report = label(with_teachers(config, student))
     assert (report.committed, report.parts_done, report.parts_total) == (3, 9, 9)
-    assert [column.name for column in manifests.load_run(config.run).columns] == ["images", "primary", "second"]
     assert {path: path.read_bytes() for path in before} == before
-    assert manifests.verify(config.run, deep=True) == []  # no folder of the former name is left
-    assert "column assistant: no longer there" in capsys.readouterr().err
-    assert manifests.load_run(config.run).configuration["assistant"]["name"] == "second"
+    assert manifests.verify(config.run, deep=True) == []  # nothing of the former one is left
+    assert "columns/assistant/column.json: corrected, nothing of it was committed: loader: found" in capsys.readouterr().err
+    assert manifests.load_column(config.run, "assistant").configuration["checkpoint"] == str(checkpoints / "student")
 
 
 def test_nothing_is_corrected_where_anything_else_differs(tmp_path: Path, checkpoints: Path, scenes_tar: Path):
     config = label_config(tmp_path / "run", (str(scenes_tar),), checkpoints)
     _labelled_but_for_the_assistant(config)
-    before = (config.run / "run.json").read_bytes()
-    student = str(checkpoints / "student")
-    assistant = replace(config.assistant, loader="transformers", checkpoint=student)
-    for changes in (
-        {"primary": replace(config.primary, checkpoint=student)},
-        {"primary": replace(config.primary, checkpoint=student), "assistant": assistant},
-        {"seed": 5, "assistant": assistant},
-        {"primary": replace(config.primary, name="first")},
+    records = [config.run / "run.json", *config.run.glob("columns/*/column.json")]
+    before = [path.read_bytes() for path in records]
+    primary, assistant = (
+        replace(teacher, loader="transformers", checkpoint=str(checkpoints / "student")) for teacher in config.teachers.values()
+    )
+    for changed, words in (
+        (with_teachers(config, primary), "column primary: weights_sha256: found"),
+        (with_teachers(config, primary, assistant), "column primary: weights_sha256: found"),
+        (with_teachers(replace(config, seed=5), assistant), "seed: found 0, expected 5"),
     ):
-        with pytest.raises(RunMismatchError, match=r"column (primary|first): "):
-            label(replace(config, **changes))
-    assert (config.run / "run.json").read_bytes() == before
+        with pytest.raises(RunMismatchError, match=words):
+            label(changed)
+    assert [path.read_bytes() for path in records] == before
     assert list(config.run.glob("columns/assistant/*.failure.json"))
 
 
@@ -356,12 +349,12 @@ def test_a_teacher_is_not_corrected_while_another_command_has_the_run(
 ):
     config = label_config(tmp_path / "run", (str(scenes_tar),), checkpoints)
     open_run(config, read_sources(config.sources))
-    before = (config.run / "run.json").read_bytes()
+    before = manifests.column_record_path(config.run, "assistant").read_bytes()
+    student = ("--assistant.checkpoint", str(checkpoints / "student"))
     with manifests.hold_run(config.run, exclusive=False):
-        command = _command(config.run, scenes_tar, checkpoints, "--workers", "0", "--assistant.name", "second")
-        assert main(command) == 2
+        assert main(_command(config.run, scenes_tar, checkpoints, "--workers", "0", *student)) == 2
     assert "can be replaced only while no other command has the run" in capsys.readouterr().err
-    assert (config.run / "run.json").read_bytes() == before
+    assert manifests.column_record_path(config.run, "assistant").read_bytes() == before
 
 
 def test_a_command_whose_record_was_corrected_under_its_hands_labels_nothing(
@@ -370,16 +363,17 @@ def test_a_command_whose_record_was_corrected_under_its_hands_labels_nothing(
     config = label_config(tmp_path / "run", (str(scenes_tar),), checkpoints)
     sources = read_sources(config.sources)
     ours = open_run(config, sources)
-    unit = replace(units_left(ours)[0], attempt="ours")
-    theirs = describe_run(replace(config, assistant=replace(config.assistant, name="second")), sources)
+    unit = next(replace(unit, attempt="ours") for unit in units_left(ours) if unit.column == "assistant")
+    student = replace(config.teachers["primary"], name="assistant", checkpoint=str(checkpoints / "student"))
+    theirs = describe_run(with_teachers(config, student))
     assert needs_correction(theirs)
-    with pytest.raises(RunMismatchError, match="run was made without it"):
-        enter_run(theirs, alone=False)
-    assert len(enter_run(theirs, alone=True).corrections) == 2
-    with pytest.raises(RunMismatchError, match="another command has replaced a teacher"):
+    with pytest.raises(RunMismatchError, match="column assistant: loader: found"):
+        enter_run(theirs, sources)
+    assert len(enter_run(theirs, sources, alone=True).corrections) == 1
+    with pytest.raises(RunMismatchError, match=r"assistant/column.json: another command has replaced it"):
         refuse_replaced(ours)
     with pytest.raises(RunNotSharedError):
-        LabelWorker(8, 1).do(Task(unit=unit, teacher=None))
+        LabelWorker(8, 1).do(Task(unit=unit, teacher=ours.teachers[1]))
     assert not list(config.run.rglob("*.zarr"))
 
 
@@ -389,8 +383,6 @@ def test_a_worker_keeps_the_teacher_that_it_has_tried(tmp_path: Path, checkpoint
     config = label_config(tmp_path / "run", (str(scenes_tar),), tmp_path / "checkpoints")
     run = open_run(config, read_sources(config.sources))
     images, primary = (next(unit for unit in units_left(run) if unit.column == name) for name in ("images", "primary"))
-    for column in ("images", "primary"):
-        manifests.column_dir(config.run, column).mkdir(parents=True)
     worker = LabelWorker(8, 1)
     assert worker.do(Task(unit=primary, teacher=run.teachers[0], only_teacher=True)) is None
     shutil.rmtree(tmp_path / "checkpoints")

@@ -24,7 +24,7 @@ def _unit(tmp_path: Path, column: str, part: str, images: int = 8) -> Unit:
     rows = tuple(CatalogueRow(key=f"{i}", member=f"{i}.jpg", offset=0, size_bytes=1) for i in range(images))
     return Unit(
         run_dir=tmp_path,
-        run_sha256="",
+        records={},
         column=column,
         part=part,
         attempt="",

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import manifests
-from pipeline.label.run import open_run, read_sources, units_left
+from pipeline.label.run import open_run, units_left
+from pipeline.label.sources import read_sources
 from pipeline.label.worker import WallClock
 from stages.label_store import LabelReader, PictureReader
 from stages.labelling.units import Unit, label_images_part, label_teacher_part
@@ -49,8 +50,6 @@ def made_units(tmp_path: Path, checkpoints: Path, files: dict[str, bytes], **cha
     for name, content in files.items():
         (folder / name).write_bytes(content)
     run = open_run(label_config(tmp_path / "run", (str(folder),), checkpoints, **changes), read_sources((str(folder),)))
-    for column in run.record.columns:
-        manifests.column_dir(run.run_dir, column.name).mkdir(parents=True)
     return [replace(unit, attempt="a0") for unit in units_left(run)]
 
 

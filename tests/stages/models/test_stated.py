@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers.models.dpt.image_processing_pil_dpt import get_resize_output_image_size
 
-from pipeline.label.command import PRESETS, LabelConfig
+from pipeline.label.config import PRESETS, LabelConfig
 from stages.models import TeacherSpec, read_stated, resolve
 from stages.models.pixels import stated_size
 

@@ -1,0 +1,178 @@
+"""What `python -m pipeline.label` can be told, and the presets: the paper's teachers, and the demo's."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from pipeline.config import folder_problems, parse_command
+from pipeline.label.pool import Resources
+from stages.labelling.units import IMAGES
+from stages.models import TeacherSpec
+from stages.models.known import LoaderName
+from stages.views import ViewPlan
+
+DEMO_CHECKPOINTS = Path(__file__).parents[1] / "demo_checkpoints"
+
+# Presets name checkpoints only: loader, licence and depth space are the checkpoint's own, and go when another one is named.
+_PAPER_TEACHERS = {
+    "primary": TeacherSpec(name="primary", checkpoint="depth-anything/Depth-Anything-V2-Large-hf"),
+    # GenPercept's disparity weights have no hub repository in this layout, so the folder must be named.
+    "assistant": TeacherSpec(name="assistant", checkpoint=""),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Label photographs with every teacher."""
+
+    run: Path
+    """The run's folder; made where missing, continued where it exists."""
+    sources: tuple[str, ...] = ()
+    """Tars, brace patterns (shards-{0000..0099}.tar), globs and folders of photographs. None: those that the run has."""
+    add_new_files: bool = False
+    """Take in the files that were added to a folder since the run was made, as a further source of the run."""
+    preset: str = "paper"
+    """`paper`: random squares at 560 px, the paper's teachers. `demo`: whole pictures at 192 px, the demo's teachers."""
+    config: Path | None = None
+    """A TOML file with the same keys; flags win over it."""
+    plan: ViewPlan = field(default_factory=ViewPlan)
+    """How photographs are cut into contexts and patches."""
+    teachers: Annotated[dict[str, TeacherSpec], tyro.conf.arg(name="")] = field(default_factory=lambda: dict(_PAPER_TEACHERS))
+    """The teachers, by the names of their columns: `--NAME.checkpoint`, or a table [teachers.NAME] in the file."""
+    columns: tuple[str, ...] = ()
+    """The teachers to label with, any number of them; names that neither the preset nor the file has are new teachers. None:
+    those of the preset and the file."""
+    seed: int = 0
+    """Decides every random choice of the views."""
+    part_size: int = 64
+    """Images in a part, the unit that is committed at once."""
+    workers: int | None = None
+    """Ray workers; one per GPU, else one per CPU core, of this machine or the cluster. 0 works in this process, without Ray."""
+    batch_size: int = 8
+    """Views in a teacher's batch."""
+    address: str | None = None
+    """A Ray cluster's address; without it, Ray runs on this machine for as long as the command does."""
+    decode_threads: int = 2
+    """Threads in which a worker decodes pictures ahead of its teacher."""
+    max_attempts: int = 3
+    """Attempts at a part before its images are tried one by one; those that fail alone are rejected."""
+    stall_timeout_s: float = 600
+    """A worker without a sign of life for so long, in seconds, is killed. One batch must take less."""
+    max_rejected_fraction: float = 0.01
+    """Exit 1 when more than this share of the images was rejected in a column."""
+    allow_damaged_sources: bool = False
+    """Exit 0 although a source has problems; they stay in the catalogue."""
+    retry_failed: bool = False
+    """Give images a second chance that were rejected because their worker died, stalled or raised an error. Parts that
+    failed are always tried again."""
+    dry_run: bool = False
+    """Write nothing; label a small sample and say what all of it would take: hours, disk, memory."""
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be accepted, in words."""
+        found = folder_problems("--run", self.run)
+        found += [f"--plan: {problem}" for problem in self.plan.problems()]
+        if not self.sources and not (self.run / "run.json").exists():
+            found.append("--sources: none given; expected tars, brace patterns, globs or folders")
+        if unknown := [name for name in self.columns if name not in self.teachers]:
+            found.append(f"--columns: {', '.join(unknown)}: no such teacher; expected some of {', '.join(self.teachers)}")
+        found += [
+            f"--{name}.name is {teacher.name!r}, expected {name!r}: a column has the name of its teacher"
+            for name, teacher in self.teachers.items()
+            if teacher.name != name
+        ]
+        for teacher in self.chosen:
+            found += _problems_of(teacher)
+        least = {"part_size": 1, "batch_size": 1, "max_attempts": 1, "seed": 0, "workers": 0, "decode_threads": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                found.append(f"--{name.replace('_', '-')} is {value}, expected at least {bound}")
+        if not 0 <= self.max_rejected_fraction <= 1:
+            found.append(f"--max-rejected-fraction is {self.max_rejected_fraction}, expected a share from 0 to 1")
+        if not self.stall_timeout_s > 0:
+            found.append(f"--stall-timeout-s is {self.stall_timeout_s}, expected more than 0")
+        return found
+
+    @property
+    def chosen(self) -> tuple[TeacherSpec, ...]:
+        """The teachers to label with, in the order in which they are named."""
+        names = self.columns or tuple(self.teachers)
+        return tuple(self.teachers[name] for name in dict.fromkeys(names) if name in self.teachers)
+
+    @property
+    def local_workers(self) -> int:
+        """Workers on this machine: one per GPU where there are any, else one per CPU core, unless their number is given."""
+        return default_workers() if self.workers is None else self.workers
+
+    @property
+    def resources(self) -> dict[str, Resources]:
+        """What a worker of each column holds: teachers what their spec says, `images` one core."""
+        teachers = {teacher.name: Resources(teacher.num_cpus, teacher.num_gpus) for teacher in self.chosen}
+        return {IMAGES: Resources(num_cpus=1, num_gpus=0), **teachers}
+
+
+def default_workers() -> int:
+    """One per GPU; without any, one per CPU core."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+def _problems_of(teacher: TeacherSpec) -> list[str]:
+    found = teacher.problems()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", teacher.name) or teacher.name == IMAGES:
+        found.append(f"a teacher is named {teacher.name!r}, expected letters, digits, - and _, and not {IMAGES!r}")
+    if not teacher.checkpoint:
+        found.append(f"--{teacher.name}.checkpoint: none given; name a folder or a hub id (or use --preset demo)")
+    return found
+
+
+def demo_teacher(name: str, loader: LoaderName | None = None) -> TeacherSpec:
+    """The spec of a demo teacher's checkpoint, which comes with the package and says the rest itself."""
+    return TeacherSpec(name=name, loader=loader, checkpoint=str(DEMO_CHECKPOINTS / name))
+
+
+PRESETS = {
+    "paper": {"teachers": _PAPER_TEACHERS},
+    "demo": {
+        "plan": ViewPlan(context="whole", context_px=192, patch_px=192, patches_per_side=2),
+        "teachers": {name: demo_teacher(name) for name in ("primary", "assistant")},
+        "part_size": 16,
+    },
+}
+
+
+def read_command(description: str, argv: Sequence[str] | None = None) -> LabelConfig:
+    """The configuration of a command line; exits with status 2 where there is none."""
+    return parse_command(
+        LabelConfig,
+        PRESETS,
+        program="python -m pipeline.label",
+        description=description,
+        argv=argv,
+        complete=_with_new_teachers,
+    )
+
+
+def _with_new_teachers(values: dict[str, Any], arguments: Sequence[str]) -> None:
+    """Makes room for the teachers that only the command line names, by `--columns`; names each as its table is."""
+    teachers = {name: replace(spec, name=name) for name, spec in values.get("teachers", _PAPER_TEACHERS).items()}
+    named = [*values.get("columns", ()), *_values_of("--columns", arguments)]
+    values["teachers"] = teachers | {name: TeacherSpec(name=name, checkpoint="") for name in named if name not in teachers}
+
+
+def _values_of(flag: str, arguments: Sequence[str]) -> list[str]:
+    found, taking = [], False
+    for argument in arguments:
+        if argument.startswith("-"):
+            taking = argument == flag
+        elif taking:
+            found.append(argument)
+    return found
