@@ -26,16 +26,18 @@ import torch
 from PIL import Image
 
 import manifests
-from pipeline.label import pool as label_pool
+from pipeline.label import ray_pool
 from pipeline.label.config import PRESETS, LabelConfig, demo_teacher
 from pipeline.label.drive import DriveOptions, drive
 from pipeline.label.pool import Resources
+from pipeline.label.queue import Task
 from pipeline.label.run import OpenRun, open_run, units_left
 from pipeline.label.sources import read_sources
-from pipeline.label.worker import LabelWorker, Task, WallClock
+from pipeline.label.worker import LabelWorker, WallClock
 from stages.label_store import Label, LabelReader, decode_label, encode_label
 from stages.labelling.flow import Predictor, View, in_batches
-from stages.labelling.units import KnownImages, Unit, UnitResult, label_images_part, label_teacher_part
+from stages.labelling.unit import Unit, UnitResult
+from stages.labelling.units import KnownImages, label_images_part, label_teacher_part
 from stages.models import Teacher, load_teacher
 from stages.scenes import render_scene
 from stages.sources.catalogue import CatalogueRow, Source, SourceContent
@@ -243,12 +245,12 @@ class _NoOpWorker(LabelWorker):
 def _driver_rows(place: Path, units: int, committed: int) -> list[tuple[str, str]]:
     run = _wide_run(place / "driver", units)
     todo = [unit for unit in units_left(run) if unit.column == "images"]
-    label_pool.LabelWorker = _NoOpWorker  # type: ignore[misc]
+    ray_pool.LabelWorker = _NoOpWorker  # type: ignore[misc]
     resources = {column.name: Resources(num_cpus=1, num_gpus=0) for column in run.columns}
     options = DriveOptions(workers=2, resources=resources)
     started_s = _seconds(lambda: drive(run, todo[:2], options))
     driven_s = _seconds(lambda: drive(run, todo, options))
-    label_pool.LabelWorker = LabelWorker  # type: ignore[misc]
+    ray_pool.LabelWorker = LabelWorker  # type: ignore[misc]
     wide = _wide_run(place / "wide", committed)
     for column in wide.columns:
         folder = manifests.column_dir(wide.run_dir, column.name)

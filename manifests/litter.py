@@ -27,9 +27,10 @@ def clean(run_dir: Path, *, dry_run: bool = False) -> list[str]:
     Raises RunInUseError while a driver is known to be at work (not with `dry_run`), NotARunError, InvalidRecordError for a
     record of the run, a source or a column, OSError where it may not remove something.
     """
-    run, place = load_run(run_dir), place_of(run_dir)
-    catalogued = {part.name: part for part in parts(run)}
+    load_run(run_dir)  # holding it would make its folder
     with nullcontext() if dry_run else hold_run(run_dir, exclusive=True):
+        run, place = load_run(run_dir), place_of(run_dir)  # anew: a source may have been added since
+        catalogued = {part.name: part for part in parts(run)}
         columns = [column_dir(Path(), column.name).as_posix() for column in run.columns]
         litter = [name for folder in ("", "catalog", *columns) for name in _files_aside(run_dir, folder)]
         litter += _unnamed_tables(run_dir, run)

@@ -210,7 +210,7 @@ def _loaded(
 
 def _source_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
     names = (name for name, _ in _entries(run_dir, "catalog", unread))
-    return [name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX)]
+    return sorted(name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX))
 
 
 def _column_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:

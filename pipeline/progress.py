@@ -16,7 +16,7 @@ from typing import NoReturn, Self
 
 from tqdm import tqdm
 
-from stages.labelling.units import Unit, UnitResult
+from stages.labelling.unit import Unit, UnitResult
 
 _LINE_EVERY_S = 15.0
 _RATE_OVER = 32  # parts

@@ -17,11 +17,12 @@ import zarr
 from PIL import Image
 
 import manifests
+from manifests.run import IMAGES
 from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import read_sources
 from pipeline.label.worker import WallClock
 from stages.distillation.dataset import LabelDataset, Sample, SampleRequest
-from stages.labelling.units import IMAGES, label_images_part, label_teacher_part
+from stages.labelling.units import label_images_part, label_teacher_part
 from stages.views import ViewPlan
 from tests.conftest import label_config, picture_bytes, teacher_spec, write_tar
 

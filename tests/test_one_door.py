@@ -33,6 +33,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "stages/sources/catalogue.py",
         "stages/sources/tar_members.py",
         "pipeline/demo/command.py",
+        "pipeline/label/sources.py",
         "pipeline/predict/command.py",
     ),
     "benchmarks and what a model scored on them": (
@@ -54,7 +55,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
     "reports and figures": ("pipeline/demo/report.py", "pipeline/figures.py", "pipeline/report.py"),
     "configuration": ("pipeline/config.py",),
     "a folder for a sample's run, which is thrown away whole": ("pipeline/label/estimate.py",),
-    "processes, in /proc": ("pipeline/label/pool.py",),
+    "processes, in /proc": ("pipeline/label/ray_pool.py",),
 }
 
 _PATH_METHODS = {
@@ -144,6 +145,7 @@ def test_modules_that_know_runs_touch_nothing_else_than_what_is_written_here(fou
     assert {module: set(texts) for module, texts in knowing.items()} == {
         "manifests/__main__.py": {"os.open(os.devnull, os.O_WRONLY)"},
         "pipeline/label/estimate.py": {"tempfile.TemporaryDirectory(prefix='label-estimate-')"},
+        "pipeline/label/sources.py": {"Path(family[0].location).exists()", "Path(place).exists()"},
         "pipeline/label/run.py": {"Path(spec.checkpoint).is_dir()", "folder.rglob('*.safetensors')"},
         "pipeline/train/setup.py": {
             "(config.output / WEIGHTS).exists()",

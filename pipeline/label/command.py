@@ -9,7 +9,6 @@ run as given, 130 interrupted.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import manifests
 from pipeline.config import USAGE_ERROR
@@ -17,6 +16,7 @@ from pipeline.label.config import LabelConfig, read_command
 from pipeline.label.drive import DriveOptions, LabelReport, drive
 from pipeline.label.estimate import estimate
 from pipeline.label.pool import PoolError
+from pipeline.label.queue import RunNotSharedError, TeacherUnusableError
 from pipeline.label.run import (
     OpenRun,
     describe_run,
@@ -26,8 +26,7 @@ from pipeline.label.run import (
     refuse_replaced,
     units_left,
 )
-from pipeline.label.sources import RunMismatchError, read_sources
-from pipeline.label.worker import RunNotSharedError, TeacherUnusableError
+from pipeline.label.sources import RunMismatchError, read_sources, recorded_sources
 from stages.sources.catalogue import SourceNotFoundError
 
 _PROBLEMS_SHOWN = 20
@@ -105,14 +104,6 @@ def label_run(config: LabelConfig) -> tuple[OpenRun, LabelReport]:
         return run, drive(run, units_left(run), options)
 
 
-def recorded_sources(run_dir: Path) -> tuple[str, ...]:
-    """Where the sources of a run were when they were added, each once. Raises SourceNotFoundError for one that is gone."""
-    places = tuple(dict.fromkeys(source.location for source in manifests.load_run(run_dir).sources))
-    if gone := [place for place in places if not Path(place).exists()]:
-        raise SourceNotFoundError(f"{', '.join(gone)}: nothing there, where the run had it; name its place by --sources")
-    return places
-
-
 def _conclude(config: LabelConfig, run: OpenRun, report: LabelReport) -> int:
     """Say how it ended, and what to do next. The exit status is 0 only where nothing is missing and little was rejected."""
     for problem in report.source_problems[:_PROBLEMS_SHOWN]:
@@ -154,7 +145,8 @@ def _what_is_missing(config: LabelConfig, run: OpenRun, report: LabelReport) -> 
     if not report.failures and not report.columns_given_up:
         left = {column.name: column.failed + column.pending for column in summary.columns if column.failed + column.pending}
         lines += [
-            f"{count} images are not labelled in the column {name}: of sources or teachers that this command does not name"
+            f"{count} images are not labelled in the column {name}: of sources or teachers that this command does not name; "
+            f"name them, or remove the folder columns/{name} if it is not wanted"
             for name, count in left.items()
         ]
     return lines

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+import manifests
+from manifests.run import IMAGES, RUN_RECORD
 from pipeline.config import folder_problems, parse_command
 from pipeline.label.pool import Resources
-from stages.labelling.units import IMAGES
 from stages.models import TeacherSpec
 from stages.models.known import LoaderName
 from stages.views import ViewPlan
@@ -79,9 +80,9 @@ class LabelConfig:
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
         found = folder_problems("--run", self.run)
-        found += [f"--plan: {problem}" for problem in self.plan.problems()]
-        if not self.sources and not (self.run / "run.json").exists():
+        if not self.sources and not found and not manifests.place_of(self.run).exists(RUN_RECORD):
             found.append("--sources: none given; expected tars, brace patterns, globs or folders")
+        found += [f"--plan: {problem}" for problem in self.plan.problems()]
         if unknown := [name for name in self.columns if name not in self.teachers]:
             found.append(f"--columns: {', '.join(unknown)}: no such teacher; expected some of {', '.join(self.teachers)}")
         found += [

@@ -7,20 +7,23 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import manifests
+from manifests.run import IMAGES
 from pipeline.interrupts import handled_by
-from pipeline.label.pool import Resources, WorkerPool
-from pipeline.label.queue import Ending, LabelQueue, Outcome
+from pipeline.label.in_process import InProcessPool
+from pipeline.label.pool import Pool, Resources, SlotT
+from pipeline.label.queue import Ending, LabelQueue, Outcome, RunNotSharedError, Task, TeacherUnusableError
+from pipeline.label.ray_pool import RayPool
 from pipeline.label.run import OpenRun
-from pipeline.label.worker import LabelWorker, RunNotSharedError, Task, TeacherUnusableError
 from pipeline.progress import ColumnProgress
-from stages.labelling.units import IMAGES, Unit, UnitResult
+from stages.labelling.unit import Unit, UnitResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,30 +73,12 @@ class _Drive:
                 self.committed += ending.committed
                 self.progress.done(unit, ending)
             else:
+                name = manifests.failure_path(Path(), unit.column, unit.part).as_posix()
+                manifests.place_of(unit.run_dir).replace(name, manifests.to_json(ending))
                 self.failures.append(ending)
                 self.progress.failed(unit)
 
-    def here(self, worker: LabelWorker, columns: tuple[str, ...]) -> None:
-        """All tasks, one after the other, in this process."""
-        loaded = None
-        while task := self.queue.take(columns, loaded):
-            loaded = task.unit.column if task.teacher else loaded
-            outcome: Outcome
-            try:
-                outcome = worker.do(task)
-            except RunNotSharedError:
-                raise
-            except TeacherUnusableError as error:
-                if task.only_teacher:
-                    raise
-                self.queue.give_up(task.unit.column, str(error))
-                outcome = error
-            except Exception as error:  # becomes another attempt, or the failure record
-                outcome = error
-            self.end(self.queue.settle(task, outcome))
-        self._count_elsewhere()
-
-    def over(self, pool: WorkerPool) -> None:
+    def run(self, pool: Pool[SlotT]) -> None:
         """All tasks, each on the first worker that is free for it."""
         while True:
             for slot in pool.idle():
@@ -109,7 +94,7 @@ class _Drive:
             self._count_elsewhere()
             self.progress.tick()
 
-    def _take_in(self, pool: WorkerPool, task: Task, outcome: Outcome) -> None:
+    def _take_in(self, pool: Pool[SlotT], task: Task, outcome: Outcome) -> None:
         """How a worker's task went. Raises the outcome where, with the workers that are left, nothing can come of the run."""
         if isinstance(outcome, RunNotSharedError) and str(outcome) not in self._told:
             self._told.add(str(outcome))  # once for all workers of a machine
@@ -149,20 +134,9 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
         images = sum(part.images for part in run.parts)
         with ColumnProgress(columns, images, units, _rejected_before(run, units)) as progress:
             state = _Drive(queue, progress, options.sight_timeout_s)
-            if options.workers == 0:
-                with _stop_on_interrupt(queue):
-                    state.here(LabelWorker(options.batch_size, options.decode_threads), columns)
-            else:
-                pool = WorkerPool(
-                    {column: options.resources[column] for column in columns},
-                    (options.batch_size, options.decode_threads),
-                    workers=options.workers,
-                    most_workers=len(units),
-                    address=options.address,
-                    stall_timeout_s=options.stall_timeout_s,
-                )
-                with pool, _stop_on_interrupt(queue):  # in this order: Ray's start sets a handler of its own for SIGTERM
-                    state.over(pool)
+            # In this order: Ray's start sets a handler of its own for SIGTERM.
+            with _pool(columns, len(units), options) as pool, _stop_on_interrupt(queue):
+                state.run(pool)
             if not queue.stopping:
                 state.end(queue.give_up_blocked())
             committed, failures = state.committed, state.failures
@@ -174,6 +148,20 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
         columns_given_up=queue.given_up,
         interrupted=queue.stopping,
         source_problems=run.source_problems,
+    )
+
+
+def _pool(columns: Sequence[str], most_workers: int, options: DriveOptions) -> AbstractContextManager[Pool[Any]]:
+    arguments = (options.batch_size, options.decode_threads)
+    if options.workers == 0:
+        return InProcessPool(columns, arguments)
+    return RayPool(
+        {column: options.resources[column] for column in columns},
+        arguments,
+        workers=options.workers,
+        most_workers=most_workers,
+        address=options.address,
+        stall_timeout_s=options.stall_timeout_s,
     )
 
 

@@ -12,9 +12,10 @@ import torch
 
 import manifests
 from pipeline.label.config import LabelConfig
+from pipeline.label.queue import Task
 from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import FoundSource, read_sources
-from pipeline.label.worker import LabelWorker, Task
+from pipeline.label.worker import LabelWorker
 from pipeline.progress import duration
 
 _SAMPLE_IMAGES = 16

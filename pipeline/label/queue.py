@@ -1,4 +1,4 @@
-"""What is to be done next, and what becomes of what went wrong. Knows nothing of processes: tasks out, outcomes in.
+"""What is to be done next, and what happens to failures. Knows no process, file or network: tasks out, outcomes in.
 
     a unit fails -> tried again, up to `max_attempts` -> its images are tried one by one -> those that fail twice, alone, are
     rejected with the reason and the unit runs without them; where no image fails, or all do and nothing of the column has
@@ -17,18 +17,39 @@ import secrets
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import manifests
-from pipeline.label.worker import RunNotSharedError, Task, TeacherUnusableError
-from stages.labelling.units import IMAGES, InputChangedError, Unit, UnitResult
-from stages.models import TeacherSpec
+from manifests.run import IMAGES
+from stages.labelling.unit import InputChangedError, Unit, UnitResult
+
+if TYPE_CHECKING:
+    from stages.models import TeacherSpec  # which would import the networks
 
 WORKER_TROUBLE = frozenset({"crashes_worker", "timed_out", "raises_error"})
 """Kinds of rejection that say what an image did to its worker, tried alone."""
 _TRIES_PER_IMAGE = 2
 _HOPELESS = 3  # images in a row that fail alone: then it is not the images
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A unit to be labelled. Or, without writing anything: one image of it to be tried, where `index` is given, or its teacher
+    to be loaded and shown a picture, where `only_teacher` is."""
+
+    unit: Unit
+    teacher: TeacherSpec | None
+    index: int | None = None
+    only_teacher: bool = False
+
+
+class TeacherUnusableError(RuntimeError):
+    """A teacher cannot be loaded, or says nothing: no unit of its column can be labelled."""
+
+
+class RunNotSharedError(RuntimeError):
+    """What a machine sees under the run's path is not the run that the driver sees there."""
 
 
 class WorkerDiedError(RuntimeError):
@@ -255,12 +276,9 @@ class LabelQueue:
 
     def _fail(self, unit: Unit, reason: manifests.Reason) -> manifests.FailureRecord:
         attempts = max(self._attempts[unit.column, unit.part], 1)
-        record = manifests.FailureRecord(
+        return manifests.FailureRecord(
             column=unit.column, part=unit.part, attempts=attempts, problem=reason, images=len(unit.rows)
         )
-        name = manifests.failure_path(Path(), unit.column, unit.part).as_posix()
-        manifests.place_of(unit.run_dir).replace(name, manifests.to_json(record))
-        return record
 
 
 def _reason(error: Exception) -> manifests.Reason:

@@ -20,7 +20,7 @@ from pipeline.config import resolved
 from pipeline.label.config import LabelConfig
 from pipeline.label.queue import WORKER_TROUBLE
 from pipeline.label.sources import FoundSource, RunMismatchError, add_sources, match_sources
-from stages.labelling.units import Unit
+from stages.labelling.unit import Unit
 from stages.models import TeacherSpec, checkpoint_folder, checkpoint_sha256, resolve
 from stages.models.checkpoints import require_safetensors
 from stages.sources.catalogue import CatalogueRow, Source
@@ -120,7 +120,7 @@ def enter_run(wanted: WantedRun, found: Sequence[FoundSource], *, alone: bool = 
     if refused := _refused(run, wanted, [] if alone else list(differing)):
         lines = "\n".join(f"  - {difference}" for difference in refused)
         raise RunMismatchError(f"{run_dir} holds a run of other content; use a new folder or the old settings\n{lines}")
-    matched = match_sources(run_dir, run.sources, found, add_new_files=add_new_files)
+    matched = match_sources(run_dir, run, found, add_new_files=add_new_files)
     add_sources(run_dir, run.sources, matched)
     recorded = {column.name for column in run.columns}
     for column in wanted.columns:
@@ -191,17 +191,18 @@ def _differing_columns(run: manifests.Run, wanted: WantedRun) -> dict[str, list[
 def _refused(run: manifests.Run, wanted: WantedRun, columns: Sequence[str]) -> list[str]:
     """Why the run in the folder cannot be the wanted one: its settings, and columns that differ and are of these names, or of
     which something is committed."""
-    old = {"seed": run.seed, "part_size": run.part_size, "plan": run.plan}
-    new = {name: getattr(wanted.record, name) for name in old}
-    flat_old, flat_new = ({**each.pop("plan"), **each} for each in (dict(old), dict(new)))
-    settings = manifests.fingerprint_differences(found=flat_old, expected=flat_new)
-    if settings:
+    if settings := manifests.fingerprint_differences(found=_settings(run), expected=_settings(wanted.record)):
         return settings  # each column would only repeat them
     return [
         f"column {name}: {'; '.join(words)}"
         for name, words in _differing_columns(run, wanted).items()
         if name in columns or name == IMAGES or manifests.committed_parts(wanted.run_dir, name)
     ]
+
+
+def _settings(run: manifests.Run | manifests.RunRecord) -> dict[str, object]:
+    """What never changes in a run, one field each."""
+    return {"seed": run.seed, "part_size": run.part_size, **{f"plan.{name}": value for name, value in run.plan.items()}}
 
 
 def _forget(run_dir: Path, column: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +21,15 @@ import pyarrow.parquet as pq
 
 import manifests
 from manifests.place import place_of
+from manifests.run import IMAGES
 from stages.sources.catalogue import (
     CatalogueRow,
     Source,
     SourceContent,
+    SourceNotFoundError,
     cross_source_problems,
     expand_sources,
+    read_images,
     read_source,
 )
 
@@ -40,6 +43,8 @@ class RunMismatchError(ValueError):
 
 
 FoundSource = tuple[Source, SourceContent]
+Families = Mapping[str, Sequence[manifests.Catalogue]]
+"""A run's sources with those that extend them, by the name of the first."""
 
 
 class NewSource(NamedTuple):
@@ -67,27 +72,33 @@ def read_sources(patterns: Sequence[str]) -> tuple[FoundSource, ...]:
         return tuple(zip(sources, pool.map(read_source, sources), strict=True))
 
 
-def match_sources(
-    run_dir: Path, recorded: Sequence[manifests.Catalogue], found: Sequence[FoundSource], *, add_new_files: bool
-) -> MatchedSources:
+def recorded_sources(run_dir: Path) -> tuple[str, ...]:
+    """Where the sources of a run were when they were added, each once. Raises SourceNotFoundError for one that is gone."""
+    places = tuple(dict.fromkeys(source.location for source in manifests.load_run(run_dir).sources))
+    if gone := [place for place in places if not Path(place).exists()]:
+        raise SourceNotFoundError(f"{', '.join(gone)}: nothing there, where the run had it; name its place by --sources")
+    return places
+
+
+def match_sources(run_dir: Path, run: manifests.Run, found: Sequence[FoundSource], *, add_new_files: bool) -> MatchedSources:
     """Tell a run's sources from new ones. Raises RunMismatchError, naming files, for one of the run's that has changed."""
     families: dict[str, list[manifests.Catalogue]] = {}
-    for catalogue in sorted(recorded, key=lambda catalogue: catalogue.extends is not None):
+    for catalogue in sorted(run.sources, key=lambda catalogue: catalogue.extends is not None):
         families.setdefault(catalogue.extends or catalogue.source, []).append(catalogue)
-    names = {catalogue.source for catalogue in recorded}
+    names = {catalogue.source for catalogue in run.sources}
     known, new, left_out = [], [], []
-    for source, content in found:
-        name = _family_of(run_dir, families, source, content)
+    for (source, content), name in zip(found, _matching(run_dir, run, families, found), strict=True):
         if name is None:
             new.append(NewSource(_renamed(source, names), content, extends=None))
             continue
-        of_run, added = _compared(run_dir, families.pop(name), source, content)
+        of_run, added = _compared(run_dir, families[name], source, content)
         known += of_run
         if added and add_new_files:
             rest = replace(content, rows=added, size_bytes=sum(row.size_bytes for row in added), problems=())
             new.append(NewSource(_renamed(replace(source, name=name), names), rest, extends=name))
         elif added:
             left_out.append(f"{source.location}: {len(added)} new files are not in the run: {_few(row.key for row in added)}")
+    _refuse_nested(run, new)
     return MatchedSources(known=tuple(known), new=tuple(new), left_out=tuple(left_out))
 
 
@@ -135,27 +146,67 @@ def table_of(rows: Sequence[CatalogueRow]) -> bytes:
     return buffer.getvalue()
 
 
-def _family_of(
-    run_dir: Path, families: dict[str, list[manifests.Catalogue]], source: Source, content: SourceContent
-) -> str | None:
-    """The name of the run's source that this one is: of the same place; of the same images, moved; or of the same name or
-    images where the run's own place is empty, so that it may have been moved and changed. None for a new one."""
-    candidates = {name: family[0] for name, family in families.items() if family[0].source_kind == source.kind}
-    for name, first in candidates.items():
-        if first.location == str(source.location):
-            return name
-    digest = rows_sha256(content.rows)
-    gone = {name: first for name, first in candidates.items() if not Path(first.location).exists()}
-    for name, first in candidates.items():
-        if first.rows_sha256 == digest and (name == source.name or name in gone):
-            return name
-    if source.name in gone:
-        return source.name
+def _matching(run_dir: Path, run: manifests.Run, families: Families, found: Sequence[FoundSource]) -> list[str | None]:
+    """The name of the run's source that each of these is, None for a new one; each name once, the surest first.
+
+    That is one of the same images in its place; one of the same images elsewhere; one in its place; and, where its place is
+    empty, one of its name with some of its images, or a folder with all of them and others.
+    """
+    names: list[str | None] = [None] * len(found)
+    digests = [rows_sha256(content.rows) for _, content in found]
+    gone = {name for name, family in families.items() if not Path(family[0].location).exists()}
+
+    def in_its_place(i: int, name: str) -> bool:
+        return families[name][0].location == str(found[i][0].location)
+
+    def the_same(i: int, name: str) -> bool:
+        return families[name][0].rows_sha256 == digests[i]
+
+    def moved_and_changed(i: int, name: str) -> bool:
+        there = {row.key: row for row in found[i][1].rows}
+        same = [_same(row, there.get(row.key)) for part in families[name] for row in read_rows(run_dir, part)]
+        return name in gone and (all(same) if found[i][0].name != name else any(same))
+
+    def same_bytes(i: int, name: str) -> bool:
+        return _same_bytes(run_dir, run, families[name][0], *found[i])
+
+    for tests in ((in_its_place, the_same), (the_same, same_bytes), (in_its_place,), (moved_and_changed, same_bytes)):
+        for i, (source, _) in enumerate(found):
+            free = [name for name, family in families.items() if name not in names and family[0].source_kind == source.kind]
+            names[i] = names[i] or next((name for name in free if all(test(i, name) for test in tests)), None)
+    return names
+
+
+def _same_bytes(
+    run_dir: Path, run: manifests.Run, catalogue: manifests.Catalogue, source: Source, content: SourceContent
+) -> bool:
+    """Whether three images that the run has labelled are still the same, byte for byte: names and sizes alone may be those of
+    other pictures, such as another video's frames."""
     there = {row.key: row for row in content.rows}
-    for name in gone if source.kind == "folder" else ():
-        if all(_same(row, there.get(row.key)) for catalogue in families[name] for row in read_rows(run_dir, catalogue)):
-            return name
-    return None
+    rows = read_rows(run_dir, catalogue)
+    parts = manifests.part_names(catalogue.source, len(rows), run.part_size)
+    for index in sorted({0, len(rows) // 2, len(rows) - 1}) if rows else ():
+        part = parts[index // run.part_size]
+        if part in manifests.committed_parts(run_dir, IMAGES) and (row := there.get(rows[index].key)):
+            recorded = manifests.load_part(run_dir, IMAGES, part).images[index % run.part_size].content_sha256
+            (image,) = read_images(source, [row])
+            if recorded not in (None, hashlib.sha256(image).hexdigest()):
+                return False
+    return True
+
+
+def _refuse_nested(run: manifests.Run, new: Sequence[NewSource]) -> None:
+    """Raises RunMismatchError for a new folder inside one of the run's, or around one: its images would be labelled twice."""
+    folders = {Path(source.location).resolve(): source for source in run.sources if source.source_kind == "folder"}
+    for source, _, extends in new:
+        place = source.location.resolve()
+        for other, recorded in folders.items():
+            if extends is None and source.kind == "folder" and (other in place.parents or place in other.parents):
+                where = "inside" if other in place.parents else "around"
+                raise RunMismatchError(
+                    f"{source.location} is {where} {recorded.location}, which is the run's source {recorded.source}: images "
+                    "would be labelled twice; name that folder, with --add-new-files if it has new ones"
+                )
 
 
 def _compared(

@@ -5,36 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 import manifests
+from pipeline.label.queue import RunNotSharedError, Task, TeacherUnusableError
 from stages.labelling.flow import Predictor, View
-from stages.labelling.units import Unit, UnitResult, label_images_part, label_teacher_part, try_image
+from stages.labelling.unit import Unit, UnitResult
+from stages.labelling.units import label_images_part, label_teacher_part, try_image
 from stages.models import Teacher, TeacherSpec, checkpoint_folder, checkpoint_sha256, load_teacher
 
 _FIRST_PICTURE_PX = 64
-
-
-class TeacherUnusableError(RuntimeError):
-    """A teacher cannot be loaded, or says nothing: no unit of its column can be labelled."""
-
-
-class RunNotSharedError(RuntimeError):
-    """What a machine sees under the run's path is not the run that the driver sees there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A unit to be labelled. Or, without writing anything: one image of it to be tried, where `index` is given, or its teacher
-    to be loaded and shown a picture, where `only_teacher` is."""
-
-    unit: Unit
-    teacher: TeacherSpec | None
-    index: int | None = None
-    only_teacher: bool = False
 
 
 class WallClock:
@@ -45,7 +27,7 @@ class WallClock:
         self._started = self._last_beat = time.monotonic()
 
     def beat(self) -> None:
-        """The unit goes on."""
+        """The unit has made progress."""
         self._last_beat = time.monotonic()
 
     def silence_s(self) -> float:

@@ -11,13 +11,13 @@ Nothing here knows of Ray, or of other units.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,52 +29,14 @@ from manifests.run import IMAGES
 from stages.label_store import ContextPicture, ImageLabels, LabelWriter, PictureReader, encode_picture, write_pictures
 from stages.labelling.collecting import Collector
 from stages.labelling.flow import Behind, Predictor, View, ahead, in_batches
+from stages.labelling.unit import InputChangedError, Unit, UnitResult
 from stages.models import Teacher
-from stages.sources.catalogue import CatalogueRow, Source, read_images
+from stages.sources.catalogue import CatalogueRow, read_images
 from stages.sources.photographs import PictureRejectedError, decode_upright, resize_region
-from stages.views import Box, ImageViews, UnfitImageError, ViewPlan, plan_views
+from stages.views import Box, ImageViews, UnfitImageError, plan_views
 
 _OPEN_IMAGES = 16  # whose views may wait for others of their shape
 _VERSIONED = ("diffusers", "numcodecs", "numpy", "pillow", "scipy", "torch", "transformers", "zarr")
-
-
-class InputChangedError(ValueError):
-    """An image's bytes are not those that the column `images` was made from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One part x column, with everything that its labels depend on."""
-
-    run_dir: Path
-    records: Mapping[str, str]
-    """The sha256 of the records of the run and of the column that the unit belongs to, by their path in the run."""
-    column: str
-    part: str
-    attempt: str
-    source: Source
-    rows: tuple[CatalogueRow, ...]
-    plan: ViewPlan
-    seed: int
-    fingerprint: Mapping[str, Any]
-    excluded: Mapping[int, manifests.Reason] = field(default_factory=dict)
-    """Rows that are rejected unseen, because they were seen to take their worker down."""
-
-    @property
-    def arrays(self) -> str:
-        """The Zarr group of this attempt, relative to the run."""
-        return (manifests.column_dir(Path(), self.column) / f"{self.part}.{self.attempt}.zarr").as_posix()
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnitResult:
-    """What became of a unit: `committed` is False when another attempt had been first."""
-
-    committed: bool
-    labelled: int
-    rejected: int
-    batch_size: int | None = None
-    """The teacher's batch at the end: as it was given, or less for want of memory."""
 
 
 @runtime_checkable

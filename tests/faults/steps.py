@@ -74,10 +74,12 @@ def _unit_steps(column: str, first: str, last: str) -> dict[str, Step]:
 
 RUN_STEPS = {
     "the sources are catalogued": Step("open", r"\.tar$"),
+    **_record_steps("run.json", r"/run/\.run\.json"),
     **_record_steps("the catalogue's table", r"catalog/\.[^/]+\.parquet"),
     **_record_steps("the catalogue's record", r"catalog/\.[^/]+\.json"),
-    **_record_steps("run.json", r"/run/\.run\.json"),
-    "the columns' folders are made": Step("os.mkdir", "columns/images$"),
+    "the first column's folder is made": Step("os.mkdir", "columns/images$"),
+    **_record_steps("the first column's record", r"columns/images/\.column\.json"),
+    **_record_steps("the last column's record", r"columns/assistant/\.column\.json"),
 }
 """Steps before the first unit, of a run whose folder is called `run`."""
 

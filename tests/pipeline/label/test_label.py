@@ -21,9 +21,10 @@ import manifests
 from pipeline.label.command import label, main
 from pipeline.label.config import LabelConfig
 from pipeline.label.drive import DriveOptions, drive, require_seen
+from pipeline.label.queue import RunNotSharedError, Task, TeacherUnusableError
 from pipeline.label.run import describe_run, enter_run, needs_correction, open_run, refuse_replaced, units_left
 from pipeline.label.sources import RunMismatchError, read_sources
-from pipeline.label.worker import LabelWorker, RunNotSharedError, Task, TeacherUnusableError
+from pipeline.label.worker import LabelWorker
 from tests.conftest import label_config, picture_bytes, scene_bytes, with_teachers, write_tar
 from tests.faults.processes import committed, is_alive, start, workers_of
 from tests.faults.steps import UNIT_STEPS, Fault

@@ -18,7 +18,8 @@ from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import read_sources
 from pipeline.label.worker import WallClock
 from stages.label_store import LabelReader, PictureReader
-from stages.labelling.units import Unit, label_images_part, label_teacher_part
+from stages.labelling.unit import Unit
+from stages.labelling.units import label_images_part, label_teacher_part
 from stages.views import ViewPlan
 from tests.conftest import label_config, picture_bytes, scene_bytes, teacher_spec
 
@@ -191,7 +192,7 @@ def test_whatever_is_raised_before_that_nothing_of_the_attempt_is_left(
         patch.setattr(os, "fsync", _fails_after(os.fsync, error, lambda path: path.name == _folder(images).name))
         with pytest.raises(type(error)):
             label_images_part(images, WallClock())
-    assert os.listdir(_folder(images).parent) == []
+    assert os.listdir(_folder(images).parent) == ["column.json"]
 
 
 def test_while_a_manifest_cannot_be_read_no_arrays_that_it_may_name_are_removed_and_the_first_error_is_raised(
@@ -206,7 +207,9 @@ def test_while_a_manifest_cannot_be_read_no_arrays_that_it_may_name_are_removed_
         patch.setattr(os, "fsync", _fails_after(os.fsync, OSError("the first"), lambda path: path == _folder(images)))
         with pytest.raises(OSError, match="the first"):
             label_images_part(images, WallClock())
-    assert sorted(os.listdir(manifest.parent)) == sorted([manifest.name, _folder(images).name, _folder(lost).name])
+    assert sorted(os.listdir(manifest.parent)) == sorted(
+        ["column.json", manifest.name, _folder(images).name, _folder(lost).name]
+    )
 
 
 def test_a_removal_that_fails_does_not_hide_the_first_error(tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch):
@@ -246,7 +249,7 @@ def test_arrays_that_are_not_what_was_written_are_not_committed(
     monkeypatch.setattr(os, "scandir", list_changed)
     with pytest.raises(OSError, match=message):
         label_images_part(images, WallClock())
-    assert os.listdir(_folder(images).parent) == []
+    assert os.listdir(_folder(images).parent) == ["column.json"]
 
 
 def test_a_manifest_lists_every_file_that_was_written_even_where_a_folder_cannot_be_listed_in_the_meantime(

@@ -1,0 +1,51 @@
+"""The unit of labelling, and how one ends: what passes between the driver and its workers. Imports no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import manifests
+from stages.sources.catalogue import CatalogueRow, Source
+from stages.views import ViewPlan
+
+
+class InputChangedError(ValueError):
+    """An image's bytes are not those that the column `images` was made from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One part x column, with everything that its labels depend on."""
+
+    run_dir: Path
+    records: Mapping[str, str]
+    """The sha256 of the records of the run and of the column that the unit belongs to, by their path in the run."""
+    column: str
+    part: str
+    attempt: str
+    source: Source
+    rows: tuple[CatalogueRow, ...]
+    plan: ViewPlan
+    seed: int
+    fingerprint: Mapping[str, Any]
+    excluded: Mapping[int, manifests.Reason] = field(default_factory=dict)
+    """Rows that are rejected unseen, because they were seen to take their worker down."""
+
+    @property
+    def arrays(self) -> str:
+        """The Zarr group of this attempt, relative to the run."""
+        return (manifests.column_dir(Path(), self.column) / f"{self.part}.{self.attempt}.zarr").as_posix()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitResult:
+    """What became of a unit: `committed` is False when another attempt had been first."""
+
+    committed: bool
+    labelled: int
+    rejected: int
+    batch_size: int | None = None
+    """The teacher's batch at the end: as it was given, or less for want of memory."""
