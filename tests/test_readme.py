@@ -35,7 +35,7 @@ def test_the_commands_on_ones_own_photographs_run_in_order(
     for seed in range(3):
         (tmp_path / "photos" / f"{seed}.png").write_bytes(scene_bytes(seed, side_px=240))
     commands = _commands(".venv/bin/python")
-    assert len(commands) == 7
+    assert len(commands) == 8
     for _, dash_m, module, *arguments in commands:
         assert dash_m == "-m"
         monkeypatch.setattr(sys, "argv", [module, *arguments, *_SMALLER.get(module, [])])

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from manifests.place import place_of
-from manifests.run import column_dir
+from manifests.run import catalogue_path, column_dir, column_record_path, part_fingerprint
 from manifests.schema import (
+    Catalogue,
     ColumnRecord,
     ImageOutcome,
     PartManifest,
     PartStatistics,
     Reason,
     RunRecord,
-    SourceRecord,
     Volatile,
     to_json,
 )
@@ -28,6 +28,7 @@ from stages.label_store import ContextPicture, ImageLabels, Label, PatchLabel, e
 from stages.views import Box, SourceBox
 
 CONTEXT_PX = 48
+ROWS_SHA256 = "0" * 64
 SPACES = {"primary": "disparity_affine_invariant", "assistant": "disparity_affine_invariant"}
 AFFINE = {"primary": (2.0, 1.0), "assistant": (0.5, -3.0), "third": (1.5, 2.0)}
 """Each teacher's scale and shift of the scene's disparity; its patches have others."""
@@ -66,22 +67,32 @@ def write_run(
             name=name,
             depth_space=space,  # type: ignore[arg-type]
             fingerprint={"plan_context_px": CONTEXT_PX, **fingerprints.get(name, {})},  # type: ignore[dict-item]
+            configuration={},
         )
         for name, space in (("images", None), *spaces.items())
     ]
-    source = SourceRecord(name="scenes", kind="folder", location="scenes", images=images, catalogue_sha256="0" * 64)
+    source = Catalogue(
+        source="scenes",
+        location="scenes",
+        source_kind="folder",
+        size_bytes=0,
+        images=images,
+        rows_sha256=ROWS_SHA256,
+        table_sha256="0" * 64,
+        problems=(),
+    )
     run = RunRecord(
         seed=0,
         part_size=part_size,
         plan={"context_px": CONTEXT_PX, "contexts_per_image": contexts_per_image} | ({"context": context} if context else {}),
-        sources=(source,),
-        columns=tuple(columns),
         configuration={},
     )
-    run_dir.mkdir(parents=True)
+    (run_dir / "catalog").mkdir(parents=True)
     (run_dir / "run.json").write_bytes(to_json(run))
+    catalogue_path(run_dir, "scenes").write_bytes(to_json(source))
     for column in columns:
         column_dir(run_dir, column.name).mkdir(parents=True)
+        column_record_path(run_dir, column.name).write_bytes(to_json(column))
         for number, start in enumerate(range(0, images, part_size)):
             if (column.name, number) not in without:
                 part = range(start, min(start + part_size, images))
@@ -123,7 +134,7 @@ def _write_part(
     manifest = PartManifest(
         column=column.name,
         part=part,
-        fingerprint=column.fingerprint,
+        fingerprint=part_fingerprint(column, ROWS_SHA256),
         zarr=zarr,
         images=tuple(outcomes),
         files=folder.publish(),

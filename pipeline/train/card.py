@@ -51,8 +51,8 @@ def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
             feature_encoder=_name(encoder) if encoder else None,
             feature_revision=config.feature_revision or (known_encoder.revision if known_encoder else None),
             feature_licence=_licence(encoder, config.feature_revision) if encoder else None,
-            teachers=[_teacher(run, column, summary) for column in columns],
-            sources=[source.name for source in run.sources],
+            teachers=[_teacher(column, summary) for column in columns],
+            sources=[source.source for source in run.sources],
             images=images,
             unused=sum(source.images for source in run.sources) - images,
             contexts=len(dataset),
@@ -73,9 +73,8 @@ def _licence(checkpoint: str, revision: str | None) -> str | None:
     return said.value if said else None
 
 
-def _teacher(run: manifests.RunRecord, column: manifests.ColumnRecord, summary: manifests.RunSummary) -> CardTeacher:
-    specs = (value for value in run.configuration.values() if isinstance(value, dict))
-    spec = next((spec for spec in specs if spec.get("name") == column.name), {})
+def _teacher(column: manifests.ColumnRecord, summary: manifests.RunSummary) -> CardTeacher:
+    spec = column.configuration
     (licences,) = (found.licences for found in summary.columns if found.name == column.name)
     return CardTeacher(
         name=column.name,

@@ -19,12 +19,14 @@ from pathlib import Path
 
 from manifests import (
     ColumnRecord,
+    PartId,
     PartManifest,
-    RunRecord,
+    Run,
     column_dir,
     committed_parts,
     fingerprint_differences,
     load_part,
+    part_fingerprint,
     parts,
     place_of,
 )
@@ -58,7 +60,7 @@ class TrainPart:
 
 
 def matching_columns(
-    run: RunRecord, run_dir: Path, teachers: tuple[str, ...], conversion: DepthConversion
+    run: Run, run_dir: Path, teachers: tuple[str, ...], conversion: DepthConversion
 ) -> tuple[ColumnRecord, ...]:
     """`images` and the teachers' columns, once all that must agree agrees. Raises ValueError."""
     known = {column.name: column for column in run.columns}
@@ -89,7 +91,7 @@ def common_space(spaces: Sequence[DepthSpace], conversion: DepthConversion) -> D
 
 
 def trainable_parts(
-    run: RunRecord, run_dir: Path, columns: Sequence[ColumnRecord], only: Collection[str] | None = None
+    run: Run, run_dir: Path, columns: Sequence[ColumnRecord], only: Collection[str] | None = None
 ) -> tuple[TrainPart, ...]:
     """The parts that all columns have committed, in the order of the run, or `only` those of these names.
 
@@ -100,7 +102,7 @@ def trainable_parts(
     contexts = int(run.plan.get("contexts_per_image", 1))
     make = partial(_trainable_part, run_dir, columns, contexts)
     with ThreadPoolExecutor(_THREADS) as pool:
-        return tuple(pool.map(make, [part.name for part in parts(run) if part.name in committed]))
+        return tuple(pool.map(make, [part for part in parts(run) if part.name in committed]))
 
 
 def part_digest(record: PartManifest) -> str:
@@ -126,10 +128,10 @@ def lock_differences(found: Mapping[str, str], expected: Mapping[str, str]) -> l
     ]
 
 
-def _trainable_part(run_dir: Path, columns: Sequence[ColumnRecord], contexts: int, name: str) -> TrainPart:
-    records = [load_part(run_dir, column.name, name) for column in columns]
+def _trainable_part(run_dir: Path, columns: Sequence[ColumnRecord], contexts: int, part: PartId) -> TrainPart:
+    records = [load_part(run_dir, column.name, part.name) for column in columns]
     for column, record in zip(columns, records, strict=True):
-        _refuse_foreign(run_dir, column, record)
+        _refuse_foreign(run_dir, column, part, record)
         refuse_problems(place_of(run_dir), column.name, differing_sizes(place_of(run_dir), record))
     status = zip(*(record.images for record in records), strict=True)
     labelled = [i for i, outcomes in enumerate(status) if all(o.status == "labelled" for o in outcomes)]
@@ -142,7 +144,7 @@ def _trainable_part(run_dir: Path, columns: Sequence[ColumnRecord], contexts: in
         reasons = ((c.name, o.problem.kind) for c, o in zip(columns, outcomes, strict=True) if o.problem is not None)
         rejected.update([first] if (first := next(reasons, None)) else [])
     return TrainPart(
-        name=name,
+        name=part.name,
         rows=tuple(rows),
         joined_keys="\0".join(keys),
         digests=tuple(part_digest(record) for record in records),
@@ -173,8 +175,8 @@ def _refuse_other_input(run_dir: Path, columns: Sequence[ColumnRecord], records:
         )
 
 
-def _refuse_foreign(run_dir: Path, column: ColumnRecord, record: PartManifest) -> None:
-    differences = fingerprint_differences(record.fingerprint, column.fingerprint)
+def _refuse_foreign(run_dir: Path, column: ColumnRecord, part: PartId, record: PartManifest) -> None:
+    differences = fingerprint_differences(record.fingerprint, part_fingerprint(column, part.rows_sha256))
     if record.depth_space != column.depth_space:
         differences.append(f"depth_space: found {record.depth_space}, expected {column.depth_space}")
     if differences:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manifests import RunRecord, parts
+from manifests import Run, parts
 from manifests.run import list_column
 from stages.distillation.columns import TrainPart
 
@@ -48,7 +48,7 @@ class Coverage:
         return f"{self.used} of {self.catalogued} images are in use" + f"; left out: {', '.join(reasons)}" * bool(reasons)
 
 
-def coverage_of(run: RunRecord, run_dir: Path, columns: Sequence[str], used: Sequence[TrainPart]) -> Coverage:
+def coverage_of(run: Run, run_dir: Path, columns: Sequence[str], used: Sequence[TrainPart]) -> Coverage:
     """columns: `images` and the teachers' in use; used: the parts in use, which may be fewer than those that are complete."""
     contexts = int(run.plan.get("contexts_per_image", 1))
     in_use = {part.name: part for part in used}

@@ -70,7 +70,7 @@ def test_a_finished_run_with_rejected_images_is_trained_on_and_says_which_are_le
 def _another_run(place: Path) -> Path:
     """A finished run none of whose parts has a name that those of `write_run` have."""
     run = write_run(place, images=4, part_size=4)
-    for path in [run / "run.json", *run.glob("columns/*/*.json"), *run.glob("columns/*/*.zarr")]:
+    for path in [*run.glob("catalog/*.json"), *run.glob("columns/*/*.json"), *run.glob("columns/*/*.zarr")]:
         if path.is_file():
             document = json.loads(path.read_text().replace("scenes", "other"))
             del document["record_sha256"]

@@ -39,7 +39,7 @@ def test_teachers_of_different_depth_spaces_are_refused_naming_both_and_what_wou
 
 
 def test_an_unknown_column_is_refused_with_the_known_ones(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"no column 'asistant' \(it has: primary, assistant\)"):
+    with pytest.raises(ValueError, match=r"no column 'asistant' \(it has: assistant, primary\)"):
         LabelDataset(run, ("primary", "asistant"))
     for wrong in (("primary", "primary"), (), ("images",)):
         with pytest.raises(ValueError, match="teachers: found"):

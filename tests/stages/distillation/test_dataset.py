@@ -10,8 +10,7 @@ import pytest
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from manifests.run import load_run
-from manifests.schema import to_json
+from manifests.schema import parse_run, to_json
 from stages.distillation.dataset import LabelDataset, mirrored
 from stages.distillation.fusion import agreement_weighted_average
 from stages.distillation.order import AVERAGE, BatchPlan, SampleRequest
@@ -54,7 +53,7 @@ def test_each_context_of_an_image_is_a_sample_with_its_own_pixels_and_labels(tmp
 
 def test_a_run_written_before_contexts_were_counted_has_one_of_each_image(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", images=3)
-    record = load_run(run)
+    record = parse_run((run / "run.json").read_bytes(), "run.json")
     plan = {key: value for key, value in record.plan.items() if key != "contexts_per_image"}
     (run / "run.json").write_bytes(to_json(dataclasses.replace(record, plan=plan)))
     assert len(LabelDataset(run, TEACHERS)) == 3
