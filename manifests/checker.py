@@ -30,7 +30,7 @@ class TooManyProblemsError(Exception):
 class ValidationProblem(NamedTuple):
     """One thing wrong with a record. `path` is where in it (`images[3].status`), `kind` is for machines:
     not_json, too_large, wrong_checksum, wrong_version, missing_key, unknown_key, wrong_type, wrong_value, unsafe_path,
-    duplicate, outside_zarr, not_sorted, wrong_place.
+    outside_zarr, not_sorted, wrong_place.
     """
 
     path: str

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from manifests.contents import faults
 from manifests.place import Entry, LinkError, TooLargeError, WrongKindError, place_of
 from manifests.run import (
+    COLUMN_RECORD,
     UNREADABLE,
     ColumnListing,
     PartId,
@@ -159,10 +160,19 @@ def _check_places(run_dir: Path, run: Run, unread: Mapping[Path, Exception]) -> 
         with suppress(OSError):  # it is among the unread
             entries = place_of(run_dir).entries(folder)
             damage += [Damage(str(Path(folder, entry.name)), "link", _LINK) for entry in entries if entry.kind == "link"]
+    damage += [
+        Damage(str(place), "link", _LINK)
+        for place, error in unread.items()
+        if isinstance(error, LinkError) and place.name == COLUMN_RECORD
+    ]
     known = {column.name for column in run.columns} | {place.parent.name for place in unread}
     with suppress(OSError):
-        names = [entry.name for entry in place_of(run_dir).entries("columns") if entry.kind == "folder"]
-        damage += [_unknown_column(name) for name in names if name not in known and _holds_files(run_dir, name)]
+        for name, kind, _ in place_of(run_dir).entries("columns"):
+            if kind == "folder" and name not in known and _holds_files(run_dir, name):
+                damage.append(_unknown_column(name))
+            elif kind in ("file", "other") and not name.startswith("."):
+                message = "found no folder, expected that of a column: restore it, or remove what is there"
+                damage.append(Damage(f"columns/{name}", "unknown_column", message))
     return damage
 
 

@@ -41,13 +41,19 @@ class _Payload:
         return os.makedirs, (str(self.canary),)
 
 
+def _in(run: Path, name: str) -> Path:
+    """A file of the run; of a table, whose name has its digest, the name is a pattern."""
+    return next(run.glob(name)) if "*" in name else run / name
+
+
 def _link(name: str) -> Plant:
     """What stood there goes outside, and a link to it takes its place: all that is behind it is sound."""
 
     def plant(run: Path, outside: Path) -> None:
-        target = outside / Path(name).name
-        shutil.move(run / name, target)
-        (run / name).symlink_to(target)
+        path = _in(run, name)
+        target = outside / path.name
+        shutil.move(path, target)
+        path.symlink_to(target)
 
     return plant
 
@@ -57,7 +63,12 @@ def _new_link(name: str, target: str = "victim") -> Plant:
 
 
 def _instead(name: str, make: Callable[[Path], object]) -> Plant:
-    return lambda run, outside: ((run / name).unlink(), make(run / name))
+    def plant(run: Path, outside: Path) -> None:
+        path = _in(run, name)
+        path.unlink()
+        make(path)
+
+    return plant
 
 
 def _write(name: str, content: Callable[[Path], bytes]) -> Plant:
@@ -70,7 +81,7 @@ def _sparse(name: str, size_bytes: int) -> Plant:
 
 def _part(**changes: Any) -> Plant:
     """A manifest with a right checksum that says something else; unchecked, as only a stranger writes it."""
-    return lambda run, outside: _write_record(run / PART, json.loads((run / PART).read_bytes()) | changes)
+    return _change(PART, **changes)
 
 
 def _write_record(path: Path, document: Mapping[str, Any]) -> None:
@@ -95,13 +106,11 @@ def _traversal(run: Path, outside: Path) -> None:
 
 
 def _run_record(**changes: Any) -> Plant:
-    return lambda run, outside: _write_record(run / "run.json", json.loads((run / "run.json").read_bytes()) | changes)
+    return _change("run.json", **changes)
 
 
-def _many_images(run: Path, outside: Path) -> None:
-    record = json.loads((run / "run.json").read_bytes())
-    record["sources"][0]["images"] = 10**15
-    _write_record(run / "run.json", record)
+def _change(name: str, **changes: Any) -> Plant:
+    return lambda run, outside: _write_record(run / name, json.loads((run / name).read_bytes()) | changes)
 
 
 def _escapes(run: Path, outside: Path) -> None:
@@ -190,7 +199,9 @@ def _postscript(run: Path, outside: Path) -> None:
 LINKS: dict[str, Plant] = {
     "run.json is a link": _link("run.json"),
     "the catalogue's folder is a link": _link("catalog"),
-    "a table is a link": _link("catalog/shard.parquet"),
+    "a table is a link": _link("catalog/shard.*.parquet"),
+    "a catalogue is a link": _link("catalog/shard.json"),
+    "a column's record is a link": _link("columns/dav2/column.json"),
     "the folder of columns is a link": _link("columns"),
     "a column is a link": _link("columns/dav2"),
     "a manifest is a link": _link(PART),
@@ -215,7 +226,12 @@ BOMBS: dict[str, Plant] = {
     "deep JSON": _write(PART, lambda run: b'{"a":' * 100_000),
     "a deep plan": _run_record(plan={"context_px": 12, "deep": json.loads('{"a":' * 600 + "1" + "}" * 600)}),
     "a deep zarr.json": _write(f"{ZARR}/context/zarr.json", lambda run: b"[" * 60_000),
-    "a run of 10^15 images": _many_images,
+    "a source of 10^15 images": _change("catalog/shard.json", images=10**15),
+    "a deep column": _change("columns/dav2/column.json", configuration=json.loads('{"a":' * 600 + "1" + "}" * 600)),
+    "a column's record of 3 GB": _sparse("columns/dav2/column.json", 3 << 30),
+    "a column's record of five million lists": _write(
+        "columns/dav2/column.json", lambda run: b"[" + b"[]," * 5_000_000 + b"[]]"
+    ),
     "10^12 contexts an image": _run_record(plan={"context_px": 12, "contexts_per_image": 10**12}),
     "a context grid of 10^6 pixels": _run_record(plan={"context_px": 10**6}),
     "views of 10^12 pixels": _metadata("context", _shape),
@@ -228,12 +244,16 @@ BOMBS: dict[str, Plant] = {
 OTHERS: dict[str, Plant] = {
     "a pipe for run.json": _instead("run.json", os.mkfifo),
     "a pipe for a catalogue": _instead("catalog/shard.json", os.mkfifo),
-    "a pipe for a table": _instead("catalog/shard.parquet", os.mkfifo),
+    "a pipe for a table": _instead("catalog/shard.*.parquet", os.mkfifo),
+    "a pipe for a column's record": _instead("columns/dav2/column.json", os.mkfifo),
+    "a folder for a column's record": _instead("columns/dav2/column.json", Path.mkdir),
+    "a table out of the run": _change("catalog/shard.json", table_sha256="/../../outside/victim"),
+    "a source by a path": _change("catalog/shard.json", source="../../outside/victim"),
     "a pipe for a manifest": _instead(PART, os.mkfifo),
     "a pipe for a chunk": _instead(f"{ZARR}/context/c/0/0/0", os.mkfifo),
     "a pipe for a zarr.json": _instead(f"{ZARR}/context/zarr.json", os.mkfifo),
     "a folder for a chunk": _instead(f"{ZARR}/context/c/0/0/0", Path.mkdir),
-    "a folder for a table": _instead("catalog/shard.parquet", Path.mkdir),
+    "a folder for a table": _instead("catalog/shard.*.parquet", Path.mkdir),
     "a file for a column": lambda run, outside: (shutil.rmtree(run / "columns/dav2"), (run / "columns/dav2").write_bytes(b"")),
     "a path out of the run": _traversal,
     "a group by a path": _part(zarr="../../outside"),

@@ -151,8 +151,13 @@ def test_repair_says_how_to_come_by_a_catalogue_and_exits_with_1(tmp_path: Path)
     (run / "catalog/shard.json").unlink()
     done = _run("repair", run)
     assert done.returncode == 1
-    assert "catalog/shard.json: No such file or directory [missing_file]" in done.stdout
-    assert "Restore them from a copy" in done.stdout
+    assert "restore catalog/shard.json if it is lost" in done.stdout
+    assert "[unknown_part]" in done.stdout
+    (run / "catalog/shard.json").write_bytes(b"{")
+    done = _run("repair", run)
+    assert done.returncode == 1
+    assert "catalog/shard.json: expected JSON" in done.stdout
+    assert "Restore the damaged ones from a copy" in done.stdout
 
 
 def test_clean_names_what_it_removes(tmp_path: Path) -> None:
@@ -229,9 +234,9 @@ def test_damaged_sources_that_the_labelling_was_told_to_accept_are_shown_and_no_
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(tmp_path: Path) -> None:
     """As `manifests compare A B | head -1` does it, with more output than a pipe holds."""
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    columns = [dataclasses.replace(column, fingerprint={}) for column in manifests.load_run(b).columns]
-    columns[1] = dataclasses.replace(columns[1], fingerprint={f"k{i:05d}": "x" * 100 for i in range(5000)})
-    (b / "run.json").write_bytes(manifests.to_json(dataclasses.replace(manifests.load_run(b), columns=tuple(columns))))
+    fingerprint = {f"k{i:05d}": "x" * 100 for i in range(5000)}
+    column = dataclasses.replace(manifests.load_column(b, "dav2"), fingerprint=fingerprint)
+    manifests.column_record_path(b, "dav2").write_bytes(manifests.to_json(column))
     command = [sys.executable, "-m", "manifests", "compare", str(a), str(b), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,6 +1,7 @@
 """Valid and invalid records as files, with every problem that each of them has: for whoever else reads or writes our format.
 
 corpus/expected.json names for each file its problems as [path, kind], sorted; a file's name begins with the kind of its record.
+What is valid here stays valid: from version 2 on, a later version gets files of its own, and none is written anew.
 """
 
 from __future__ import annotations

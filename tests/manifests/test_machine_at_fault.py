@@ -20,7 +20,8 @@ PART = "columns/dav2/shard.00001"
 PLACES = [
     "run.json",
     "catalog/shard.json",
-    "catalog/shard.parquet",
+    "catalog/shard.*.parquet",
+    "columns/dav2/column.json",
     "columns",
     "columns/dav2",
     "columns/images",
@@ -63,8 +64,10 @@ def _fail_to_open(monkeypatch: pytest.MonkeyPatch, place: Path, code: int) -> No
 
 def _reads(command: list[str], place: str) -> bool:
     """Whether the command needs to open this to do its work."""
+    if place.endswith(("shard.json", "column.json")):
+        return True
     if place.startswith("catalog") or place.endswith((".failure.json", ".zarr", "/context")):
-        return command[0] in ("verify", "repair") or (command == ["summary"] and place == "catalog/shard.json")
+        return command[0] in ("verify", "repair")
     if ".zarr/" in place or place.endswith(".parquet"):
         return command in (["verify", "--deep"], ["repair"])
     return command != ["clean"] or not place.startswith("columns/") or not place.endswith(".json")
@@ -74,13 +77,14 @@ def _reads(command: list[str], place: str) -> bool:
 def test_what_cannot_be_opened_is_named_and_left(
     run: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = _files(run)
+    before, path = _files(run), next(run.glob(place))
     for i, command in enumerate(COMMANDS):
         code = CODES[(PLACES.index(place) + i) % len(CODES)]
-        if not (run / place).exists():
-            break  # cleaned
+        if not path.exists():
+            assert COMMANDS[i - 1] == ["clean"]
+            break
         with monkeypatch.context() as patch:
-            _fail_to_open(patch, run / place, code)
+            _fail_to_open(patch, path, code)
             status = main([*command, str(run)])
         said = "".join(capsys.readouterr())
         lost = before.keys() - _files(run).keys()
@@ -132,7 +136,7 @@ def test_memory_that_runs_out_costs_no_labels(run: Path, monkeypatch: pytest.Mon
 def test_a_record_of_a_later_version_is_left(run: Path) -> None:
     """Its checksum is right: what this version does not understand is not damaged."""
     path = run / f"{PART}.json"
-    later = path.read_bytes().replace(b'"format_version": 1', b'"format_version": 2')
+    later = path.read_bytes().replace(b'"format_version": 2', b'"format_version": 3')
     path.write_bytes(later)  # with the old checksum: a flipped bit
     assert len(manifests.repair(run, dry_run=True).dropped) == 1
     path.write_bytes(later.replace(b'  "record_sha256"', b'  "no_sha256"'))
@@ -162,6 +166,12 @@ def test_every_file_of_a_run_that_is_removed_or_cut_by_one_byte_is_named_by_the_
         if name == "run.json" and harm is _remove:
             with pytest.raises(manifests.NotARunError):
                 manifests.verify(run, deep=False)
+        elif harm is _remove and name == "catalog/shard.json":
+            found = manifests.verify(run, deep=False)
+            assert {item.kind for item in found} == {"unknown_part"}  # of each part, which names the catalogue
+            assert all("restore catalog/shard.json" in item.message for item in found)
+        elif harm is _remove and name.endswith("column.json"):
+            assert [item.where for item in manifests.verify(run, deep=False)] == [name.removesuffix("/column.json")]
         elif harm is _remove and name.startswith("columns/") and name.count("/") == 2:
             assert (
                 manifests.verify(run, deep=False) == []

@@ -102,9 +102,10 @@ def test_labels_outlive_their_images_only_where_the_same_pixels_will_come_back(r
 
 
 def test_what_labelling_cannot_make_again_is_left_and_named(run: Path) -> None:
-    _spoil(run / "catalog/shard.parquet")
+    _spoil(manifests.table_path(run, manifests.load_catalogue(run, "shard")))
     (run / "columns/dav2/shard.00009.json").write_bytes(b"x")
     (run / "columns/midas").mkdir()
+    (run / "columns/midas/shard.00000.json").write_bytes(b"x")
     before = _files(run)
     report = manifests.repair(run)
     assert [item.kind for item in report.left] == ["unknown_column", "wrong_sha256", "unknown_part"]
@@ -113,10 +114,10 @@ def test_what_labelling_cannot_make_again_is_left_and_named(run: Path) -> None:
     assert {item.where for item in manifests.repair(run).left} == {"run.json"}
 
 
-def test_a_run_json_of_another_run_costs_no_labels(run: Path) -> None:
-    record = manifests.load_run(run)
-    columns = tuple(dataclasses.replace(column, fingerprint={"seed": 8}) for column in record.columns)
-    (run / "run.json").write_bytes(manifests.to_json(dataclasses.replace(record, columns=columns)))
+def test_column_records_of_another_run_cost_no_labels(run: Path) -> None:
+    for column in manifests.load_run(run).columns:
+        changed = dataclasses.replace(column, fingerprint={"seed": 8})
+        manifests.column_record_path(run, column.name).write_bytes(manifests.to_json(changed))
     report = manifests.repair(run)
     assert (report.dropped, {item.kind for item in report.left}) == ((), {"wrong_fingerprint"})
 

@@ -17,18 +17,28 @@ from tests.manifests.small_run import PARTS, fail_part, write_run
 @given(st.lists(st.integers(0, 200), max_size=4), st.integers(1, 70))
 def test_the_parts_hold_every_image_of_every_source_once_and_in_order(images: list[int], part_size: int) -> None:
     sources = tuple(
-        manifests.SourceRecord(name=f"s{i}", kind="tar", location="", images=count, catalogue_sha256="0" * 64)
+        manifests.Catalogue(
+            source=f"s{i}",
+            location="",
+            source_kind="tar",
+            size_bytes=0,
+            images=count,
+            rows_sha256=f"{i:064d}",
+            table_sha256="0" * 64,
+            problems=(),
+        )
         for i, count in enumerate(images)
     )
-    run = manifests.RunRecord(seed=0, part_size=part_size, plan={}, sources=sources, columns=(), configuration={})
+    run = manifests.Run(seed=0, part_size=part_size, plan={}, sources=sources, columns=(), configuration={})
     found = manifests.parts(run)
     rows = [(part.source, part.number * part_size + i) for part in found for i in range(part.images)]
-    assert rows == [(source.name, i) for source in sources for i in range(source.images)]
+    assert rows == [(source.source, i) for source in sources for i in range(source.images)]
     assert all(1 <= part.images <= part_size for part in found)
     assert len({part.name for part in found}) == len(found)
     for source in sources:
-        expected = [part.name for part in found if part.source == source.name]
-        assert manifests.part_names(source.name, source.images, part_size) == expected
+        expected = [part for part in found if part.source == source.source]
+        assert manifests.part_names(source.source, source.images, part_size) == [part.name for part in expected]
+        assert {part.rows_sha256 for part in expected} <= {source.rows_sha256}
 
 
 def test_part_names_have_five_digits_and_more_where_they_must() -> None:
@@ -65,6 +75,7 @@ def test_records_are_loaded_from_their_places(tmp_path: Path) -> None:
     assert {part.name: part.images for part in manifests.parts(manifests.load_run(run))} == PARTS
     assert manifests.load_part(run, "dav2", "shard.00001").images[1].status == "rejected"
     assert manifests.load_catalogue(run, "photos.v1").images == 2
+    assert manifests.load_column(run, "dav2").depth_space == "disparity_affine_invariant"
     assert manifests.load_failure(run, "dav2", "shard.00000").problem.kind == "out_of_memory"
     with pytest.raises(FileNotFoundError):
         manifests.load_part(run, "dav2", "shard.00000")
@@ -80,15 +91,33 @@ def test_a_sound_record_in_another_ones_place_is_refused(tmp_path: Path) -> None
         manifests.failure_path(run, "dav2", "shard.00000").read_bytes()
     )
     manifests.catalogue_path(run, "shard").write_bytes(manifests.catalogue_path(run, "photos.v1").read_bytes())
+    manifests.column_record_path(run, "dav2").write_bytes(manifests.column_record_path(run, "images").read_bytes())
     for load, place, field in (
         (manifests.load_part, ("dav2", "shard.00000"), "part"),
         (manifests.load_part, ("dav2", "shard.00001"), "column"),
         (manifests.load_failure, ("dav2", "shard.00001"), "part"),
         (manifests.load_catalogue, ("shard",), "source"),
+        (manifests.load_column, ("dav2",), "name"),
     ):
         with pytest.raises(manifests.InvalidRecordError) as caught:
             load(run, *place)
         assert [(problem.path, problem.kind) for problem in caught.value.problems] == [(field, "wrong_place")]
+
+
+def test_a_run_is_all_its_records_or_as_much_as_can_be_read(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    whole = manifests.load_run(run)
+    assert [source.source for source in whole.sources] == ["photos.v1", "shard"]
+    assert [column.name for column in whole.columns] == ["images", "dav2"]
+    (run / "catalog/shard.json").write_text("{")
+    (run / "columns/dav2/column.json").unlink()
+    (run / "columns/dav2/column.json").mkdir()
+    found, unread = manifests.read_run(run)
+    assert set(unread) == {Path("catalog/shard.json"), Path("columns/dav2/column.json")}
+    assert [source.source for source in found.sources] == ["photos.v1"]
+    assert [column.name for column in found.columns] == ["images"]
+    with pytest.raises((manifests.InvalidRecordError, OSError)):
+        manifests.load_run(run)
 
 
 def test_fingerprints_that_differ_are_told_apart_field_by_field() -> None:

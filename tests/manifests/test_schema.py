@@ -21,38 +21,36 @@ from manifests.schema import CHECKSUM_KEY, has_right_checksum
 # Written out by hand from docs/format.md, key by key.
 GOLDEN: dict[str, Any] = {
     "run": {
-        "format_version": 1,
+        "format_version": 2,
         "kind": "run",
         "seed": 0,
         "part_size": 64,
         "plan": {"context": "whole", "sizes_px": [560, 644.5], "nested": {"none": None}},
-        "sources": [
-            {"name": "sa_000.v2", "kind": "tar", "location": "/d/sa_000.v2.tar", "images": 2, "catalogue_sha256": "0" * 64},
-            {"name": "Photos", "kind": "folder", "location": "/d/photos", "images": 0, "catalogue_sha256": "f" * 64},
-        ],
-        "columns": [
-            {"name": "images", "depth_space": None, "fingerprint": {}},
-            {
-                "name": "dav2",
-                "depth_space": "disparity_metric",
-                "fingerprint": {"a": 1, "b": 0.5, "c": "x", "d": None, "e": True},
-            },
-        ],
         "configuration": {},
     },
+    "column": {
+        "format_version": 2,
+        "kind": "column",
+        "name": "dav2",
+        "depth_space": "disparity_metric",
+        "fingerprint": {"a": 1, "b": 0.5, "c": "x", "d": None, "e": True},
+        "configuration": {"checkpoint": "/models/dav2", "steps": 4},
+    },
     "catalogue": {
-        "format_version": 1,
+        "format_version": 2,
         "kind": "catalogue",
         "source": "sa_000",
         "location": "/d/sa_000.tar",
         "source_kind": "tar",
         "size_bytes": 10240,
         "images": 2,
+        "rows_sha256": "b" * 64,
         "table_sha256": "0" * 64,
+        "extends": "sa",
         "problems": [{"kind": "truncated", "where": "offset 5120", "message": "no end-of-archive blocks"}],
     },
     "part": {
-        "format_version": 1,
+        "format_version": 2,
         "kind": "part",
         "column": "dav2",
         "part": "sa_000.00000",
@@ -93,7 +91,7 @@ GOLDEN: dict[str, Any] = {
         },
     },
     "failure": {
-        "format_version": 1,
+        "format_version": 2,
         "kind": "failure",
         "column": "dav2",
         "part": "sa_000.00000",
@@ -104,12 +102,14 @@ GOLDEN: dict[str, Any] = {
 }
 PARSE: dict[str, Callable[[bytes, str], Any]] = {
     "run": manifests.parse_run,
+    "column": manifests.parse_column,
     "catalogue": manifests.parse_catalogue,
     "part": manifests.parse_part,
     "failure": manifests.parse_failure,
 }
 VALIDATE = {
     "run": manifests.validate_run,
+    "column": manifests.validate_column,
     "catalogue": manifests.validate_catalogue,
     "part": manifests.validate_part,
     "failure": manifests.validate_failure,
@@ -166,9 +166,9 @@ def _both(*changes: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, A
 
 
 ERRORS: list[tuple[str, Callable[[dict[str, Any]], object], str, str]] = [
-    ("run", _put("format_version", 2), "format_version", "wrong_version"),
+    ("run", _put("format_version", 3), "format_version", "wrong_version"),
     ("run", _put("format_version", True), "format_version", "wrong_version"),
-    ("run", _put("format_version", 1.0), "format_version", "wrong_version"),
+    ("run", _put("format_version", 2.0), "format_version", "wrong_version"),
     ("run", _drop("format_version"), "format_version", "missing_key"),
     ("run", _put("kind", "part"), "kind", "wrong_value"),
     ("failure", _drop("kind"), "kind", "missing_key"),
@@ -179,24 +179,22 @@ ERRORS: list[tuple[str, Callable[[dict[str, Any]], object], str, str]] = [
     ("run", _put("extra", 1), "extra", "unknown_key"),
     ("run", _drop("plan"), "plan", "missing_key"),
     ("run", _put("plan", []), "plan", "wrong_type"),
-    ("run", _put("sources", {}), "sources", "wrong_type"),
-    ("run", _put("sources", 0, "kind", "zip"), "sources[0].kind", "wrong_value"),
-    ("run", _put("sources", 0, "name", "../up"), "sources[0].name", "wrong_value"),
-    ("run", _put("sources", 0, "name", ".hidden"), "sources[0].name", "wrong_value"),
-    ("run", _put("sources", 0, "name", "a\n"), "sources[0].name", "wrong_value"),
-    ("run", _put("sources", 0, "name", ""), "sources[0].name", "wrong_value"),
-    ("run", _put("sources", 0, "images", -1), "sources[0].images", "wrong_value"),
-    ("run", _put("sources", 0, "catalogue_sha256", "A" * 64), "sources[0].catalogue_sha256", "wrong_value"),
-    ("run", _put("sources", 0, "catalogue_sha256", "0" * 63), "sources[0].catalogue_sha256", "wrong_value"),
-    ("run", _put("sources", 1, "name", "sa_000.v2"), "sources[1].name", "duplicate"),
-    ("run", _put("sources", 1, None), "sources[1]", "wrong_type"),
-    ("run", _put("columns", []), "columns", "wrong_value"),
-    ("run", _put("columns", GOLDEN["run"]["columns"][::-1]), "columns", "wrong_value"),
-    ("run", _put("columns", 0, "depth_space", "depth_metric"), "columns[0].depth_space", "wrong_value"),
-    ("run", _put("columns", 1, "depth_space", None), "columns[1].depth_space", "wrong_value"),
-    ("run", _put("columns", 1, "depth_space", "disparity"), "columns[1].depth_space", "wrong_value"),
-    ("run", _put("columns", 1, GOLDEN["run"]["columns"][0]), "columns[1].name", "duplicate"),
-    ("run", _put("columns", 1, "fingerprint", "a", [1]), "columns[1].fingerprint.a", "wrong_type"),
+    ("column", _put("name", "../up"), "name", "wrong_value"),
+    ("column", _put("name", ".hidden"), "name", "wrong_value"),
+    ("column", _put("name", "a\n"), "name", "wrong_value"),
+    ("column", _put("name", ""), "name", "wrong_value"),
+    ("column", _put("depth_space", None), "depth_space", "wrong_value"),
+    ("column", _put("name", "images"), "depth_space", "wrong_value"),
+    ("column", _put("depth_space", "disparity"), "depth_space", "wrong_value"),
+    ("column", _put("fingerprint", "a", [1]), "fingerprint.a", "wrong_type"),
+    ("column", _drop("configuration"), "configuration", "missing_key"),
+    ("catalogue", _put("source_kind", "zip"), "source_kind", "wrong_value"),
+    ("catalogue", _put("source", "../up"), "source", "wrong_value"),
+    ("catalogue", _put("images", -1), "images", "wrong_value"),
+    ("catalogue", _put("rows_sha256", "A" * 64), "rows_sha256", "wrong_value"),
+    ("catalogue", _put("table_sha256", "0" * 63), "table_sha256", "wrong_value"),
+    ("catalogue", _put("extends", "a/b"), "extends", "wrong_value"),
+    ("catalogue", _put("problems", 0, None), "problems[0]", "wrong_type"),
     ("catalogue", _put("size_bytes", None), "size_bytes", "wrong_type"),
     ("catalogue", _put("problems", 0, "kind", "two words"), "problems[0].kind", "wrong_value"),
     ("catalogue", _drop("problems", 0, "where"), "problems[0].where", "missing_key"),
@@ -243,11 +241,11 @@ def test_each_mistake_is_the_only_problem_and_has_its_place_and_kind(
 
 def test_all_problems_are_reported_at_once() -> None:
     document = copy.deepcopy(GOLDEN["run"])
-    for change in (_put("seed", None), _put("extra", 1), _drop("plan"), _put("sources", 1, "images", -1)):
+    for change in (_put("seed", None), _put("extra", 1), _drop("plan"), _put("part_size", 0)):
         change(document)
     with pytest.raises(manifests.InvalidRecordError) as caught:
         _parse("run", document)
-    assert {problem.path for problem in caught.value.problems} == {"seed", "extra", "plan", "sources[1].images"}
+    assert {problem.path for problem in caught.value.problems} == {"seed", "extra", "plan", "part_size"}
     assert "4 problems" in str(caught.value)
     assert all(str(problem) in str(caught.value) for problem in caught.value.problems)
     assert "found null, expected an integer" in str(caught.value)

@@ -121,12 +121,12 @@ def test_a_damaged_record_is_reported_by_name_and_the_rest_still_counted(tmp_pat
     fail_part(run, "dav2", "shard.00002")
     manifests.manifest_path(run, "dav2", "shard.00000").write_bytes(content)
     manifests.failure_path(run, "dav2", "shard.00002").write_bytes(content)
-    manifests.catalogue_path(run, "shard").write_bytes(content)
+    manifests.catalogue_path(run, "photos.v1").write_bytes(content)
     summary = manifests.summarize(run)
     dav2 = summary.columns[1]
-    assert (dav2.labelled, dav2.parts_done, dav2.pending, dav2.failures) == (2, 1, 5, {"unreadable_record": 1})
+    assert (dav2.labelled, dav2.parts_done, dav2.pending, dav2.failures) == (2, 1, 3, {"unreadable_record": 1})
     assert [said in message for message in (*dav2.damage, *summary.damage)] == [True] * 3
-    assert ["shard.00000.json" in dav2.damage[0], "shard.json" in summary.damage[0]] == [True, True]
+    assert ["shard.00000.json" in dav2.damage[0], "photos.v1.json" in summary.damage[0]] == [True, True]
     assert dav2.litter == 0  # the damaged manifest may have named that folder
     assert summary.complaints()[-1] == "3 damaged records"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +32,17 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
+def _found(run: Path, path: str) -> Path:
+    """A file of the run; of a table, whose name has its digest, the name may be a pattern."""
+    return next(run.glob(path)) if "*" in path else run / path
+
+
+def _without_digest(where: str) -> str:
+    return re.sub(r"\.[0-9a-f]{16}\.parquet$", ".*.parquet", where)
+
+
 def _append(path: str) -> Change:
-    return lambda run: (run / path).write_bytes((run / path).read_bytes() + b" ")
+    return lambda run: _found(run, path).write_bytes(_found(run, path).read_bytes() + b" ")
 
 
 def _change_first_byte(path: str) -> Change:
@@ -43,7 +54,7 @@ def _change_first_byte(path: str) -> Change:
 
 
 def _remove(path: str) -> Change:
-    return lambda run: shutil.rmtree(run / path) if (run / path).is_dir() else (run / path).unlink()
+    return lambda run: shutil.rmtree(run / path) if (run / path).is_dir() else _found(run, path).unlink()
 
 
 def _copy(source: str, target: str) -> Change:
@@ -65,23 +76,31 @@ def _rewrite(change: Callable[[manifests.PartManifest], dict[str, Any]]) -> Chan
     return rewrite
 
 
-def _write_run_json(run: Path, record: manifests.RunRecord) -> None:
-    (run / "run.json").write_bytes(manifests.to_json(record))
-
-
-FOREIGN = {"seed": 7, "part_size": 3, "weights_sha256": "b"}
 DAMAGE: list[tuple[Change, str, str, str]] = [
     (_append("run.json"), "run.json", "wrong_checksum", "not those that were written"),
     (_append("catalog/shard.json"), "catalog/shard.json", "wrong_checksum", "not those that were written"),
-    (_remove("catalog/shard.json"), "catalog/shard.json", "missing_file", "No such file"),
     (_copy("catalog/photos.v1.json", "catalog/shard.json"), "catalog/shard.json", "wrong_place", "expected 'shard'"),
-    (_append("catalog/shard.parquet"), "catalog/shard.parquet", "wrong_sha256", "expected"),
-    (_remove("catalog/shard.parquet"), "catalog/shard.parquet", "missing_file", "No such file"),
+    (_append("catalog/shard.*.parquet"), "catalog/shard.*.parquet", "wrong_sha256", "expected"),
+    (_remove("catalog/shard.*.parquet"), "catalog/shard.*.parquet", "missing_file", "No such file"),
+    (_append("columns/dav2/column.json"), "columns/dav2/column.json", "wrong_checksum", "not those that were written"),
+    (
+        _copy("columns/images/column.json", "columns/dav2/column.json"),
+        "columns/dav2/column.json",
+        "wrong_place",
+        "expected 'dav2'",
+    ),
+    (_remove("columns/dav2/column.json"), "columns/dav2", "unknown_column", "no column.json in it, so nothing tells"),
+    (_remove("columns/images/column.json"), "columns/images", "unknown_column", "restore that, or remove the folder"),
     (_append(f"{PART}.json"), f"{PART}.json", "wrong_checksum", "not those that were written"),
     (_copy("columns/dav2/shard.00000.json", f"{PART}.json"), f"{PART}.json", "wrong_place", "expected 'shard.00001'"),
     (_copy("columns/images/shard.00001.json", f"{PART}.json"), f"{PART}.json", "wrong_place", "expected 'dav2'"),
-    (_rewrite(lambda part: {"fingerprint": FOREIGN}), f"{PART}.json", "wrong_fingerprint", "weights_sha256: found"),
-    (_rewrite(lambda part: {"depth_space": "depth_metric"}), f"{PART}.json", "wrong_depth_space", "from run.json"),
+    (
+        _rewrite(lambda part: {"fingerprint": {**part.fingerprint, "weights_sha256": "b"}}),
+        f"{PART}.json",
+        "wrong_fingerprint",
+        "weights_sha256: found",
+    ),
+    (_rewrite(lambda part: {"depth_space": "depth_metric"}), f"{PART}.json", "wrong_depth_space", "from column.json"),
     (_rewrite(lambda part: {"images": part.images[:-1]}), f"{PART}.json", "wrong_images", "found 2 images, expected the 3"),
     (
         _rewrite(lambda part: {"images": part.images[::-1]}),
@@ -101,9 +120,14 @@ DAMAGE: list[tuple[Change, str, str, str]] = [
     (_append(f"{ZARR}/context/c/0/0/0"), f"{ZARR}/context/c/0/0/0", "wrong_size", "bytes, expected"),
     (_change_first_byte(f"{ZARR}/zarr.json"), f"{ZARR}/zarr.json", "wrong_sha256", "expected"),
     (_create(f"{ZARR}/context/c/1/0/0"), f"{ZARR}/context/c/1/0/0", "unlisted_file", "does not list"),
-    (_create("columns/dav2/shard.00009.json"), "columns/dav2/shard.00009", "unknown_part", "no such part"),
-    (_create("columns/dav2/other.00000.failure.json"), "columns/dav2/other.00000", "unknown_part", "no such part"),
-    (_create("columns/midas/shard.00000.json"), "columns/midas", "unknown_column", "only dav2, images"),
+    (_create("columns/dav2/shard.00009.json"), "columns/dav2/shard.00009", "unknown_part", "no catalogue has such a part"),
+    (
+        _create("columns/dav2/other.00000.failure.json"),
+        "columns/dav2/other.00000",
+        "unknown_part",
+        "no catalogue has such a part",
+    ),
+    (_create("columns/midas/shard.00000.json"), "columns/midas", "unknown_column", "no column.json in it"),
     (_create("columns/dav2/shard.00000.failure.json"), "columns/dav2/shard.00000.failure.json", "not_json", "expected JSON"),
 ]
 
@@ -112,58 +136,68 @@ DAMAGE: list[tuple[Change, str, str, str]] = [
 def test_each_damage_is_named_and_nothing_else_is(run: Path, damage: Change, where: str, kind: str, message: str) -> None:
     damage(run)
     found = manifests.verify(run)
-    assert [(item.where, item.kind) for item in found] == [(where, kind)]
+    assert [(_without_digest(item.where), item.kind) for item in found] == [(where, kind)]
     assert message in found[0].message
+
+
+def test_a_lost_catalogue_is_named_with_each_of_its_parts_and_its_table_is_kept(run: Path) -> None:
+    _remove("catalog/shard.json")(run)
+    found = manifests.verify(run)
+    assert [(item.where, item.kind) for item in found] == [
+        (f"columns/{column}/shard.0000{i}", "unknown_part") for column in ("images", "dav2") for i in range(3)
+    ]
+    assert "restore catalog/shard.json if it is lost" in found[0].message
 
 
 def test_records_that_are_sound_but_do_not_fit_together_are_damage(run: Path) -> None:
     path = manifests.catalogue_path(run, "shard")
     catalogue = manifests.load_catalogue(run, "shard")
-    manifests.table_path(run, "shard").write_bytes(b"not a table")
-    path.write_bytes(
-        manifests.to_json(
-            dataclasses.replace(catalogue, images=6, table_sha256=manifests.sha256_file(manifests.table_path(run, "shard")))
-        )
-    )
+    changed = dataclasses.replace(catalogue, images=6, table_sha256=hashlib.sha256(b"not a table").hexdigest())
+    manifests.table_path(run, changed).write_bytes(b"not a table")
+    path.write_bytes(manifests.to_json(changed))
     fail_part(run, "dav2", "shard.00000")
     failure = dataclasses.replace(manifests.load_failure(run, "dav2", "shard.00000"), images=64)
     manifests.write_replacing(manifests.failure_path(run, "dav2", "shard.00000"), manifests.to_json(failure))
-    assert [(item.where, item.kind) for item in manifests.verify(run)] == [
-        ("catalog/shard.json", "wrong_sha256"),
-        ("catalog/shard.json", "wrong_images"),
-        ("catalog/shard.parquet", "wrong_table"),
+    assert [(_without_digest(item.where), item.kind) for item in manifests.verify(run)] == [
+        ("catalog/shard.*.parquet", "wrong_table"),
+        ("columns/images/shard.00002", "unknown_part"),
+        ("columns/dav2/shard.00002", "unknown_part"),
         ("columns/dav2/shard.00000.failure.json", "wrong_images"),
     ]
 
 
 def test_a_table_with_too_few_rows_is_damage_even_where_all_digests_agree(run: Path) -> None:
-    manifests.table_path(run, "shard").write_bytes(manifests.table_path(run, "photos.v1").read_bytes())
-    table_sha256 = manifests.sha256_file(manifests.table_path(run, "shard"))
-    catalogue = dataclasses.replace(manifests.load_catalogue(run, "shard"), table_sha256=table_sha256)
+    other = manifests.load_catalogue(run, "photos.v1")
+    catalogue = dataclasses.replace(manifests.load_catalogue(run, "shard"), table_sha256=other.table_sha256)
+    shutil.copyfile(manifests.table_path(run, other), manifests.table_path(run, catalogue))
     manifests.catalogue_path(run, "shard").write_bytes(manifests.to_json(catalogue))
-    digest = manifests.sha256_file(manifests.catalogue_path(run, "shard"))
-    record = manifests.load_run(run)
-    sources = (dataclasses.replace(record.sources[0], catalogue_sha256=digest), *record.sources[1:])
-    _write_run_json(run, dataclasses.replace(record, sources=sources))
-    assert [(item.where, item.message) for item in manifests.verify(run)] == [
-        ("catalog/shard.parquet", "found 2 rows, expected the 7 images of run.json")
+    assert [(_without_digest(item.where), item.message) for item in manifests.verify(run)] == [
+        ("catalog/shard.*.parquet", "found 2 rows, expected the 7 images of the catalogue")
     ]
 
 
-def test_a_fingerprint_changed_in_run_json_is_named_for_each_part_of_the_column(run: Path) -> None:
-    record = manifests.load_run(run)
-    columns = (record.columns[0], dataclasses.replace(record.columns[1], fingerprint={"seed": 8, "part_size": 3}))
-    _write_run_json(run, dataclasses.replace(record, columns=columns))
+def test_a_fingerprint_changed_in_the_columns_record_is_named_for_each_of_its_parts(run: Path) -> None:
+    record = dataclasses.replace(manifests.load_column(run, "dav2"), fingerprint={"seed": 8, "part_size": 3})
+    manifests.column_record_path(run, "dav2").write_bytes(manifests.to_json(record))
     found = manifests.verify(run)
     assert {item.kind for item in found} == {"wrong_fingerprint"}
     assert len(found) == 2 * 4
-    assert "seed: found 7, expected 8, from run.json" in {item.message for item in found}
+    assert "seed: found 7, expected 8, from column.json and the catalogue" in {item.message for item in found}
+
+
+def test_a_part_of_another_list_of_images_is_named(run: Path) -> None:
+    catalogue = dataclasses.replace(manifests.load_catalogue(run, "shard"), rows_sha256="e" * 64)
+    manifests.catalogue_path(run, "shard").write_bytes(manifests.to_json(catalogue))
+    found = manifests.verify(run)
+    assert {item.kind for item in found} == {"wrong_fingerprint"}
+    assert len(found) == 2 * 3
+    assert all(item.message.startswith("rows_sha256: found ") for item in found)
 
 
 def test_damage_in_many_places_is_all_named(run: Path) -> None:
     changes = [
-        _append("catalog/photos.v1.parquet"),
-        _rewrite(lambda part: {"fingerprint": FOREIGN}),
+        _append("catalog/photos.v1.*.parquet"),
+        _rewrite(lambda part: {"fingerprint": {**part.fingerprint, "weights_sha256": "b"}}),
         _append(f"{ZARR}/context/c/0/0/0"),
         _create(f"{ZARR}/context/c/1/0/0"),
         _remove(f"{ZARR}/zarr.json"),
@@ -171,8 +205,8 @@ def test_damage_in_many_places_is_all_named(run: Path) -> None:
     ]
     for change in changes:
         change(run)
-    assert [(item.where, item.kind) for item in manifests.verify(run)] == [
-        ("catalog/photos.v1.parquet", "wrong_sha256"),
+    assert [(_without_digest(item.where), item.kind) for item in manifests.verify(run)] == [
+        ("catalog/photos.v1.*.parquet", "wrong_sha256"),
         ("columns/images/shard.00002.json", "wrong_checksum"),
         (f"{PART}.json", "wrong_fingerprint"),
         (f"{ZARR}/context/c/1/0/0", "unlisted_file"),
@@ -192,6 +226,13 @@ def test_what_is_unfinished_is_not_damage(tmp_path: Path) -> None:
         manifests.write_exclusively(manifests.column_dir(run, "dav2") / name, b"half a fi")
     shutil.rmtree(manifests.column_dir(run, "images"))
     assert manifests.verify(run) == []
+
+
+def test_a_run_that_was_stopped_before_it_had_sources_and_columns_is_sound(tmp_path: Path) -> None:
+    record = manifests.RunRecord(seed=7, part_size=3, plan={}, configuration={})
+    manifests.write_exclusively(tmp_path / "run.json", manifests.to_json(record))
+    assert manifests.verify(tmp_path) == []
+    assert manifests.summarize(tmp_path).columns == ()
 
 
 @pytest.fixture
@@ -214,8 +255,10 @@ def test_of_a_thousand_flipped_bits_in_files_of_every_kind_all_are_noticed(tiny_
     rng = random.Random(7)
     contents = {path: path.read_bytes() for path in sorted(tiny_run.rglob("*")) if path.is_file()}
     records = {path for path in contents if path.suffix == ".json" and path.parent.name in ("catalog", "images", "dav2")}
-    groups = [{tiny_run / "run.json"}, records, contents.keys() - records - {tiny_run / "run.json"}]
-    assert [len(group) for group in groups] == [1, 1 + 2 + 1, 1 + 19 + 11]
+    above = {path for path in records if path.name == "column.json" or path.parent.name == "catalog"}
+    arrays = contents.keys() - records - {tiny_run / "run.json"}
+    groups = [{tiny_run / "run.json"}, above, records - above, arrays]
+    assert [len(group) for group in groups] == [1, 1 + 2, 2 + 1, 1 + 19 + 11]
     for _ in range(1000 // len(contents) + 1):
         for group in groups:
             for path in sorted(group):
@@ -228,11 +271,11 @@ def test_of_a_thousand_flipped_bits_in_files_of_every_kind_all_are_noticed(tiny_
 
 
 def test_a_folder_in_a_files_place_is_damage_not_a_crash(run: Path) -> None:
-    for name in ("catalog/shard.parquet", f"{PART}.json", f"{ZARR}/zarr.json"):
-        (run / name).unlink()
-        (run / name).mkdir()
-    found = {item.where for item in manifests.verify(run)}
-    assert found == {"catalog/shard.parquet", f"{PART}.json"}  # whose manifest is lost, that array is nobody's
+    for path in (_found(run, "catalog/shard.*.parquet"), run / f"{PART}.json", run / f"{ZARR}/zarr.json"):
+        path.unlink()
+        path.mkdir()
+    found = {_without_digest(item.where) for item in manifests.verify(run)}
+    assert found == {"catalog/shard.*.parquet", f"{PART}.json"}  # whose manifest is lost, that array is nobody's
     manifests.summarize(run)
 
 
@@ -247,7 +290,7 @@ def test_quick_finds_what_is_lost_and_misplaced_and_deep_every_changed_byte(run:
     _change_first_byte(f"{ZARR}/context/c/0/0/0")(run)
     assert manifests.verify(run, deep=False) == []
     _remove(f"{ZARR}/zarr.json")(run)
-    _append("catalog/shard.parquet")(run)
+    _append("catalog/shard.*.parquet")(run)
     quick = manifests.verify(run, deep=False)
     assert [(item.kind, item.column, item.part) for item in quick] == [
         ("wrong_sha256", None, None),
