@@ -35,10 +35,11 @@ from pipeline.label.run import OpenRun, open_run, units_left
 from pipeline.label.sources import read_sources
 from pipeline.label.worker import LabelWorker, WallClock
 from stages.label_store import Label, LabelReader, decode_label, encode_label
-from stages.labelling.flow import Predictor, View, in_batches
+from stages.labelling.flow import View, predict_views, views_in_batches
 from stages.labelling.unit import Unit, UnitResult
 from stages.labelling.units import KnownImages, label_images_part, label_teacher_part
-from stages.models import Teacher, load_teacher
+from stages.models import DepthModel, load_model
+from stages.models.batches import Predictor
 from stages.scenes import render_scene
 from stages.sources.catalogue import CatalogueRow, Source, SourceContent
 from stages.views import ViewPlan
@@ -77,9 +78,9 @@ def _worker_rows(place: Path, images: int, rounds: int) -> list[tuple[str, str]]
     rows = []
     for name in ("primary", "assistant"):
         unit = _ready_unit(place / f"worker-{name}", tar, name, images)
-        teacher = load_teacher(demo_teacher(name))
+        teacher = load_model(demo_teacher(name))
         known = KnownImages(unit)
-        batches = list(in_batches((view for index in known.usable for view in known.cut(index)), _BATCH, 4 * _BATCH))
+        batches = list(views_in_batches((view for index in known.usable for view in known.cut(index)), _BATCH, 4 * _BATCH))
         views = sum(map(len, batches))
         bare, whole = [], []
         for turn in range(rounds):
@@ -93,10 +94,10 @@ def _worker_rows(place: Path, images: int, rounds: int) -> list[tuple[str, str]]
     return rows
 
 
-def _predict_all(teacher: Teacher, batches: list[list[View]]) -> None:
+def _predict_all(teacher: DepthModel, batches: list[list[View]]) -> None:
     predictor = Predictor(teacher, _BATCH)
     for batch in batches:
-        predictor.predict(batch)
+        predict_views(predictor, batch)
 
 
 def _ready_unit(run_dir: Path, tar: Path, name: str, images: int) -> Unit:

@@ -29,7 +29,7 @@ from stages.demo_networks import build_depth_anything, save_depth_anything
 from stages.distillation.dataset import Batch, LabelDataset, Sample
 from stages.distillation.step import Learner, gradient_step
 from stages.labelling.units import label_views
-from stages.models import Teacher, load_teacher
+from stages.models import DepthModel, load_model
 from stages.models.find import resolve_device
 from stages.scenes import render_scene
 from stages.sources.photographs import resize_region
@@ -154,7 +154,7 @@ def _teacher_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]
     dataset = open_dataset(case.config)
     learner = make_learner(case.config, dataset, place)
     loader = make_batches(case.config, make_plan(case.config, dataset, place, 0), dataset, device)
-    teachers = [load_teacher(demo_teacher(name), device=device) for name in _DEMO_TEACHERS]
+    teachers = [load_model(demo_teacher(name), device=device) for name in _DEMO_TEACHERS]
     online = _online_batches(dataset, teachers, case.config.batch_size)
     _step(learner, next(loader).to(device))
     ratios: dict[int, list[float]] = {1: [], 2: []}
@@ -177,7 +177,7 @@ def _online_step(learner: Learner, online: Iterator[Batch], number: int, device:
 _DEMO_TEACHERS = ("primary", "assistant")
 
 
-def _online_batches(dataset: LabelDataset, teachers: list[Teacher], batch_size: int) -> Iterator[Batch]:
+def _online_batches(dataset: LabelDataset, teachers: list[DepthModel], batch_size: int) -> Iterator[Batch]:
     """Batches labelled on the spot, by the teachers in turns, with the views of the demo's plan."""
     plan = LABEL_PRESETS["demo"]["plan"]
     photographs = [Image.fromarray(render_scene(seed, height_px=352, width_px=352).rgb) for seed in range(batch_size)]
@@ -186,7 +186,7 @@ def _online_batches(dataset: LabelDataset, teachers: list[Teacher], batch_size: 
         yield dataset.collate([_labelled_now(teacher, photograph, views, plan.patch_px) for photograph in photographs])
 
 
-def _labelled_now(teacher: Teacher, image: Image.Image, views: ImageViews, patch_px: int) -> Sample:
+def _labelled_now(teacher: DepthModel, image: Image.Image, views: ImageViews, patch_px: int) -> Sample:
     context = resize_region(image, SourceBox(0, 0, image.height, image.width), *views.extent)
     labels = label_views(teacher, image, context, views, patch_px)
     return Sample(image=context, context=labels.context, patches=labels.patches, key="now", teacher=teacher.spec.name)

@@ -214,8 +214,8 @@ def _source_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
 
 
 def _column_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
-    """Folders in which there is a column's record, whatever may be in it."""
-    folders = [name for name, kind in _entries(run_dir, "columns", unread) if kind == "folder"]
+    """Folders in which there is a column's record, whatever may be in it. Links are unread: they are not followed."""
+    folders = [name for name, kind in _entries(run_dir, "columns", unread) if kind in ("folder", "link")]
     return [
         name for name in folders if any(entry == COLUMN_RECORD for entry, _ in _entries(run_dir, f"columns/{name}", unread))
     ]

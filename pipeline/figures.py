@@ -28,7 +28,7 @@ from stages.depth_space import DepthSpace, is_disparity
 from stages.evaluation.metrics import align_scale_shift
 from stages.evaluation.published import FIGURE_2
 from stages.evaluation.rendered import resize_bilinear
-from stages.models import Teacher
+from stages.models import DepthModel
 from stages.models.find import ModelError, find_model
 from stages.sources.photographs import decode_upright, resize_region
 from stages.views import SourceBox
@@ -139,7 +139,7 @@ def region_box(image: Image.Image, box: tuple[int, int, int, int] | None) -> Sou
 
 
 def region_comparison(
-    teacher: Teacher, image: Image.Image, box: SourceBox, *, input_px: int, seed: int = 0
+    teacher: DepthModel, image: Image.Image, box: SourceBox, *, input_px: int, seed: int = 0
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Three pictures side by side: the region, its part of the whole's label, and its own label as a close-up.
 
@@ -159,7 +159,7 @@ def region_comparison(
     return np.concatenate([resize_region(image, box, *shape), gap, labels[0], gap, labels[1]], axis=1)
 
 
-def _label(teacher: Teacher, image: Image.Image, box: SourceBox, input_px: int, seed: int) -> Float32[np.ndarray, "h w"]:
+def _label(teacher: DepthModel, image: Image.Image, box: SourceBox, input_px: int, seed: int) -> Float32[np.ndarray, "h w"]:
     """A region's label at the size that the model sees it, near = large."""
     factor = input_px / max(box.height, box.width)
     picture = resize_region(image, box, max(round(box.height * factor), 1), max(round(box.width * factor), 1))

@@ -19,8 +19,8 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from stages.coloring import colorize_disparity
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.evaluation.metrics import align_scale_shift
-from stages.labelling.flow import Predictor, View
-from stages.models import Teacher
+from stages.models import DepthModel
+from stages.models.batches import Predictor
 from stages.views import Box, even_starts
 
 _LARGEST_CODE = 65535
@@ -30,7 +30,7 @@ _NEAREST_M = 1e-3
 
 
 class MapRejectedError(ValueError):
-    """A map that is none: `kind` for machines, the message for people."""
+    """An invalid depth map: `kind` for machines, the message for people."""
 
     def __init__(self, kind: Literal["non_finite_map", "constant_map"], message: str) -> None:
         super().__init__(message)
@@ -43,18 +43,18 @@ class PicturePredictor:
     A batch that does not fit into memory is halved, for this and all further pictures of its shape. Noise has seed 0.
     """
 
-    def __init__(self, teacher: Teacher, *, batch_size: int, tile_px: int | None = None, tile_overlap: float = 0.25) -> None:
-        if teacher.spec.depth_space is None:
-            raise ValueError(f"{teacher.spec.name}: depth_space is None; expected a resolved spec")
-        self.depth_space: DepthSpace = teacher.spec.depth_space
-        self._teacher, self._batch_size = teacher, batch_size
+    def __init__(self, model: DepthModel, *, batch_size: int, tile_px: int | None = None, tile_overlap: float = 0.25) -> None:
+        if model.spec.depth_space is None:
+            raise ValueError(f"{model.spec.name}: depth_space is None; expected a resolved spec")
+        self.depth_space: DepthSpace = model.spec.depth_space
+        self._model, self._batch_size = model, batch_size
         self._tile_px, self._tile_overlap = tile_px, tile_overlap
         self._by_shape: dict[tuple[int, ...], Predictor] = {}
 
     def predict(self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Float32[np.ndarray, "h w"]]:
-        """The map of each picture, all of one size, in the teacher's space.
+        """The map of each picture, all of one size, in the model's space.
 
-        Raises torch.OutOfMemoryError when even one picture or tile is too much, and what `Teacher.predict` and, for tiles
+        Raises torch.OutOfMemoryError when even one picture or tile is too much, and what `DepthModel.predict` and, for tiles
         that are not finite, `align_scale_shift` raise.
         """
         height, width = pictures[0].shape[:2]
@@ -72,9 +72,8 @@ class PicturePredictor:
         return blend_tiles(tiles, boxes, height_px=picture.shape[0], width_px=picture.shape[1], whole=whole)
 
     def _maps(self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Float32[np.ndarray, "h w"]]:
-        predictor = self._by_shape.setdefault(pictures[0].shape, Predictor(self._teacher, self._batch_size))
-        views = [View(image=index, number=0, picture=picture, seed=0) for index, picture in enumerate(pictures)]
-        return list(predictor.predict(views))
+        predictor = self._by_shape.setdefault(pictures[0].shape, Predictor(self._model, self._batch_size))
+        return list(predictor.predict(pictures))
 
 
 def tile_boxes(height_px: int, width_px: int, *, tile_px: int, overlap: float) -> tuple[Box, ...]:
@@ -157,7 +156,7 @@ def encode_depth_png(values: Float32[np.ndarray, "h w"], space: DepthSpace, abou
 def read_depth_png(path: Path) -> tuple[Float32[np.ndarray, "h w"], DepthSpace]:
     """A map and what its numbers mean, from a file of `encode_depth_png`.
 
-    Raises ValueError for a picture that is none, OSError for what is missing, damaged or no picture.
+    Raises ValueError for what is no picture, OSError for what is missing, damaged or no picture.
     """
     with Image.open(path) as image:
         found = {key: image.info.get(key) for key in ("scale", "offset", "depth_space")}

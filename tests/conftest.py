@@ -27,7 +27,7 @@ from PIL import Image  # noqa: E402
 from pipeline.label.command import label  # noqa: E402
 from pipeline.label.config import LabelConfig  # noqa: E402
 from stages.demo_networks import OneStepDiffusion, build_depth_anything, save_depth_anything  # noqa: E402
-from stages.models import TeacherSpec  # noqa: E402
+from stages.labelling.teacher import TeacherSpec  # noqa: E402
 from stages.scenes import render_scene  # noqa: E402
 from stages.views import ViewPlan  # noqa: E402
 

@@ -20,8 +20,9 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.log import METRICS
 from stages.evaluation.metrics import mean_metrics
 from stages.evaluation.rendered import SCENE_SIDE_PX, SceneResult
+from stages.labelling.teacher import TeacherSpec
 from stages.labelling.units import label_views
-from stages.models import Teacher, TeacherSpec, load_teacher
+from stages.models import DepthModel, load_model
 from stages.scenes import render_scene
 from stages.sources.photographs import resize_region
 from stages.stitching import stitch_patches
@@ -91,8 +92,8 @@ def write_demo_report(path: Path, run: DemoRun, timings_s: Mapping[str, float]) 
 
 def _examples(run: DemoRun) -> list[Example]:
     """The first held-out scenes, each seen by every network as the pipeline would show it."""
-    teachers = {name: load_teacher(spec) for name, spec in run.label.teachers.items()}
-    students = {name: load_teacher(_student_spec(run, name)) for name in ("student before", "student after")}
+    teachers = {name: load_model(spec) for name, spec in run.label.teachers.items()}
+    students = {name: load_model(_student_spec(run, name)) for name in ("student before", "student after")}
     return [_example(run, seed, teachers, students) for seed in run.seeds[: run.examples]]
 
 
@@ -101,7 +102,7 @@ def _student_spec(run: DemoRun, name: str) -> TeacherSpec:
     return TeacherSpec(name=name, loader="transformers", checkpoint=str(run.models[name]), depth_space=space)
 
 
-def _example(run: DemoRun, seed: int, teachers: Mapping[str, Teacher], students: Mapping[str, Teacher]) -> Example:
+def _example(run: DemoRun, seed: int, teachers: Mapping[str, DepthModel], students: Mapping[str, DepthModel]) -> Example:
     scene = render_scene(seed, height_px=SCENE_SIDE_PX, width_px=SCENE_SIDE_PX)
     image = Image.fromarray(scene.rgb)
     plan = run.label.plan

@@ -25,8 +25,9 @@ from pipeline.evaluate.config import ScoringConfig
 from pipeline.evaluate.data import EvaluationSet, open_set
 from stages.depth_space import DepthSpace
 from stages.evaluation.benchmarks import BenchmarkSample
-from stages.labelling.flow import Predictor, View, ahead, in_batches
+from stages.models.batches import Predictor, in_batches
 from stages.models.find import FoundModel, ModelError, find_model
+from stages.threads import ahead
 
 ScoreT = TypeVar("ScoreT")
 Score = Callable[[Float32[np.ndarray, "h w"], BenchmarkSample], ScoreT]
@@ -205,15 +206,14 @@ def _answers(
     questions: Iterable[_Question], models: Sequence[EvaluatedModel], failures: dict[str, str], batch: int, bar: tqdm
 ) -> Iterator[_Answer]:
     """Every model's predictions, kept or new; pictures of equal shape go together."""
-    held: dict[int, _Question] = {}
-
-    def views() -> Iterator[View]:
-        for question in questions:
-            held[question.index] = question
-            yield View(image=question.index, number=0, picture=question.picture, seed=0)
-
-    for together in in_batches(views(), batch, max_waiting=2 * batch):
-        asked = [held.pop(view.image) for view in together]
+    batches = in_batches(
+        questions,
+        batch,
+        shape_of=lambda question: question.picture.shape,
+        position_of=lambda question: question.index,
+        max_waiting=2 * batch,
+    )
+    for asked in batches:
         for model in models:
             if model.name in failures:
                 continue
@@ -228,8 +228,8 @@ def _answers(
 
 def _predict(model: EvaluatedModel, asked: Sequence[_Question]) -> Iterator[_Answer]:
     new = [question for question in asked if model.name not in question.kept]
-    views = [View(image=q.index, number=0, picture=q.picture, seed=model.noise_seed(q.sample.name)) for q in new]
-    predicted = dict(zip((q.index for q in new), model.predictor.predict(views), strict=True)) if new else {}
+    pictures, seeds = [q.picture for q in new], [model.noise_seed(q.sample.name) for q in new]
+    predicted = dict(zip((q.index for q in new), model.predictor.predict(pictures, seeds), strict=True)) if new else {}
     for question in asked:
         kept = question.kept.get(model.name)
         prediction = predicted[question.index] if kept is None else kept

@@ -16,8 +16,8 @@ import manifests
 from manifests.run import IMAGES, RUN_RECORD
 from pipeline.config import folder_problems, parse_command
 from pipeline.label.pool import Resources
-from stages.models import TeacherSpec
-from stages.models.known import LoaderName
+from stages.labelling.teacher import TeacherSpec
+from stages.models import problems_of
 from stages.views import ViewPlan
 
 DEMO_CHECKPOINTS = Path(__file__).parents[1] / "demo_checkpoints"
@@ -127,15 +127,15 @@ def default_workers() -> int:
 
 
 def _problems_of(teacher: TeacherSpec) -> list[str]:
-    found = teacher.problems()
+    found = [f"teacher {problem}" for problem in problems_of(teacher)]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", teacher.name) or teacher.name == IMAGES:
         found.append(f"a teacher is named {teacher.name!r}, expected letters, digits, - and _, and not {IMAGES!r}")
-    if not teacher.checkpoint:
+    if not teacher.checkpoint and not teacher.is_custom:
         found.append(f"--{teacher.name}.checkpoint: none given; name a folder or a hub id (or use --preset demo)")
     return found
 
 
-def demo_teacher(name: str, loader: LoaderName | None = None) -> TeacherSpec:
+def demo_teacher(name: str, loader: str | None = None) -> TeacherSpec:
     """The spec of a demo teacher's checkpoint, which comes with the package and says the rest itself."""
     return TeacherSpec(name=name, loader=loader, checkpoint=str(DEMO_CHECKPOINTS / name))
 

@@ -24,7 +24,7 @@ from manifests.run import IMAGES
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
 
 if TYPE_CHECKING:
-    from stages.models import TeacherSpec  # which would import the networks
+    from stages.labelling.teacher import TeacherSpec  # which would import the networks
 
 WORKER_TROUBLE = frozenset({"crashes_worker", "timed_out", "raises_error"})
 """Kinds of rejection that say what an image did to its worker, tried alone."""

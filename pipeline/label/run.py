@@ -9,6 +9,7 @@ is committed may be replaced, by who holds the run alone. Nothing else ever chan
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,11 +19,13 @@ from manifests.place import PlaceError
 from manifests.run import IMAGES, RUN_RECORD
 from pipeline.config import resolved
 from pipeline.label.config import LabelConfig
-from pipeline.label.queue import WORKER_TROUBLE
+from pipeline.label.queue import WORKER_TROUBLE, TeacherUnusableError
 from pipeline.label.sources import FoundSource, RunMismatchError, add_sources, match_sources
+from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import Unit
-from stages.models import TeacherSpec, checkpoint_folder, checkpoint_sha256, resolve
+from stages.models import checkpoint_folder, checkpoint_sha256, resolve
 from stages.models.checkpoints import require_safetensors
+from stages.models.custom import load as load_custom
 from stages.sources.catalogue import CatalogueRow, Source
 from stages.views import ViewPlan
 
@@ -80,7 +83,7 @@ def open_run(config: LabelConfig, found: Sequence[FoundSource]) -> OpenRun:
 
 def describe_run(config: LabelConfig) -> WantedRun:
     """What the run is to be; reads checkpoints, and nothing of the run. Raises OSError or ValueError for a bad checkpoint."""
-    teachers = tuple(_located(resolve(teacher)) for teacher in config.chosen)
+    examined = [_examined(teacher) for teacher in config.chosen]
     content = {"format_version": manifests.FORMAT_VERSION, "seed": config.seed, "part_size": config.part_size}
     content |= {f"plan.{name}": value for name, value in asdict(config.plan).items()}
     images = manifests.ColumnRecord(name=IMAGES, depth_space=None, fingerprint=content, configuration={})
@@ -91,16 +94,32 @@ def describe_run(config: LabelConfig) -> WantedRun:
         run_dir=config.run,
         record=record,
         plan=config.plan,
-        columns=(images, *(_column(teacher, content) for teacher in teachers)),
-        teachers=teachers,
+        columns=(images, *(_column(*teacher, content) for teacher in examined)),
+        teachers=tuple(spec for spec, _ in examined),
     )
 
 
-def _column(spec: TeacherSpec, content: Mapping[str, str | int | float | bool | None]) -> manifests.ColumnRecord:
+def _examined(spec: TeacherSpec) -> tuple[TeacherSpec, str]:
+    """The spec with everything stated, and the digest of its weights. A user's own function is called for both."""
+    if spec.is_custom:
+        try:
+            model = load_custom(resolve(spec), "cpu")
+        except Exception as error:  # whatever another package raises
+            *_, last = traceback.extract_tb(error.__traceback__)
+            where = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+            raise TeacherUnusableError(f"teacher {spec.name} cannot be loaded: {where}") from error
+        return replace(spec, depth_space=model.spec.depth_space, licence=model.spec.licence), model.weights_sha256
+    spec = _located(resolve(spec))
     folder = checkpoint_folder(spec.checkpoint, spec.revision)
     if not any(folder.rglob("*.safetensors")):
         require_safetensors(folder)  # refused here, before anything is made with it
-    own = {name: getattr(spec, name) for name in _DECIDING} | {"weights_sha256": checkpoint_sha256(folder)}
+    return spec, checkpoint_sha256(folder)
+
+
+def _column(
+    spec: TeacherSpec, weights_sha256: str, content: Mapping[str, str | int | float | bool | None]
+) -> manifests.ColumnRecord:
+    own = {name: getattr(spec, name) for name in _DECIDING} | {"weights_sha256": weights_sha256}
     return manifests.ColumnRecord(
         name=spec.name, depth_space=spec.depth_space, fingerprint={**content, **own}, configuration=asdict(spec)
     )

@@ -11,10 +11,11 @@ import torch
 
 import manifests
 from pipeline.label.queue import RunNotSharedError, Task, TeacherUnusableError
-from stages.labelling.flow import Predictor, View
+from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import Unit, UnitResult
 from stages.labelling.units import label_images_part, label_teacher_part, try_image
-from stages.models import Teacher, TeacherSpec, checkpoint_folder, checkpoint_sha256, load_teacher
+from stages.models import DepthModel, load_model
+from stages.models.batches import Predictor
 
 _FIRST_PICTURE_PX = 64
 
@@ -56,7 +57,7 @@ class LabelWorker:
         self._batch_sizes: dict[str, int] = {}
         self._batch_size, self._decode_threads = batch_size, decode_threads
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._teacher: Teacher | None = None
+        self._teacher: DepthModel | None = None
         self._clock: WallClock | None = None
 
     def pulse(self) -> float:
@@ -86,7 +87,7 @@ class LabelWorker:
             finally:
                 self._clock = None
 
-    def _label(self, unit: Unit, teacher: Teacher | None, clock: WallClock) -> UnitResult:
+    def _label(self, unit: Unit, teacher: DepthModel | None, clock: WallClock) -> UnitResult:
         if teacher is None:
             return label_images_part(unit, clock, threads=self._decode_threads)
         batch_size = self._batch_sizes.get(unit.column, self._batch_size)
@@ -95,21 +96,15 @@ class LabelWorker:
             self._batch_sizes[unit.column] = result.batch_size
         return result
 
-    def _load(self, spec: TeacherSpec, unit: Unit) -> Teacher:
+    def _load(self, spec: TeacherSpec, unit: Unit) -> DepthModel:
         if self._teacher is None or self._teacher.spec.name != spec.name:
             self._teacher = None  # frees the former one's memory before the next is loaded
             try:
-                self._teacher = load_teacher(spec, device=self._device)
-                found = checkpoint_sha256(checkpoint_folder(spec.checkpoint, spec.revision))  # of what was loaded
+                expected = str(unit.fingerprint["weights_sha256"])
+                self._teacher = load_model(spec, device=self._device, sha256=expected)
             except Exception as error:  # whatever three libraries raise for a checkpoint that is not what they expect
                 self._teacher = None
                 raise TeacherUnusableError(f"teacher {spec.name} cannot be loaded: {type(error).__name__}: {error}") from error
-            if found != (expected := unit.fingerprint["weights_sha256"]):
-                self._teacher = None
-                raise TeacherUnusableError(
-                    f"teacher {spec.name}: weights_sha256 of {spec.checkpoint} is {found} here and now, "
-                    f"expected {expected} from column.json; the folder has changed, or differs between machines"
-                )
         return self._teacher
 
 
@@ -130,7 +125,7 @@ def require_run(unit: Unit) -> None:
             )
 
 
-def _show_a_picture(teacher: Teacher, unit: Unit) -> None:
+def _show_a_picture(teacher: DepthModel, unit: Unit) -> None:
     """Raises TeacherUnusableError where a first prediction fails, or has another shape or numbers that are not finite.
 
     A teacher that is to be compiled is only loaded: it would be compiled for a shape that never comes again.
@@ -140,7 +135,7 @@ def _show_a_picture(teacher: Teacher, unit: Unit) -> None:
     side = min(unit.plan.patch_px, _FIRST_PICTURE_PX)
     picture = np.tile(np.linspace(0, 255, side).astype(np.uint8)[:, None, None], (1, side, 3))
     try:
-        depth = Predictor(teacher, batch_size=1).predict([View(image=0, number=0, picture=picture, seed=0)])
+        depth = Predictor(teacher, batch_size=1).predict([picture])
         if wrong := int(np.count_nonzero(~np.isfinite(depth))):
             raise ValueError(f"{wrong} of {depth.size} values are not finite")
     except Exception as error:  # whatever three libraries raise; none of it is a picture's fault

@@ -39,11 +39,12 @@ from pipeline.predict.files import (
 )
 from pipeline.predict.progress import PredictProgress
 from stages.depth_space import DepthSpace
-from stages.labelling.flow import View, ahead, in_batches
-from stages.models import Teacher
+from stages.models import DepthModel
+from stages.models.batches import in_batches
 from stages.models.find import FoundModel, ModelError, find_model
 from stages.prediction import MapRejectedError, PicturePredictor
 from stages.sources.photographs import PictureRejectedError, decode_upright
+from stages.threads import ahead
 
 PRESETS = {"default": {}}
 
@@ -186,7 +187,7 @@ class _Predicted:
 
 
 def make_results(
-    teacher: Teacher,
+    teacher: DepthModel,
     photographs: Sequence[Photograph],
     *,
     config: PredictConfig,
@@ -228,18 +229,23 @@ def _predict(
 ) -> Generator[_Predicted, None, None]:
     """The maps of all that could be decoded, batch by batch of one size; what fails is told to `progress`."""
     space = predictor.depth_space
-    waiting: dict[int, _Decoded] = {}
 
-    def views() -> Iterator[View]:
+    def numbered() -> Iterator[tuple[int, _Decoded]]:
         for number, item in enumerate(decoded):
             if isinstance(item, manifests.Problem):
                 progress.fail(item)
             else:
-                waiting[number] = item
-                yield View(image=number, number=0, picture=item.picture, seed=0)
+                yield number, item
 
-    for group in in_batches(views(), batch_size, 2 * batch_size):
-        items = [waiting.pop(view.image) for view in group]
+    batches = in_batches(
+        numbered(),
+        batch_size,
+        shape_of=lambda item: item[1].picture.shape,
+        position_of=lambda item: item[0],
+        max_waiting=2 * batch_size,
+    )
+    for group in batches:
+        items = [item for _, item in group]
         for item, values in zip(items, _maps(predictor, items), strict=True):
             if isinstance(values, manifests.Problem):
                 progress.fail(values)

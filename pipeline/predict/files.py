@@ -21,10 +21,10 @@ from jaxtyping import Float32
 
 import manifests
 from stages.depth_space import DepthSpace
-from stages.labelling.flow import ahead
 from stages.prediction import encode_color_jpeg, encode_depth_png, png_text, require_map
 from stages.sources.catalogue import Source, read_source
 from stages.sources.photographs import IMAGE_SUFFIXES
+from stages.threads import ahead
 
 MAP, VALUES, COLOR = ".png", ".npy", ".color.jpg"
 """Added to a photograph's name."""

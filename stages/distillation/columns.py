@@ -66,7 +66,7 @@ def matching_columns(
     known = {column.name: column for column in run.columns}
     if not 1 <= len(set(teachers)) == len(teachers) or IMAGES in teachers:
         raise ValueError(f"teachers: found {teachers!r}, expected the names of one or more different teachers' columns")
-    if unknown := [name for name in teachers if name not in known]:
+    if unknown := [name for name in (IMAGES, *teachers) if name not in known]:
         choices = ", ".join(name for name in known if name != IMAGES)
         raise ValueError(f"{run_dir}: teachers: the run has no column {unknown[0]!r} (it has: {choices})")
     columns = tuple(known[name] for name in (IMAGES, *teachers))

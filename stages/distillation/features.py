@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from stages.distillation.student import (
     FAMILIES,
@@ -31,13 +31,11 @@ from stages.distillation.student import (
     prepare_images,
 )
 from stages.models.checkpoints import (
-    OWN_ATTENTION,
-    complete,
     read_image_statistics,
     read_json,
     refuse_foreign,
-    require_safetensors,
 )
+from stages.models.loading import load_transformers
 
 _DINOV2 = ("dinov2", "dinov2_with_registers")
 
@@ -131,17 +129,7 @@ def _load_encoder(folder: Path) -> Any:
             f"{folder}/config.json: model_type is {found}, expected one of {', '.join((*_DINOV2, *FAMILIES))} (not hybrid); "
             "others are not supported as the frozen encoder"
         )
-    require_safetensors(folder)
-    loaded = AutoModel.from_pretrained(
-        folder,
-        config=kind,
-        dtype=torch.float32,
-        output_loading_info=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        attn_implementation=OWN_ATTENTION,
-    )
-    return complete(loaded, folder)
+    return load_transformers("AutoModel", folder, torch.float32)
 
 
 def _frozen(encoder: Any) -> Any:

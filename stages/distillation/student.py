@@ -29,7 +29,6 @@ from manifests.commit import fsync_path
 from stages.models.checkpoints import (
     OWN_ATTENTION,
     checkpoint_folder,
-    complete,
     is_hub_id,
     read_image_statistics,
     read_json,
@@ -37,6 +36,7 @@ from stages.models.checkpoints import (
     require_safetensors,
 )
 from stages.models.known import KNOWN
+from stages.models.loading import load_transformers
 
 StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
 
@@ -163,7 +163,7 @@ def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int 
     if start == "scratch":
         refuse_foreign(read_json(folder / "config.json"), f"{folder}/config.json")
     else:
-        require_safetensors(folder)
+        require_safetensors(folder)  # before a library reads its configuration
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{folder}/config.json: model_type is {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
@@ -174,18 +174,9 @@ def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int 
                 config, dtype=torch.float32, attn_implementation=OWN_ATTENTION, trust_remote_code=False
             ).eval()
         else:
-            network, report = AutoModelForDepthEstimation.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                attn_implementation=OWN_ATTENTION,
+            network = load_transformers(
+                "AutoModelForDepthEstimation", folder, torch.float32, needed=_ENCODERS if start == "fresh-head" else ("",)
             )
-            if start == "fresh-head":
-                report = {"missing_keys": [name for name in report["missing_keys"] if name.startswith(_ENCODERS)]}
-            complete((network, report), folder)
         if start != "checkpoint":
             _redraw_decoder(network)
     return network

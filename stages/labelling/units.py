@@ -28,11 +28,13 @@ from manifests.place import NewFolder
 from manifests.run import IMAGES
 from stages.label_store import ContextPicture, ImageLabels, LabelWriter, PictureReader, encode_picture, write_pictures
 from stages.labelling.collecting import Collector
-from stages.labelling.flow import Behind, Predictor, View, ahead, in_batches
+from stages.labelling.flow import View, predict_views, views_in_batches
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
-from stages.models import Teacher
+from stages.models import DepthModel
+from stages.models.batches import Predictor
 from stages.sources.catalogue import CatalogueRow, read_images
 from stages.sources.photographs import PictureRejectedError, decode_upright, resize_region
+from stages.threads import Behind, ahead
 from stages.views import Box, ImageViews, UnfitImageError, plan_views
 
 _OPEN_IMAGES = 16  # whose views may wait for others of their shape
@@ -90,7 +92,7 @@ def label_images_part(unit: Unit, clock: Clock, *, threads: int = 1) -> UnitResu
         return _commit(unit, folder, outcomes, statistics, clock)
 
 
-def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size: int = 8, threads: int = 1) -> UnitResult:
+def label_teacher_part(unit: Unit, teacher: DepthModel, clock: Clock, *, batch_size: int = 8, threads: int = 1) -> UnitResult:
     """Make one part of a teacher's column. The part must be committed in the column `images`.
 
     Pictures are decoded ahead in `threads` threads and labels are written behind in another, so that the teacher need not
@@ -114,8 +116,8 @@ def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size
             cutting = ahead(known.cut, known.usable, threads=threads, depth=threads)
             with closing(cutting) as cuts, Behind(depth=2) as behind:
                 views = (view for cut in cuts for view in cut)
-                for batch in in_batches(views, batch_size, max_waiting=_OPEN_IMAGES):
-                    behind.submit(collector.take, (batch, predictor.predict(batch)))
+                for batch in views_in_batches(views, batch_size, max_waiting=_OPEN_IMAGES):
+                    behind.submit(collector.take, (batch, predict_views(predictor, batch)))
                     clock.beat()
             collector.finish()
         rows = zip(unit.rows, collector.problems, known.digests, strict=True)
@@ -123,7 +125,7 @@ def label_teacher_part(unit: Unit, teacher: Teacher, clock: Clock, *, batch_size
         return _commit(unit, folder, outcomes, writer.statistics(), clock, teacher=teacher, batch_size=predictor.batch_size)
 
 
-def try_image(unit: Unit, index: int, teacher: Teacher | None, clock: Clock) -> None:
+def try_image(unit: Unit, index: int, teacher: DepthModel | None, clock: Clock) -> None:
     """Do with one image all that its unit would, but for the writing: to find the one that takes a worker down."""
     if teacher is None:
         _picture(unit, index)
@@ -132,12 +134,12 @@ def try_image(unit: Unit, index: int, teacher: Teacher | None, clock: Clock) -> 
     if index in known.usable:
         predictor = Predictor(teacher, batch_size=1)
         for view in known.cut(index):
-            predictor.predict([view])
+            predict_views(predictor, [view])
             clock.beat()
 
 
 def label_views(
-    teacher: Teacher, image: Image.Image, context: UInt8[np.ndarray, "h w 3"], views: ImageViews, patch_px: int
+    teacher: DepthModel, image: Image.Image, context: UInt8[np.ndarray, "h w 3"], views: ImageViews, patch_px: int
 ) -> ImageLabels:
     """What a teacher says of one photograph, as its column would hold it; for looking at.
 
@@ -148,8 +150,8 @@ def label_views(
     predictor = Predictor(teacher, batch_size=len(pictures))
     rows: list[ImageLabels | None] = []
     collector = Collector(rows.append, [(views,)], [None], contexts_per_image=1)
-    for batch in in_batches(flow, len(pictures), max_waiting=len(pictures)):
-        collector.take((batch, predictor.predict(batch)))
+    for batch in views_in_batches(flow, len(pictures), max_waiting=len(pictures)):
+        collector.take((batch, predict_views(predictor, batch)))
     (problem,), (labels,) = collector.problems, rows
     if labels is None:
         raise ValueError(str(problem))
@@ -297,7 +299,7 @@ def _commit(
     statistics: manifests.PartStatistics,
     clock: Clock,
     *,
-    teacher: Teacher | None = None,
+    teacher: DepthModel | None = None,
     batch_size: int | None = None,
 ) -> UnitResult:
     """Make the arrays durable, then create the manifest; whoever creates it first wins, a loser removes its arrays."""

@@ -1,34 +1,23 @@
-"""The parts of a diffusion checkpoint in the layout of diffusers, each by a class that we name, never one that a file names."""
+"""The embedding of the empty text, with which a diffusion network is asked for depth."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from stages.models.checkpoints import OWN_ATTENTION, complete, read_json, require_safetensors
+from stages.models.checkpoints import read_json
+from stages.models.loading import load_transformers
 
 EMPTY_TEXT = "empty_text_embedding.safetensors"
 EMPTY_TEXT_NUMPY = "empty_text_embed.npy"
 """The name in GenPercept's repository."""
 _TOKENS = (2, 77)
 _LARGEST_TEXT = 77 * 8192
-
-
-def load_part(part: Any, folder: Path, dtype: torch.dtype, device: str) -> Any:
-    """A UNet or VAE for inference. Raises FileNotFoundError or ValueError for missing, pickled or incomplete weights."""
-    require_safetensors(folder)
-    # low_cpu_mem_usage would want the accelerate package, for networks that fit into memory many times over.
-    loaded = part.from_pretrained(
-        folder, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False, use_safetensors=True
-    )
-    return complete(loaded, folder).to(device).eval()
 
 
 def empty_text_embedding(folder: Path, width: int) -> Float32[Tensor, "1 tokens width"]:
@@ -76,20 +65,11 @@ def _from_numpy(folder: Path) -> Tensor:
 @torch.inference_mode()
 def _from_encoder(folder: Path) -> Tensor:
     """Begin and end of text without padding, as Marigold and GenPercept v2 do; the encoder is not kept."""
-    require_safetensors(folder / "text_encoder")
+    from transformers import CLIPTokenizer
+
     for path in (folder / "tokenizer").glob("*.json"):
         read_json(path)
-    config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
-    loaded: Any = CLIPTextModel.from_pretrained(
-        folder / "text_encoder",
-        config=config,
-        dtype=torch.float32,
-        output_loading_info=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        attn_implementation=OWN_ATTENTION,
-    )
-    encoder = complete(loaded, folder / "text_encoder").eval()
+    encoder = load_transformers("CLIPTextModel", folder / "text_encoder", torch.float32, "CLIPTextConfig").eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     tokens = tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
     return encoder(tokens)[0]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
 from stages.depth_space import DepthSpace
-from stages.models import KNOWN, InputSize, Teacher, TeacherSpec, load_teacher, read_stated, resolve
+from stages.models import KNOWN, DepthModel, InputSize, ModelSpec, load_model, read_stated, resolve
 from stages.models.checkpoints import checkpoint_folder, checkpoint_sha256, is_hub_id
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
@@ -29,7 +29,7 @@ class ModelError(Exception):
 class FoundModel:
     """A model that has been looked at and not loaded: its resolved spec, and the folder with its files and their digest."""
 
-    spec: TeacherSpec
+    spec: ModelSpec
     folder: Path
     sha256: str
     stated_px: int | tuple[int, int] | None
@@ -49,11 +49,11 @@ class FoundModel:
         except ValueError as error:
             raise _cannot(self.spec.name, self.spec.checkpoint, error) from error
 
-    def load(self, device: str = "auto") -> Teacher:
+    def load(self, device: str = "auto") -> DepthModel:
         """The model as a predictor. Raises ModelError, also where its files are not those that were looked at any more."""
         try:
             disable_progress_bar()  # transformers' own, one for each checkpoint
-            return load_teacher(self.spec, device=resolve_device(device), sha256=self.sha256)
+            return load_model(self.spec, self.folder, device=resolve_device(device), sha256=self.sha256)
         except _BROKEN as error:
             raise _cannot(self.spec.name, self.spec.checkpoint, error) from error
 
@@ -66,7 +66,7 @@ def find_model(
     revision: str | None = None,
     input_px: InputSize = "stated",
 ) -> FoundModel:
-    """A student or a teacher, of any of the three loaders; a hub id is fetched.
+    """A student or a teacher, of any family; a hub id is fetched.
 
     depth_space: of a checkpoint that does not say it. revision: of a hub id; the spec has the commit that was fetched.
     input_px: `stated` is `native` for a checkpoint that states no size. Raises ModelError.
@@ -74,7 +74,7 @@ def find_model(
     name, known = name or checkpoint, KNOWN.get(checkpoint)
     try:
         folder = checkpoint_folder(checkpoint, revision or (known.revision if known else None))
-        spec = TeacherSpec(
+        spec = ModelSpec(
             name=name,
             checkpoint=checkpoint,
             revision=folder.name if is_hub_id(checkpoint) else revision,  # a snapshot's folder is named by its commit
@@ -88,20 +88,6 @@ def find_model(
         raise _cannot(name, checkpoint, error) from error
 
 
-def load_model(
-    checkpoint: str,
-    *,
-    name: str | None = None,
-    depth_space: DepthSpace | None = None,
-    revision: str | None = None,
-    input_px: InputSize = "stated",
-    device: str = "auto",
-) -> Teacher:
-    """`find_model`, loaded; the predictor's `spec` says what was found out. Raises ModelError."""
-    found = find_model(checkpoint, name=name, depth_space=depth_space, revision=revision, input_px=input_px)
-    return found.load(device)
-
-
 def resolve_device(device: str) -> str:
     """`auto` is a GPU where there is one. Raises ValueError for a GPU where there is none."""
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -110,5 +96,5 @@ def resolve_device(device: str) -> str:
 
 
 def _cannot(name: str, checkpoint: str, error: Exception) -> ModelError:
-    reason = str(error).replace(f"teacher {name}: ", "")  # it is named already, and may be a student
+    reason = str(error).replace(f"{name}: ", "", 1)  # it is named already
     return ModelError(f"{name}: {checkpoint} cannot be loaded: {type(error).__name__}: {reason}")

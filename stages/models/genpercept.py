@@ -13,29 +13,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float32, UInt8
 
-from stages.models.diffusion_parts import empty_text_embedding, load_part
+from stages.models.checkpoints import read_json
+from stages.models.diffusion_parts import empty_text_embedding
+from stages.models.family import Family, FamilyStatements, no_noise, training_size
+from stages.models.loading import load_diffusers
 from stages.models.pixels import network_size, out_of_memory, resize_maps, resize_pictures, to_tensor
-from stages.models.spec import TeacherSpec
+from stages.models.spec import ModelSpec
 
 
-class GenPerceptTeacher:
+class GenPerceptModel:
     """GenPercept's forward pass on a checkpoint's UNet, VAE and empty text."""
 
     @out_of_memory()
-    def __init__(self, spec: TeacherSpec, folder: Path, device: str) -> None:
+    def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
-        self._vae = load_part(AutoencoderKL, folder / "vae", self._dtype, device)
-        unet = load_part(UNet2DConditionModel, folder / "unet", self._dtype, device)
+        self._vae = load_diffusers("AutoencoderKL", folder / "vae", self._dtype, device)
+        unet = load_diffusers("UNet2DConditionModel", folder / "unet", self._dtype, device)
         self._text = empty_text_embedding(folder, unet.config.cross_attention_dim).to(device, self._dtype)
         self._unet = torch.compile(unet) if spec.compile else unet
 
     @out_of_memory()
     @torch.inference_mode()
     def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
-        """See `Teacher.predict`. There is no noise: seeds are ignored."""
+        """See `DepthModel.predict`. There is no noise: seeds are ignored."""
         height, width = images.shape[1:3]
         size = network_size(height, width, multiple=8, input_px=self.spec.long_side_px)
         pixels = (resize_pictures(to_tensor(images, self._device), size) * 2 - 1).to(self._dtype)
@@ -45,3 +47,21 @@ class GenPerceptTeacher:
         output = self._unet(latent, step, self._text.expand(len(pixels), -1, -1)).sample
         decoded = self._vae.decode(-output / scale).sample.float().mean(1)
         return resize_maps((decoded.clamp(-1, 1) + 1) / 2, height, width).cpu().numpy()
+
+
+def is_diffusion(folder: Path) -> bool:
+    """Whether a folder has a UNet and a VAE in the layout of diffusers."""
+    return (folder / "unet").is_dir() and (folder / "vae").is_dir()
+
+
+def is_marigold(folder: Path) -> bool:
+    """Marigold's pipeline says so in its index; GenPercept has `unet/` and `vae/` alone."""
+    return is_diffusion(folder) and "Marigold" in str(read_json(folder / "model_index.json").get("_class_name", ""))
+
+
+FAMILY = Family(
+    recognises=lambda folder: is_diffusion(folder) and not is_marigold(folder),
+    states=lambda folder: FamilyStatements(input_px=training_size(folder)),
+    load=GenPerceptModel,
+    problems=no_noise,
+)

@@ -1,28 +1,25 @@
 """Published checkpoints, by hub id: what their numbers mean, how large a picture they want, their licence and their commit.
 
 A revision is the full commit, given only where independent public projects pin the very same one; where it is None, the user
-pins it, and `TeacherSpec.problems` says how. What is not here can be used all the same, once the spec states what it is.
+pins it, and `problems_of` says how. What is not here can be used all the same, once the spec states what it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from stages.depth_space import DepthSpace
-
-LoaderName = Literal["transformers", "genpercept", "marigold"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownCheckpoint:
     """What is known of a published checkpoint."""
 
-    loader: LoaderName = "transformers"
+    loader: str = "transformers"
     depth_space: DepthSpace = "disparity_affine_invariant"
     licence: str
-    """Of the weights; the teacher's own where those are stricter."""
+    """Of the weights; the model's own where those are stricter."""
     revision: str | None = None
     input_px: int | None = None
     """Long side it was made for, where it is worse at others; None where it takes pictures as they come."""

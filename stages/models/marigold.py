@@ -13,25 +13,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, MarigoldDepthPipeline, UNet2DConditionModel
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from stages.depth_space import DepthSpace
 from stages.models.checkpoints import read_json
-from stages.models.diffusion_parts import empty_text_embedding, load_part
+from stages.models.diffusion_parts import empty_text_embedding
+from stages.models.family import Family, FamilyStatements, Statement, pixels, training_size
+from stages.models.genpercept import is_marigold
+from stages.models.loading import load_diffusers
 from stages.models.pixels import out_of_memory
-from stages.models.spec import TeacherSpec
+from stages.models.spec import ModelSpec
 
 
-class MarigoldTeacher:
+class MarigoldModel:
     """`MarigoldDepthPipeline` on a checkpoint in its layout; the text encoder is used once and not kept."""
 
     @out_of_memory()
-    def __init__(self, spec: TeacherSpec, folder: Path, device: str) -> None:
+    def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
+        from diffusers import DDIMScheduler, MarigoldDepthPipeline
+
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
         kind = _prediction_type(spec, folder)
-        vae = load_part(AutoencoderKL, folder / "vae", self._dtype, device)
-        unet = load_part(UNet2DConditionModel, folder / "unet", self._dtype, device)
+        vae = load_diffusers("AutoencoderKL", folder / "vae", self._dtype, device)
+        unet = load_diffusers("UNet2DConditionModel", folder / "unet", self._dtype, device)
         text = empty_text_embedding(folder, unet.config.cross_attention_dim).to(device, self._dtype)
         scheduler: Any = DDIMScheduler.from_pretrained(folder / "scheduler")
         absent: Any = None
@@ -47,7 +52,7 @@ class MarigoldTeacher:
     @out_of_memory()
     @torch.inference_mode()
     def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
-        """See `Teacher.predict`. Raises ValueError unless there are as many seeds as pictures."""
+        """See `DepthModel.predict`. Raises ValueError unless there are as many seeds as pictures."""
         count = len(images)
         seeds = [0] * count if seeds is None else seeds
         if len(seeds) != count:
@@ -84,8 +89,8 @@ class MarigoldTeacher:
         return torch.cat(drawn).to(self._device, self._dtype)
 
 
-def _prediction_type(spec: TeacherSpec, folder: Path) -> str:
-    """The pipeline's word for the spec's space. Raises ValueError where maps are not affine, or where each step draws noise."""
+def _prediction_type(spec: ModelSpec, folder: Path) -> str:
+    """What the pipeline calls the spec's space. Raises ValueError where maps are not affine, or where each step draws noise."""
     said = read_json(folder / "model_index.json")
     if not (said.get("scale_invariant", True) and said.get("shift_invariant", True)):
         raise ValueError(f"{folder}/model_index.json: scale_invariant and shift_invariant must be true for {spec.depth_space}")
@@ -93,3 +98,25 @@ def _prediction_type(spec: TeacherSpec, folder: Path) -> str:
     if scheduler != "DDIMScheduler":
         raise ValueError(f"{folder}/scheduler: found {scheduler}, expected DDIMScheduler; others draw noise at every step")
     return "disparity" if spec.depth_space == "disparity_affine_invariant" else "depth"
+
+
+_SPACES: dict[Any, DepthSpace] = {"depth": "depth_affine_invariant", "disparity": "disparity_affine_invariant"}
+
+
+def _states(folder: Path) -> FamilyStatements:
+    path = folder / "model_index.json"
+    index = read_json(path)
+    kind, said = index.get("prediction_type", "depth"), index.get("default_processing_resolution")
+    if kind not in _SPACES:
+        raise ValueError(f"{path}: prediction_type is {kind!r}, expected one of {', '.join(_SPACES)}")
+    return FamilyStatements(
+        depth_spaces=(Statement(value=_SPACES[kind], source=f"{path}, prediction_type {kind}"),) if index else (),
+        input_px=training_size(folder) or (pixels(said, f"{path}: default_processing_resolution") if said else None),
+    )
+
+
+def _problems(spec: ModelSpec) -> list[str]:
+    return [f"input_px is {spec.input_px}, expected a multiple of 8"] if (spec.long_side_px or 0) % 8 else []
+
+
+FAMILY = Family(recognises=is_marigold, states=_states, load=MarigoldModel, problems=_problems)

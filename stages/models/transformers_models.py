@@ -1,4 +1,4 @@
-"""Teachers of the transformers library: Depth Anything, Distill Any Depth, DPT/MiDaS, Depth Pro.
+"""Models of the transformers library: Depth Anything, Distill Any Depth, DPT/MiDaS, Depth Pro.
 
 The input is prepared as the checkpoint's `preprocessor_config.json` says (mean, deviation, resampling, multiple, aspect, and
 the size where the spec says `stated`), in torch, because the library's processors want torchvision. What comes out:
@@ -20,15 +20,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForDepthEstimation
 
-from stages.models.checkpoints import OWN_ATTENTION, complete, read_preprocessor, require_safetensors
+from stages.models.checkpoints import read_json, read_preprocessor
+from stages.models.family import Family, FamilyStatements, Statement, no_noise, pixels
+from stages.models.loading import load_transformers
 from stages.models.pixels import (
     network_size,
     out_of_memory,
@@ -37,9 +38,9 @@ from stages.models.pixels import (
     stated_size,
     to_tensor,
 )
-from stages.models.spec import InputSize, TeacherSpec
-from stages.models.stated import read_stated
+from stages.models.spec import InputSize, ModelSpec
 
+PREPROCESSOR = "preprocessor_config.json"
 _DPT, _DEPTH_PRO = "DPTImageProcessor", "DepthProImageProcessor"
 _LARGEST_MULTIPLE_PX = 256
 _BILINEAR, _BICUBIC = 2, 3  # PIL's numbers
@@ -76,26 +77,13 @@ class InputRule:
         return network_size(height, width, multiple=self.multiple, input_px=long_px, keep_aspect=keep_aspect)
 
 
-class TransformersTeacher:
+class TransformersModel:
     """An `AutoModelForDepthEstimation` checkpoint with safetensors weights."""
 
-    def __init__(self, spec: TeacherSpec, folder: Path, device: str) -> None:
+    def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
         processor = read_preprocessor(folder)
-        require_safetensors(folder)
-        # Read first, because only then does the explicit attention win over the file's, which could name code. Without dtype,
-        # transformers keeps the precision in which the weights happen to be stored.
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        loaded = AutoModelForDepthEstimation.from_pretrained(
-            folder,
-            config=config,
-            dtype=self._dtype,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=OWN_ATTENTION,
-        )
-        model = complete(loaded, folder)
+        model = load_transformers("AutoModelForDepthEstimation", folder, self._dtype)
         self._rule = read_input_rule(processor, model.config, folder)
         self._is_depth_pro = model.config.model_type == "depth_pro"
         _refuse_contradictions(spec, model.config, self._rule, folder)
@@ -106,7 +94,7 @@ class TransformersTeacher:
     @out_of_memory()
     @torch.inference_mode()
     def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
-        """See `Teacher.predict`. There is no noise: seeds are ignored."""
+        """See `DepthModel.predict`. There is no noise: seeds are ignored."""
         height, width = images.shape[1:3]
         rule = self._rule
         pixels = resize_pictures(
@@ -147,7 +135,7 @@ def read_input_rule(processor: dict[str, Any], config: Any, folder: Path) -> Inp
     resample = processor.get("resample", _BICUBIC if kind == _DPT else _BILINEAR)
     if resample not in (_BILINEAR, _BICUBIC):
         raise ValueError(f"{where}: resample is {resample}, expected {_BILINEAR} (bilinear) or {_BICUBIC} (bicubic)")
-    stated_px = read_stated(str(folder), folder, "transformers").input_px
+    stated_px = stated_size_of(folder)
     if kind == _DEPTH_PRO and stated_px is None:
         raise ValueError(f"{where}: no size; expected the height and width that Depth Pro's network takes")
     backbone = getattr(config, "backbone_config", None)
@@ -175,10 +163,40 @@ def _multiple(processor: dict[str, Any], where: str) -> int:
     return multiple
 
 
-def _refuse_contradictions(spec: TeacherSpec, config: Any, rule: InputRule, folder: Path) -> None:
+def _refuse_contradictions(spec: ModelSpec, config: Any, rule: InputRule, folder: Path) -> None:
     """Raises ValueError where the checkpoint's own words are not those of the spec."""
     is_depth_pro = config.model_type == "depth_pro"
     if is_depth_pro and not config.use_fov_model:
         raise ValueError(f"{folder}/config.json: use_fov_model is false; without its field of view, Depth Pro gives no metres")
     if rule.fixed_px and spec.long_side_px not in (None, max(rule.fixed_px)):
         raise ValueError(f"{folder}: input_px is {spec.input_px}, but this network takes {max(rule.fixed_px)} only")
+
+
+def _states(folder: Path) -> FamilyStatements:
+    path = folder / "config.json"
+    config = read_json(path)
+    metric = config.get("depth_estimation_type") == "metric" or config.get("model_type") == "depth_pro"
+    relative = config.get("model_type") in ("depth_anything", "dpt")
+    return FamilyStatements(
+        depth_spaces=(Statement(value="depth_metric", source=f"{path}, whose network gives metres"),) if metric else (),
+        usual_space="disparity_affine_invariant" if relative else None,
+        input_px=stated_size_of(folder),
+    )
+
+
+def stated_size_of(folder: Path) -> tuple[int, int] | None:
+    """Height and width by a processor's `size`; None where it states none. Raises ValueError for a size that is none."""
+    processor = read_json(folder / PREPROCESSOR)
+    if not processor.get("do_resize", True) or (size := processor.get("size")) is None:
+        return None
+    where = f"{folder / PREPROCESSOR}: size"
+    sides = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
+    return cast("tuple[int, int]", tuple(pixels(side, where) for side in sides))
+
+
+FAMILY = Family(
+    recognises=lambda folder: (folder / "config.json").exists() and not (folder / "unet").is_dir(),
+    states=_states,
+    load=TransformersModel,
+    problems=no_noise,
+)

@@ -15,7 +15,7 @@ from pipeline.predict.command import PRESETS as PREDICT_PRESETS
 from pipeline.predict.command import PredictConfig
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from pipeline.train.config import TrainConfig
-from stages.models import TeacherSpec
+from stages.labelling.teacher import TeacherSpec
 
 
 def _parse(*argv: str) -> LabelConfig:

@@ -12,7 +12,7 @@ import torch
 from pipeline import demo_models
 from pipeline.demo_models import DemoModelConfig, _build, _scene_cache, _train
 from stages.demo_networks import draw_crops, load_weights, supervised_loss
-from stages.models import load_teacher
+from stages.models import load_model
 from tests.conftest import teacher_spec
 
 _LOADERS = {"primary": "transformers", "assistant": "genpercept", "student": "transformers"}
@@ -35,7 +35,7 @@ def test_a_checkpoint_is_loaded_by_the_loader_of_its_published_kin_and_by_the_ne
     tmp_path: Path, cache: Path, which: str
 ):
     _train(_config(which, tmp_path / which, cache), *_scene_cache(cache, 4, 12))
-    teacher = load_teacher(teacher_spec(tmp_path, which, _LOADERS[which]))
+    teacher = load_model(teacher_spec(tmp_path, which, _LOADERS[which]))
     assert np.isfinite(teacher.predict(np.full((1, 48, 48, 3), 99, np.uint8))).all()
     model, _ = _build(which)
     load_weights(model, tmp_path / which)

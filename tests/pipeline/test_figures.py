@@ -16,7 +16,7 @@ from stages.coloring import colorize_disparity, robust_range
 from stages.depth_space import DepthSpace
 from stages.evaluation.benchmarks import BenchmarkSample
 from stages.evaluation.fixtures import write_benchmark
-from stages.models import TeacherSpec
+from stages.labelling.teacher import TeacherSpec
 
 
 class _Brightness:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stages.depth_space import DEPTH_SPACES, DepthSpace
-from stages.models import TeacherSpec
+from stages.labelling.teacher import TeacherSpec
 from stages.prediction import (
     MapRejectedError,
     PicturePredictor,

@@ -17,7 +17,7 @@ from pipeline.label.config import LabelConfig
 from pipeline.label.drive import DriveOptions, drive
 from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import RunMismatchError, read_sources
-from stages.models import TeacherSpec
+from stages.labelling.teacher import TeacherSpec
 from tests.conftest import label_config, picture_bytes, scene_bytes, teacher_spec, write_tar
 
 _PLAN = ["--plan.context", "whole", "--plan.context-px", "48", "--plan.patch-px", "48", "--plan.min-image-px", "8"]

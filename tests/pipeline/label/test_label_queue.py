@@ -21,8 +21,8 @@ from pipeline.label.queue import (
     WorkerDiedError,
     WorkerStalledError,
 )
+from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
-from stages.models import TeacherSpec
 from stages.sources.catalogue import CatalogueRow, Source
 from stages.views import ViewPlan
 

@@ -18,8 +18,8 @@ from pipeline.predict.command import PredictConfig, main, make_results, predict
 from pipeline.predict.files import find_photographs, unfinished
 from pipeline.predict.progress import PredictProgress
 from stages.demo_networks import build_depth_anything, save_depth_anything
-from stages.models import TeacherSpec
-from stages.models.find import load_model
+from stages.labelling.teacher import TeacherSpec
+from stages.models.find import find_model
 from stages.prediction import png_text, read_depth_png
 from stages.scenes import render_scene
 from tests.conftest import picture_bytes, scene_bytes
@@ -70,7 +70,7 @@ def test_every_photograph_has_its_results_in_its_place_and_they_are_the_models(
     assert _run(model, photos, single, "--npy", output=out) == 0
     names = {"a.png", "a.jpg", "deep/er/b.png", "single.webp"}
     assert set(_files(out)) == {name + suffix for name in names for suffix in (".png", ".npy", ".color.jpg")}
-    teacher = load_model(model, device="cpu")
+    teacher = find_model(model).load("cpu")
     for name in names:
         picture = _pixels(single if name == single.name else photos / name)
         exact = np.load(out / f"{name}.npy")
@@ -162,7 +162,7 @@ def test_what_another_model_other_options_or_another_photograph_left_is_refused_
     assert _files(out).keys() == before.keys()
     assert _run(other, photos, "--overwrite", output=out) == 0
     assert all(when != before[name] for name, when in _files(out).items())  # the .npy too, though nobody asked
-    values = load_model(other, device="cpu").predict(_pixels(photos / "a.png")[None])[0]
+    values = find_model(other).load("cpu").predict(_pixels(photos / "a.png")[None])[0]
     np.testing.assert_allclose(np.load(out / "a.png.npy"), values, atol=1e-3 * np.ptp(values))
 
 
@@ -227,7 +227,7 @@ def test_a_photograph_is_shown_at_the_size_that_the_checkpoint_states_and_the_ma
         assert png_text(tmp_path / name / "a.jpg.png")["input_px"] == recorded
     stated, native, given = (read_depth_png(tmp_path / name / "a.jpg.png")[0] for name in ("stated", "native", "given"))
     picture = _pixels(photos / "a.jpg")[None]
-    np.testing.assert_allclose(stated, load_model(model, device="cpu").predict(picture)[0], atol=1e-3)
+    np.testing.assert_allclose(stated, find_model(model).load("cpu").predict(picture)[0], atol=1e-3)
     assert np.abs(stated - native).max() > 1e-3 * np.ptp(native)
     assert np.abs(given - native).max() > 1e-3 * np.ptp(native)
 

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 import manifests
 from pipeline.label.worker import WallClock
-from stages.labelling.flow import Behind, Predictor, View, ahead, in_batches
+from stages.labelling.flow import View, predict_views, views_in_batches
 from stages.labelling.units import label_images_part, label_teacher_part
+from stages.models.batches import Predictor
+from stages.threads import Behind, ahead
 from tests.conftest import scene_bytes, teacher_spec
 from tests.stages.labelling.test_units import made_units
 
@@ -58,7 +60,7 @@ def test_every_view_goes_once_with_its_own_shape_and_none_waits_for_too_many_ima
             yield view
 
     seen = []
-    for batch in in_batches(draw(), batch_size, max_waiting):
+    for batch in views_in_batches(draw(), batch_size, max_waiting):
         assert len({view.picture.shape for view in batch}) == 1
         assert len(batch) <= batch_size
         assert drawn - batch[0].image <= max_waiting + 1
@@ -68,14 +70,14 @@ def test_every_view_goes_once_with_its_own_shape_and_none_waits_for_too_many_ima
 
 def test_batches_that_do_not_fit_are_halved_for_good_and_every_view_is_predicted(checkpoints: Path):
     predictor = Predictor(_SmallMemory(checkpoints), batch_size=8)
-    depths = predictor.predict([_view(image) for image in range(8)])
+    depths = predict_views(predictor, [_view(image) for image in range(8)])
     assert depths[:, 0, 0].tolist() == [image + (1000 + image) % 7 for image in range(8)]
     assert predictor.batch_size == 2
 
 
 def test_one_view_that_does_not_fit_is_an_error(checkpoints: Path):
     with pytest.raises(torch.OutOfMemoryError):
-        Predictor(_SmallMemory(checkpoints, holds=0), batch_size=8).predict([_view(0)])
+        predict_views(Predictor(_SmallMemory(checkpoints, holds=0), batch_size=8), [_view(0)])
 
 
 def test_the_manifest_tells_the_batch_that_memory_allowed(tmp_path: Path, checkpoints: Path):
@@ -124,4 +126,4 @@ def test_a_prediction_of_another_size_than_its_pictures_is_refused(checkpoints: 
             return super().predict(images, seeds)[:, ::2, ::2]
 
     with pytest.raises(ValueError, match=r"has shape \(2, 4, 4\), expected \(2, 8, 8\)"):
-        Predictor(_HalfAsLarge(checkpoints), 2).predict([_view(0), _view(1)])
+        predict_views(Predictor(_HalfAsLarge(checkpoints), 2), [_view(0), _view(1)])

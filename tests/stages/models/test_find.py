@@ -11,7 +11,7 @@ import pytest
 from pipeline.label.command import main as label
 from pipeline.train.card import _licence
 from stages.models import InputSize
-from stages.models.find import ModelError, find_model, load_model
+from stages.models.find import ModelError, find_model
 from tests.stages.models.tiny_teachers import save_depth_anything, save_genpercept, save_marigold
 
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_that_is_not_there_or_broken_is_named(tmp_path: Path):
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"^x: .*cut cannot be loaded: .*model\.safetensors: damaged, or no safetensors file"):
-        load_model(str(tmp_path / "cut"), name="x", device="cpu")
+        find_model(str(tmp_path / "cut"), name="x").load("cpu")
 
 
 def test_a_model_whose_files_change_between_the_look_and_the_loading_is_refused(tmp_path: Path):

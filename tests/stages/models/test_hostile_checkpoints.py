@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.models import TeacherSpec, load_teacher
+from stages.models import ModelSpec, load_model
 
 
 def _edit(path: Path, **changes: Any) -> None:
@@ -84,9 +84,9 @@ def test_a_hostile_checkpoint_is_refused_in_words(families: Path, tmp_path: Path
     folder = shutil.copytree(families / "depth_anything", tmp_path / "copy")
     plant, message = _HOSTILE[attack]
     plant(folder)
-    spec = TeacherSpec(loader="transformers", checkpoint=str(folder), depth_space="disparity_affine_invariant")
+    spec = ModelSpec(loader="transformers", checkpoint=str(folder), depth_space="disparity_affine_invariant")
     with pytest.raises(ValueError, match=message) as caught:
-        load_teacher(spec)
+        load_model(spec)
     assert str(folder) in str(caught.value)
 
 
@@ -100,11 +100,11 @@ def test_a_hostile_checkpoint_is_refused_in_words(families: Path, tmp_path: Path
 )
 def test_attention_and_code_that_a_configuration_names_are_not_used(families: Path, tmp_path: Path, changes: dict[str, Any]):
     folder, images = shutil.copytree(families / "depth_anything", tmp_path / "copy"), np.full((1, 48, 48, 3), 99, np.uint8)
-    spec = TeacherSpec(loader="transformers", checkpoint=str(folder), depth_space="disparity_affine_invariant")
-    wanted = load_teacher(spec).predict(images)
+    spec = ModelSpec(loader="transformers", checkpoint=str(folder), depth_space="disparity_affine_invariant")
+    wanted = load_model(spec).predict(images)
     (folder / "trap.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     _edit(folder / "config.json", **changes)
-    assert (load_teacher(spec).predict(images) == wanted).all()
+    assert (load_model(spec).predict(images) == wanted).all()
     assert not (tmp_path / "ran").exists()
 
 
@@ -117,16 +117,16 @@ def test_a_hostile_embedding_of_the_empty_text_is_refused_before_it_takes_memory
             np.savez(file, a=np.zeros(3))
     else:
         path.write_bytes(path.read_bytes().replace(b"(77, 16), }      ", b"(77, 16000000), }"))
-    spec = TeacherSpec(loader="genpercept", checkpoint=str(folder), depth_space="disparity_affine_invariant")
+    spec = ModelSpec(loader="genpercept", checkpoint=str(folder), depth_space="disparity_affine_invariant")
     with pytest.raises(ValueError, match=r"empty_text_embed\.npy: (expected one array of floats|no whole array)"):
-        load_teacher(spec)
+        load_model(spec)
 
 
 def test_weights_that_were_loaded_stay_what_they_are_when_their_file_is_written_over(families: Path, tmp_path: Path):
     """Stored and used in float32, they would be mapped to the file."""
     folder, images = shutil.copytree(families / "depth_anything", tmp_path / "copy"), np.full((1, 48, 48, 3), 99, np.uint8)
-    spec = TeacherSpec(loader="transformers", checkpoint=str(folder), depth_space="disparity_affine_invariant")
-    teacher = load_teacher(spec)
+    spec = ModelSpec(loader="transformers", checkpoint=str(folder), depth_space="disparity_affine_invariant")
+    teacher = load_model(spec)
     wanted = teacher.predict(images)
     weights = folder / "model.safetensors"
     size = weights.stat().st_size

@@ -11,7 +11,7 @@ import pytest
 from transformers.models.dpt.image_processing_pil_dpt import get_resize_output_image_size
 
 from pipeline.label.config import PRESETS, LabelConfig
-from stages.models import TeacherSpec, read_stated, resolve
+from stages.models import ModelSpec, problems_of, read_stated, resolve
 from stages.models.pixels import stated_size
 
 DEMO = Path("pipeline/demo_checkpoints")
@@ -53,14 +53,14 @@ def test_the_demos_checkpoints_say_all_of_themselves(name: str):
 def test_a_preset_whose_checkpoint_is_replaced_keeps_nothing_of_it(families: Path):
     for preset in PRESETS.values():
         config = LabelConfig(run=Path("run"), sources=("x",), **preset)
-        for teacher in config.teachers:
+        for teacher in config.teachers.values():
             given = (teacher.loader, teacher.depth_space, teacher.licence, teacher.revision, teacher.input_px)
             assert given == (None,) * 5
-    known = resolve(TeacherSpec(name="primary", checkpoint="depth-anything/Depth-Anything-V2-Large-hf"))
+    known = resolve(ModelSpec(name="primary", checkpoint="depth-anything/Depth-Anything-V2-Large-hf"))
     assert known.licence == "CC-BY-NC-4.0"
-    replaced = resolve(TeacherSpec(name="primary", checkpoint=str(families / "depth_anything")))
+    replaced = resolve(ModelSpec(name="primary", checkpoint=str(families / "depth_anything")))
     assert (replaced.licence, replaced.depth_space) == ("unknown", "disparity_affine_invariant")
-    marigold = resolve(TeacherSpec(name="assistant", checkpoint=str(families / "marigold")))
+    marigold = resolve(ModelSpec(name="assistant", checkpoint=str(families / "marigold")))
     assert (marigold.loader, marigold.depth_space) == ("marigold", "depth_affine_invariant")
 
 
@@ -77,10 +77,10 @@ def test_a_preset_whose_checkpoint_is_replaced_keeps_nothing_of_it(families: Pat
 def test_a_model_card_says_the_licence_of_its_weights(families: Path, tmp_path: Path, card: str, licence: str):
     folder = shutil.copytree(families / "depth_anything", tmp_path / "copy")
     (folder / "README.md").write_text(card)
-    spec = TeacherSpec(checkpoint=str(folder))
+    spec = ModelSpec(checkpoint=str(folder))
     assert resolve(spec).licence == licence
     assert resolve(resolve(spec)) == resolve(spec)
-    given = TeacherSpec(checkpoint=str(folder), licence="BSD-3-Clause")
+    given = ModelSpec(checkpoint=str(folder), licence="BSD-3-Clause")
     if licence == "unknown":
         assert resolve(given).licence == "BSD-3-Clause"
     else:
@@ -90,17 +90,17 @@ def test_a_model_card_says_the_licence_of_its_weights(families: Path, tmp_path: 
 
 def test_what_training_json_says_cannot_be_overruled_nor_contradict_the_network(families: Path, tmp_path: Path):
     folder = _copy(families / "depth_anything", tmp_path / "copy", depth_space="depth_affine_invariant")
-    assert resolve(TeacherSpec(checkpoint=str(folder))).depth_space == "depth_affine_invariant"
-    given = TeacherSpec(name="primary", checkpoint=str(folder), depth_space="disparity_affine_invariant")
-    (problem,) = given.problems()
-    assert problem.startswith("teacher primary: depth_space: disparity_affine_invariant was given")
+    assert resolve(ModelSpec(checkpoint=str(folder))).depth_space == "depth_affine_invariant"
+    given = ModelSpec(name="primary", checkpoint=str(folder), depth_space="disparity_affine_invariant")
+    (problem,) = problems_of(given)
+    assert problem.startswith("primary: depth_space: disparity_affine_invariant was given")
     assert f"says depth_affine_invariant ({folder}/training.json)" in problem
     metric = _copy(families / "metric", tmp_path / "metric", depth_space="disparity_affine_invariant")
-    (problem,) = TeacherSpec(checkpoint=str(metric)).problems()
+    (problem,) = problems_of(ModelSpec(checkpoint=str(metric)))
     assert "contradicts itself: disparity_affine_invariant by" in problem
     (folder / "training.json").write_text('{"depth_space": "near"}')
     with pytest.raises(ValueError, match="depth_space is 'near', expected one of"):
-        resolve(TeacherSpec(checkpoint=str(folder)))
+        resolve(ModelSpec(checkpoint=str(folder)))
 
 
 def test_a_run_and_an_unfinished_training_are_called_what_they_are(tmp_path: Path):
@@ -113,13 +113,13 @@ def test_a_run_and_an_unfinished_training_are_called_what_they_are(tmp_path: Pat
             (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name / file).touch()
         with pytest.raises(ValueError, match=words):
-            resolve(TeacherSpec(checkpoint=str(tmp_path / name)))
+            resolve(ModelSpec(checkpoint=str(tmp_path / name)))
 
 
 def test_labels_are_made_at_the_plans_size_unless_the_stated_one_is_asked_for(families: Path):
-    spec = TeacherSpec(checkpoint=str(families / "depth_anything"))
+    spec = ModelSpec(checkpoint=str(families / "depth_anything"))
     assert resolve(spec).input_px is None
-    assert resolve(TeacherSpec(checkpoint=spec.checkpoint, input_px="stated")).input_px == "stated"
-    assert resolve(TeacherSpec(checkpoint=spec.checkpoint, input_px="native")).input_px is None
-    assert resolve(TeacherSpec(checkpoint=str(families / "marigold"), input_px="stated")).input_px == 768
-    assert resolve(TeacherSpec(checkpoint="Intel/dpt-large", input_px="native")).input_px == "native"
+    assert resolve(ModelSpec(checkpoint=spec.checkpoint, input_px="stated")).input_px == "stated"
+    assert resolve(ModelSpec(checkpoint=spec.checkpoint, input_px="native")).input_px is None
+    assert resolve(ModelSpec(checkpoint=str(families / "marigold"), input_px="stated")).input_px == 768
+    assert resolve(ModelSpec(checkpoint="Intel/dpt-large", input_px="native")).input_px == "native"

@@ -14,25 +14,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.models import KNOWN, Teacher, TeacherSpec, load_teacher, resolve
+from stages.models import KNOWN, DepthModel, ModelSpec, load_model, problems_of, resolve
 from stages.models.pixels import network_size, out_of_memory
 
 FAMILIES = {
-    "dpt": TeacherSpec(loader="transformers", checkpoint="dpt", depth_space="disparity_affine_invariant"),
-    "depth_anything": TeacherSpec(loader="transformers", checkpoint="depth_anything", depth_space="disparity_affine_invariant"),
-    "metric": TeacherSpec(loader="transformers", checkpoint="metric", depth_space="depth_metric"),
-    "depth_pro": TeacherSpec(loader="transformers", checkpoint="depth_pro", depth_space="depth_metric"),
-    "genpercept": TeacherSpec(loader="genpercept", checkpoint="genpercept_2", depth_space="disparity_affine_invariant"),
-    "marigold": TeacherSpec(loader="marigold", checkpoint="marigold", depth_space="depth_affine_invariant", steps=2),
-    "ensemble": TeacherSpec(
-        loader="marigold", checkpoint="marigold", depth_space="depth_affine_invariant", steps=1, ensemble=3
-    ),
+    "dpt": ModelSpec(loader="transformers", checkpoint="dpt", depth_space="disparity_affine_invariant"),
+    "depth_anything": ModelSpec(loader="transformers", checkpoint="depth_anything", depth_space="disparity_affine_invariant"),
+    "metric": ModelSpec(loader="transformers", checkpoint="metric", depth_space="depth_metric"),
+    "depth_pro": ModelSpec(loader="transformers", checkpoint="depth_pro", depth_space="depth_metric"),
+    "genpercept": ModelSpec(loader="genpercept", checkpoint="genpercept_2", depth_space="disparity_affine_invariant"),
+    "marigold": ModelSpec(loader="marigold", checkpoint="marigold", depth_space="depth_affine_invariant", steps=2),
+    "ensemble": ModelSpec(loader="marigold", checkpoint="marigold", depth_space="depth_affine_invariant", steps=1, ensemble=3),
 }
 all_families = pytest.mark.parametrize("family", list(FAMILIES))
 SEEDS = [0, 1, 2**40, 2**63 - 1]
 
 
-def family_spec(families: Path, family: str) -> TeacherSpec:
+def family_spec(families: Path, family: str) -> ModelSpec:
     spec = FAMILIES[family]
     return replace(spec, checkpoint=str(families / spec.checkpoint))
 
@@ -48,13 +46,13 @@ def difference(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def teachers(families: Path) -> dict[str, Teacher]:
-    return {family: load_teacher(family_spec(families, family)) for family in FAMILIES}
+def teachers(families: Path) -> dict[str, DepthModel]:
+    return {family: load_model(family_spec(families, family)) for family in FAMILIES}
 
 
 @all_families
 @pytest.mark.parametrize("size", [(64, 64), (48, 31), (17, 48)])
-def test_a_prediction_has_the_pictures_size(teachers: dict[str, Teacher], family: str, size: tuple[int, int]):
+def test_a_prediction_has_the_pictures_size(teachers: dict[str, DepthModel], family: str, size: tuple[int, int]):
     depth = teachers[family].predict(pictures(2, *size))
     assert depth.shape == (2, *size)
     assert depth.dtype == np.float32
@@ -64,7 +62,7 @@ def test_a_prediction_has_the_pictures_size(teachers: dict[str, Teacher], family
 
 @all_families
 def test_a_prediction_is_the_same_bits_again_and_in_another_place_of_the_batch_up_to_rounding(
-    teachers: dict[str, Teacher], family: str
+    teachers: dict[str, DepthModel], family: str
 ):
     images = pictures(4, 64, 64)
     together = teachers[family].predict(images, SEEDS)
@@ -75,7 +73,7 @@ def test_a_prediction_is_the_same_bits_again_and_in_another_place_of_the_batch_u
 
 
 @all_families
-def test_a_prediction_alone_is_that_of_a_batch_up_to_rounding(teachers: dict[str, Teacher], family: str):
+def test_a_prediction_alone_is_that_of_a_batch_up_to_rounding(teachers: dict[str, DepthModel], family: str):
     """Measured 0 (ensemble) to 6e-6 here, and 3e-5 on other random networks, which magnify rounding more than trained ones."""
     images = pictures(4, 64, 64)
     together = teachers[family].predict(images, SEEDS)
@@ -96,37 +94,37 @@ def bfloat16_attention_works() -> bool:
 @all_families
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.5), ("float16", 0.06)])
 def test_half_precision_gives_nearly_the_same_map_in_float32(
-    teachers: dict[str, Teacher], families: Path, family: str, dtype: str, tolerance: float
+    teachers: dict[str, DepthModel], families: Path, family: str, dtype: str, tolerance: float
 ):
     """Measured up to 0.24 and 0.03 of the range on these random networks, which are rougher than trained ones."""
     if dtype == "bfloat16" and not bfloat16_attention_works():
         pytest.skip("torch has no bfloat16 attention with this ATEN_CPU_CAPABILITY on this processor")
     images = pictures(1, 64, 64)
-    half = load_teacher(replace(family_spec(families, family), dtype=dtype)).predict(images)
+    half = load_model(replace(family_spec(families, family), dtype=dtype)).predict(images)
     assert half.dtype == np.float32
     assert 0 < difference(half, teachers[family].predict(images)) < tolerance
 
 
 @all_families
 def test_a_smaller_input_changes_what_the_network_sees_and_not_the_size_of_the_map(
-    teachers: dict[str, Teacher], families: Path, family: str
+    teachers: dict[str, DepthModel], families: Path, family: str
 ):
     images = pictures(1, 96, 64)
     if family == "depth_pro":
         with pytest.raises(ValueError, match="input_px is 48, but this network takes 64 only"):
-            load_teacher(replace(family_spec(families, family), input_px=48))
+            load_model(replace(family_spec(families, family), input_px=48))
         return
-    smaller = load_teacher(replace(family_spec(families, family), input_px=48)).predict(images)
+    smaller = load_model(replace(family_spec(families, family), input_px=48)).predict(images)
     assert smaller.shape == (1, 96, 64)
     assert not np.allclose(smaller, teachers[family].predict(images))
 
 
 @all_families
-def test_a_compiled_network_stands_where_the_plain_one_did(teachers: dict[str, Teacher], families: Path, family: str):
+def test_a_compiled_network_stands_where_the_plain_one_did(teachers: dict[str, DepthModel], families: Path, family: str):
     """Its wiring, run without the compiler, which takes a minute and more; with it, 3e-6 to 6e-6 of the range was measured."""
     images = pictures(2, 64, 64)
     with torch.compiler.set_stance("force_eager"):
-        found = load_teacher(replace(family_spec(families, family), compile=True)).predict(images)
+        found = load_model(replace(family_spec(families, family), compile=True)).predict(images)
     assert (found == teachers[family].predict(images)).all()
 
 
@@ -135,22 +133,22 @@ def test_a_compiled_network_stands_where_the_plain_one_did(teachers: dict[str, T
 @pytest.mark.parametrize("family", ["depth_anything", "genpercept", "marigold"])
 def test_a_compiled_network_gives_the_same_map_up_to_rounding(families: Path, family: str):
     spec, images = family_spec(families, family), pictures(2, 48, 48)
-    plain, compiled = (load_teacher(replace(spec, compile=on), device="cuda").predict(images) for on in (False, True))
+    plain, compiled = (load_model(replace(spec, compile=on), device="cuda").predict(images) for on in (False, True))
     assert difference(compiled, plain) < 1e-2
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "ensemble"])
-def test_a_gpu_gives_the_labels_of_a_cpu_up_to_rounding(teachers: dict[str, Teacher], families: Path, family: str):
+def test_a_gpu_gives_the_labels_of_a_cpu_up_to_rounding(teachers: dict[str, DepthModel], families: Path, family: str):
     images = pictures(2, 64, 64)
-    on_gpu = load_teacher(family_spec(families, family), device="cuda").predict(images, SEEDS[:2])
+    on_gpu = load_model(family_spec(families, family), device="cuda").predict(images, SEEDS[:2])
     assert difference(on_gpu, teachers[family].predict(images, SEEDS[:2])) < 1e-2
 
 
-def test_the_spec_of_a_loaded_teacher_is_the_resolved_one(teachers: dict[str, Teacher], families: Path):
+def test_the_spec_of_a_loaded_teacher_is_the_resolved_one(teachers: dict[str, DepthModel], families: Path):
     assert teachers["dpt"].spec == resolve(family_spec(families, "dpt"))
-    assert teachers["dpt"].spec.name == "teacher"
+    assert teachers["dpt"].spec.name == "model"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +169,7 @@ def test_a_checkpoint_without_all_its_weights_is_refused(families: Path, tmp_pat
     del kept[lost]
     save_file(kept, tmp_path / "copy" / weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="1 weights are missing"):
-        load_teacher(replace(spec, checkpoint=str(tmp_path / "copy")))
+        load_model(replace(spec, checkpoint=str(tmp_path / "copy")))
 
 
 @pytest.mark.parametrize(
@@ -190,11 +188,11 @@ def test_a_pickle_is_never_loaded(families: Path, tmp_path: Path, family: str, w
     torch.save(load_file(path), path.with_suffix(".bin"))
     path.unlink()
     with pytest.raises(FileNotFoundError, match="which can run code when loaded"):
-        load_teacher(replace(spec, checkpoint=str(tmp_path / "copy")))
+        load_model(replace(spec, checkpoint=str(tmp_path / "copy")))
 
 
 def test_memory_that_runs_out_in_a_network_is_always_the_same_error(
-    teachers: dict[str, Teacher], monkeypatch: pytest.MonkeyPatch
+    teachers: dict[str, DepthModel], monkeypatch: pytest.MonkeyPatch
 ):
     def allocate(**_: object) -> None:
         torch.empty(2**60)
@@ -217,7 +215,7 @@ def test_other_errors_of_a_network_stay_what_they_are():
 
 
 def test_a_known_hub_id_brings_its_space_licence_commit_and_input():
-    spec = resolve(TeacherSpec(loader="transformers", checkpoint="Intel/dpt-large"))
+    spec = resolve(ModelSpec(loader="transformers", checkpoint="Intel/dpt-large"))
     assert spec.depth_space == "disparity_affine_invariant"
     assert (spec.licence, spec.input_px) == ("Apache-2.0", 384)
     assert spec.revision == KNOWN["Intel/dpt-large"].revision
@@ -228,10 +226,10 @@ def test_a_known_hub_id_brings_its_space_licence_commit_and_input():
 
 @pytest.mark.parametrize("checkpoint", list(KNOWN))
 def test_a_known_hub_id_is_pinned_or_must_be(checkpoint: str):
-    spec = TeacherSpec(loader=KNOWN[checkpoint].loader, checkpoint=checkpoint)
+    spec = ModelSpec(loader=KNOWN[checkpoint].loader, checkpoint=checkpoint)
     if KNOWN[checkpoint].revision is None:
-        assert ["revision is None, expected the full commit" in problem for problem in spec.problems()] == [True]
-    assert not replace(spec, revision="0" * 40).problems()
+        assert ["revision is None, expected the full commit" in problem for problem in problems_of(spec)] == [True]
+    assert not problems_of(replace(spec, revision="0" * 40))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +247,7 @@ def test_a_known_hub_id_is_pinned_or_must_be(checkpoint: str):
 def test_a_spec_says_what_is_wrong_with_it(families: Path, changes: dict[str, object], message: str):
     spec = replace(family_spec(families, "dpt"), **changes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
-        load_teacher(spec)
+        load_model(spec)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +263,6 @@ def test_the_network_sees_the_nearest_multiple(given: dict[str, Any], wanted: tu
     assert network_size(480, 636, **given) == wanted
 
 
-def test_naming_a_teacher_imports_no_network_library():
-    code = "import sys, stages.models; print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
+def test_naming_a_model_imports_no_library_of_networks():
+    code = "import sys, stages.models; print({'transformers', 'diffusers', 'scipy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

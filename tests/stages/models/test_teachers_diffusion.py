@@ -15,16 +15,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from stages.models import TeacherSpec, load_teacher
-from stages.models.marigold import MarigoldTeacher
+from stages.models import ModelSpec, load_model
+from stages.models.marigold import MarigoldModel
 
 
-def _genpercept(folder: Path, depth_space: Any = "disparity_affine_invariant") -> TeacherSpec:
-    return TeacherSpec(loader="genpercept", checkpoint=str(folder), depth_space=depth_space)
+def _genpercept(folder: Path, depth_space: Any = "disparity_affine_invariant") -> ModelSpec:
+    return ModelSpec(loader="genpercept", checkpoint=str(folder), depth_space=depth_space)
 
 
-def _marigold(folder: Path, **more: Any) -> TeacherSpec:
-    return TeacherSpec(loader="marigold", checkpoint=str(folder), depth_space="depth_affine_invariant", **more)
+def _marigold(folder: Path, **more: Any) -> ModelSpec:
+    return ModelSpec(loader="marigold", checkpoint=str(folder), depth_space="depth_affine_invariant", **more)
 
 
 def _pictures(count: int, height: int, width: int) -> np.ndarray:
@@ -57,21 +57,21 @@ def test_genpercept_is_its_bare_forward_pass_on_sides_that_are_multiples_of_8(
         output = unet(mean * 0.18215, torch.tensor(1), embedding.repeat(2, 1, 1)).sample
         decoded = vae.decoder(vae.post_quant_conv(-output / 0.18215))
         wanted = (decoded.mean(1).clip(-1, 1) + 1) / 2
-    assert (load_teacher(_genpercept(folder, depth_space)).predict(images) == wanted.numpy()).all()
+    assert (load_model(_genpercept(folder, depth_space)).predict(images) == wanted.numpy()).all()
 
 
 def test_the_text_matters_so_none_is_guessed(families: Path, tmp_path: Path):
     shutil.copytree(families / "genpercept_2", tmp_path / "copy")
     images = _pictures(1, 64, 64)
-    wanted = load_teacher(_genpercept(tmp_path / "copy")).predict(images)
+    wanted = load_model(_genpercept(tmp_path / "copy")).predict(images)
     np.save(tmp_path / "copy/empty_text_embed.npy", np.ones((77, 16), np.float32))
     with pytest.raises(ValueError, match="several empty texts"):
-        load_teacher(_genpercept(tmp_path / "copy"))
+        load_model(_genpercept(tmp_path / "copy"))
     (tmp_path / "copy/empty_text_embedding.safetensors").unlink()
-    assert np.abs(load_teacher(_genpercept(tmp_path / "copy")).predict(images) - wanted).max() > 1e-3
+    assert np.abs(load_model(_genpercept(tmp_path / "copy")).predict(images) - wanted).max() > 1e-3
     (tmp_path / "copy/empty_text_embed.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"no embedding of the empty text; expected.*\[77 or 2, 16\]"):
-        load_teacher(_genpercept(tmp_path / "copy"))
+        load_model(_genpercept(tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 16), (1, 77, 24)])
@@ -79,14 +79,14 @@ def test_a_text_of_another_shape_is_refused(families: Path, tmp_path: Path, shap
     shutil.copytree(families / "genpercept_2", tmp_path / "copy")
     save_file({"empty_text_embedding": torch.zeros(shape)}, tmp_path / "copy/empty_text_embedding.safetensors")
     with pytest.raises(ValueError, match=r"expected \[77 or 2, 16\]"):
-        load_teacher(_genpercept(tmp_path / "copy"))
+        load_model(_genpercept(tmp_path / "copy"))
 
 
 def test_a_text_that_is_a_pickle_is_not_loaded(families: Path, tmp_path: Path):
     shutil.copytree(families / "genpercept_77", tmp_path / "copy")
     np.save(tmp_path / "copy/empty_text_embed.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="a pickle is never loaded"):
-        load_teacher(_genpercept(tmp_path / "copy"))
+        load_model(_genpercept(tmp_path / "copy"))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_a_text_that_is_a_pickle_is_not_loaded(families: Path, tmp_path: Path):
 def test_marigold_is_the_pipelines_own_call_on_the_same_noise(families: Path, settings: dict[str, int], size: tuple[int, int]):
     """To the bit, from a picture file's pixels to the map, with the text encoder that we do not keep."""
     picture, seed = _pictures(1, *size), 2**62 + 5
-    teacher = load_teacher(_marigold(families / "marigold", **settings))
-    assert isinstance(teacher, MarigoldTeacher)
+    teacher = load_model(_marigold(families / "marigold", **settings))
+    assert isinstance(teacher, MarigoldModel)
     pipeline: Any = MarigoldDepthPipeline.from_pretrained(families / "marigold", low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
     wanted = pipeline(
@@ -120,8 +120,8 @@ def test_marigold_is_the_pipelines_own_call_on_the_same_noise(families: Path, se
 
 
 def test_marigolds_noise_is_that_of_the_seed_whatever_else_is_in_the_batch(families: Path):
-    teacher = load_teacher(_marigold(families / "marigold", ensemble=2))
-    assert isinstance(teacher, MarigoldTeacher)
+    teacher = load_model(_marigold(families / "marigold", ensemble=2))
+    assert isinstance(teacher, MarigoldModel)
     alone, together = teacher.noise(64, 40, [7]), teacher.noise(64, 40, [3, 7])
     assert tuple(alone.shape) == (2, 4, 8, 5)
     assert (together[2:] == alone).all()
@@ -131,7 +131,7 @@ def test_marigolds_noise_is_that_of_the_seed_whatever_else_is_in_the_batch(famil
 
 
 def test_marigolds_label_follows_its_seed_and_no_seed_is_seed_0(families: Path):
-    teacher, images = load_teacher(_marigold(families / "marigold", steps=1)), _pictures(2, 32, 32)
+    teacher, images = load_model(_marigold(families / "marigold", steps=1)), _pictures(2, 32, 32)
     first, second = teacher.predict(np.stack([images[0]] * 2), [0, 1])
     assert np.abs(first - second).max() > 1e-3
     assert (teacher.predict(images) == teacher.predict(images, [0, 0])).all()
@@ -156,4 +156,4 @@ def test_a_marigold_that_is_not_what_the_spec_says_is_refused(
     path = tmp_path / "copy" / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
-        load_teacher(_marigold(tmp_path / "copy"))
+        load_model(_marigold(tmp_path / "copy"))

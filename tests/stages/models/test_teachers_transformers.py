@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from transformers import AutoModelForDepthEstimation
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
-from stages.models import TeacherSpec, load_teacher
-from stages.models.transformers_models import TransformersTeacher
+from stages.models import ModelSpec, load_model
+from stages.models.transformers_models import TransformersModel
 from tests.stages.models.tiny_teachers import save_depth_anything, save_depth_pro
 
 
-def _spec(folder: Path, depth_space: Any = "disparity_affine_invariant", **more: Any) -> TeacherSpec:
-    return TeacherSpec(loader="transformers", checkpoint=str(folder), depth_space=depth_space, **more)
+def _spec(folder: Path, depth_space: Any = "disparity_affine_invariant", **more: Any) -> ModelSpec:
+    return ModelSpec(loader="transformers", checkpoint=str(folder), depth_space=depth_space, **more)
 
 
 def _smooth(height: int, width: int) -> np.ndarray:
@@ -62,7 +62,7 @@ def test_a_size_that_fits_goes_to_the_network_untouched(
     pixels = _to_pixels(images)
     pixels = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     space = "depth_metric" if family == "metric" else "disparity_affine_invariant"
-    found = load_teacher(_spec(families / family, space)).predict(images)
+    found = load_model(_spec(families / family, space)).predict(images)
     assert (found == _raw(families / family, pixels).predicted_depth.numpy()).all()
 
 
@@ -86,8 +86,8 @@ def test_pictures_are_prepared_as_by_the_librarys_own_processor(
     folder, images = tmp_path / "network", _smooth(*size)
     save_depth_anything(folder, resample=resample, size=target, keep_aspect_ratio=keep_aspect)
     wanted = DPTImageProcessorPil.from_pretrained(folder)(images[0], return_tensors="pt")["pixel_values"]
-    teacher, seen = load_teacher(_spec(folder, input_px=max(processed))), []
-    assert isinstance(teacher, TransformersTeacher)
+    teacher, seen = load_model(_spec(folder, input_px=max(processed))), []
+    assert isinstance(teacher, TransformersModel)
     teacher._model.register_forward_pre_hook(lambda _, __, given: seen.append(given["pixel_values"]), with_kwargs=True)
     found = teacher.predict(images)
     assert seen[0].shape == wanted.shape == (1, 3, *processed)
@@ -105,7 +105,7 @@ def test_a_network_that_takes_squares_only_is_given_squares(families: Path, inpu
     pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     raw = _raw(families / "dpt", pixels).predicted_depth[:, None]
     wanted = F.interpolate(raw, (96, 64), mode="bilinear", antialias=True)[:, 0].numpy()
-    found = load_teacher(_spec(families / "dpt", input_px=input_px)).predict(_smooth(96, 64))
+    found = load_model(_spec(families / "dpt", input_px=input_px)).predict(_smooth(96, 64))
     assert np.allclose(found, wanted, atol=1e-4 * np.ptp(wanted))
 
 
@@ -118,7 +118,7 @@ def test_depth_pro_gives_metres_with_the_field_of_view_that_it_sees(families: Pa
     focal_px = 0.5 * size[1] / torch.tan(0.5 * torch.deg2rad(output.field_of_view))
     inverse = output.predicted_depth * size[1] / focal_px
     wanted = 1 / F.interpolate(inverse[:, None], size, mode="bilinear", antialias=True)[:, 0].clamp(1e-4, 1e4)
-    found = load_teacher(_spec(families / "depth_pro", "depth_metric")).predict(images)
+    found = load_model(_spec(families / "depth_pro", "depth_metric")).predict(images)
     assert np.allclose(found, wanted.numpy(), rtol=1e-5)
     assert 0.1 < found.min() < found.max() < 10
 
@@ -126,13 +126,13 @@ def test_depth_pro_gives_metres_with_the_field_of_view_that_it_sees(families: Pa
 def test_depth_pro_without_its_field_of_view_gives_no_metres_and_is_refused(tmp_path: Path):
     save_depth_pro(tmp_path / "depth_pro", field_of_view=False)
     with pytest.raises(ValueError, match="use_fov_model is false"):
-        load_teacher(_spec(tmp_path / "depth_pro", "depth_metric"))
+        load_model(_spec(tmp_path / "depth_pro", "depth_metric"))
 
 
 @pytest.mark.parametrize("family", ["metric", "depth_pro"])
 def test_a_metric_network_is_not_taken_for_a_relative_one(families: Path, family: str):
     with pytest.raises(ValueError, match=r"was given, but the checkpoint says depth_metric .*gives metres"):
-        load_teacher(_spec(families / family))
+        load_model(_spec(families / family))
 
 
 @pytest.mark.parametrize(
@@ -146,22 +146,22 @@ def test_a_metric_network_is_not_taken_for_a_relative_one(families: Path, family
 )
 def test_an_input_prepared_in_another_way_is_refused(families: Path, tmp_path: Path, changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        load_teacher(_spec(_edit(families / "dpt", tmp_path / "copy", **changes)))
+        load_model(_spec(_edit(families / "dpt", tmp_path / "copy", **changes)))
 
 
 def test_the_names_that_old_and_new_checkpoints_give_their_processor_are_one(families: Path, tmp_path: Path):
     images = _smooth(48, 48)
-    wanted = load_teacher(_spec(families / "dpt")).predict(images)
+    wanted = load_model(_spec(families / "dpt")).predict(images)
     for number, name in enumerate(("DPTFeatureExtractor", "DPTImageProcessorFast", "DPTImageProcessorPil")):
         folder = _edit(families / "dpt", tmp_path / str(number), image_processor_type=name)
-        assert (load_teacher(_spec(folder)).predict(images) == wanted).all()
+        assert (load_model(_spec(folder)).predict(images) == wanted).all()
 
 
 def test_a_checkpoint_without_its_preprocessor_is_refused(families: Path, tmp_path: Path):
     shutil.copytree(families / "dpt", tmp_path / "copy")
     (tmp_path / "copy/preprocessor_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json"):
-        load_teacher(_spec(tmp_path / "copy"))
+        load_model(_spec(tmp_path / "copy"))
 
 
 def test_code_that_a_checkpoint_brings_is_not_run(families: Path, tmp_path: Path):
@@ -175,5 +175,5 @@ def test_code_that_a_checkpoint_brings_is_not_run(families: Path, tmp_path: Path
     ran = tmp_path / "ran"
     (folder / "trap.py").write_text(f"open({str(ran)!r}, 'w')\n")
     with pytest.raises(ValueError, match="trust_remote_code"):
-        load_teacher(_spec(folder))
+        load_model(_spec(folder))
     assert not ran.exists()

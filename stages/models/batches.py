@@ -1,0 +1,80 @@
+"""Prediction in batches: items of one shape together, in batches that halve when a device's memory does not hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from stages.models.family import DepthModel
+
+ItemT = TypeVar("ItemT")
+
+
+def in_batches(
+    items: Iterable[ItemT],
+    batch_size: int,
+    *,
+    shape_of: Callable[[ItemT], Hashable],
+    position_of: Callable[[ItemT], int],
+    max_waiting: int,
+) -> Iterator[list[ItemT]]:
+    """Items of equal shape together, in the order in which they come.
+
+    None waits for others of its shape while the position moves on by more than `max_waiting`: then its batch goes as it is.
+    """
+    waiting: dict[Hashable, list[ItemT]] = {}  # the shape that has waited longest is first
+    for item in items:
+        same = waiting.setdefault(shape_of(item), [])
+        same.append(item)
+        if len(same) == batch_size:
+            yield waiting.pop(shape_of(item))
+        while waiting and position_of(item) - position_of((longest := next(iter(waiting.values())))[0]) > max_waiting:
+            yield waiting.pop(shape_of(longest[0]))
+    yield from waiting.values()
+
+
+class Predictor:
+    """A model whose batches halve when the device's memory does not hold them; `batch_size` is what is left of it."""
+
+    def __init__(self, model: DepthModel, batch_size: int) -> None:
+        self.model, self.batch_size = model, batch_size
+
+    def predict(
+        self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]], seeds: Sequence[int] | None = None
+    ) -> Float32[np.ndarray, "b h w"]:
+        """Depth of pictures of equal shape; seeds as for `DepthModel.predict`.
+
+        Raises torch.OutOfMemoryError when even one picture is too much, and ValueError for a prediction of another size.
+        """
+        seeds = [0] * len(pictures) if seeds is None else seeds
+        depths: list[Float32[np.ndarray, "_ h w"]] = []
+        start = 0
+        while start < len(pictures):
+            end = start + self.batch_size
+            predicted = self._try(pictures[start:end], seeds[start:end])
+            if predicted is not None:
+                depths.append(predicted)
+                start += len(predicted)
+        return np.concatenate(depths)
+
+    def _try(self, some: Sequence[UInt8[np.ndarray, "h w 3"]], seeds: Sequence[int]) -> Float32[np.ndarray, "b h w"] | None:
+        """None where memory ran out; the batch size is halved then."""
+        pictures = np.stack(some)
+        try:
+            depth = self.model.predict(pictures, seeds)
+        except torch.OutOfMemoryError:
+            if len(some) == 1:
+                raise
+        else:
+            if depth.shape != pictures.shape[:3]:
+                raise ValueError(f"the prediction has shape {depth.shape}, expected {pictures.shape[:3]}: that of the pictures")
+            return depth
+        # Outside of the handler: the error would keep the failed batch's tensors alive.
+        self.batch_size = max(len(some) // 2, 1)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None

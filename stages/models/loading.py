@@ -1,0 +1,52 @@
+"""Networks from the folders of two libraries, always with the same precautions: only data is read, by classes that we name.
+
+The libraries are imported when they are needed: each takes seconds, and most processes need one of them or none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.models.checkpoints import OWN_ATTENTION, complete, require_safetensors
+
+
+def load_transformers(
+    name: str, folder: Path, dtype: torch.dtype, config_name: str = "AutoConfig", *, needed: tuple[str, ...] = ("",)
+) -> Any:
+    """A network by the name of its class in transformers, or of an auto class, in this precision.
+
+    needed: beginnings of the names of weights that must be there; others are made anew afterwards. Raises FileNotFoundError or
+    ValueError for missing, pickled or incomplete weights, and for a configuration that names code or weights elsewhere.
+    """
+    import transformers
+
+    require_safetensors(folder)
+    # Read first, because only then does the explicit attention win over the file's, which could name code. Without dtype,
+    # transformers keeps the precision in which the weights happen to be stored.
+    config = getattr(transformers, config_name).from_pretrained(folder, trust_remote_code=False)
+    network, report = getattr(transformers, name).from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation=OWN_ATTENTION,
+    )
+    gaps = {kind: [name for name in map(str, names) if name.startswith(needed)] for kind, names in report.items()}
+    return complete((network, gaps), folder)
+
+
+def load_diffusers(name: str, folder: Path, dtype: torch.dtype, device: str) -> Any:
+    """A UNet or VAE for inference, by the name of its class in diffusers. Raises as `load_transformers` does."""
+    import diffusers
+
+    require_safetensors(folder)
+    # low_cpu_mem_usage would want the accelerate package, for networks that fit into memory many times over.
+    loaded = getattr(diffusers, name).from_pretrained(
+        folder, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False, use_safetensors=True
+    )
+    return complete(loaded, folder).to(device).eval()
