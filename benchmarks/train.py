@@ -26,7 +26,8 @@ from pipeline.train.labels import open_dataset
 from pipeline.train.ranks import Place
 from pipeline.train.setup import make_batches, make_learner, make_plan
 from stages.demo_networks import build_depth_anything, save_depth_anything
-from stages.distillation.dataset import Batch, LabelDataset, Sample
+from stages.distillation.dataset import Batch, Sample
+from stages.distillation.joined import JoinedLabels
 from stages.distillation.step import Learner, gradient_step
 from stages.labelling.units import label_views
 from stages.models import DepthModel, load_model
@@ -68,7 +69,7 @@ def main() -> None:
 
 def _demo_case(place: Path) -> Case:
     run = _labelled(place / "small", 48, side_px=352, plan_changes={})
-    config = replace(TrainConfig(run=run, output=place / "demo"), **PRESETS["demo"])
+    config = replace(TrainConfig(run=(run,), output=place / "demo"), **PRESETS["demo"])
     config = replace(config, steps=10_000, loader_workers=2)
     return Case(name="demo student, 192 px, batch 8", config=config, steps=20)
 
@@ -77,7 +78,7 @@ def _vit_s_case(place: Path, images: int, steps: int) -> Case:
     run = _labelled(place / "large", images, side_px=720, plan_changes={"context_px": 560})
     torch.manual_seed(0)
     save_depth_anything(build_depth_anything(**_VIT_S, image_px=560), place / "vit-s", torch.float32, 560)
-    config = TrainConfig(run=run, output=place / "vit-s-out", student=str(place / "vit-s"), batch_size=2, loader_workers=2)
+    config = TrainConfig(run=(run,), output=place / "vit-s-out", student=str(place / "vit-s"), batch_size=2, loader_workers=2)
     return Case(name="ViT-S student, 560 px, batch 2", config=config, steps=steps)
 
 
@@ -127,7 +128,7 @@ def _cache_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]:
     ]
 
 
-def _read(dataset: LabelDataset, requests: list) -> Batch:
+def _read(dataset: JoinedLabels, requests: list) -> Batch:
     return dataset.collate([dataset[request] for request in requests])
 
 
@@ -177,7 +178,7 @@ def _online_step(learner: Learner, online: Iterator[Batch], number: int, device:
 _DEMO_TEACHERS = ("primary", "assistant")
 
 
-def _online_batches(dataset: LabelDataset, teachers: list[DepthModel], batch_size: int) -> Iterator[Batch]:
+def _online_batches(dataset: JoinedLabels, teachers: list[DepthModel], batch_size: int) -> Iterator[Batch]:
     """Batches labelled on the spot, by the teachers in turns, with the views of the demo's plan."""
     plan = LABEL_PRESETS["demo"]["plan"]
     photographs = [Image.fromarray(render_scene(seed, height_px=352, width_px=352).rgb) for seed in range(batch_size)]

@@ -128,7 +128,7 @@ def _demo(config: DemoConfig) -> int:
         return 1
     torch.set_num_threads(default_workers())
     train_config = TrainConfig(
-        run=label_config.run,
+        run=(label_config.run,),
         output=config.output / "student",
         preset="demo",
         seed=config.seed,

@@ -131,7 +131,7 @@ def _provenance(run: DemoRun) -> Mapping[str, Mapping[str, object]]:
         | {"seed": record.seed, "photographs": ", ".join(source.source for source in record.sources)},
         "Training": {
             name: getattr(run.train, name)
-            for name in ("seed", "steps", "batch_size", "primary_ratio", "normalization_shared", "normalization_local")
+            for name in ("seed", "steps", "batch_size", "columns", "ratios", "normalization_shared", "normalization_local")
         }
         | {
             f"weight of L_{name}": getattr(run.train, f"{name}_weight")

@@ -1,17 +1,18 @@
-"""What a finished training says of itself: the model card's content, gathered from the run's records and the settings."""
+"""What a finished training says of itself: the model card's content, gathered from the runs' records and the settings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import manifests
 from manifests.licences import most_restrictive
 from pipeline.config import resolved
-from pipeline.train.config import FREE, TrainConfig
+from pipeline.train.config import MAY_CHANGE, TrainConfig
 from pipeline.train.log import mean_of_last
 from stages.depth_space import DepthSpace
-from stages.distillation.dataset import LabelDataset
+from stages.distillation.joined import JoinedLabels
 from stages.distillation.losses import LossTerms
 from stages.distillation.model_card import CardContent, CardTeacher, model_card
 from stages.distillation.student import pinned_folder
@@ -20,22 +21,22 @@ from stages.models.checkpoints import is_hub_id
 from stages.models.stated import read_licence
 
 _SAID_ELSEWHERE = (
-    *("student", "student_revision", "fresh_head", "from_scratch", "teachers"),
+    *("student", "student_revision", "fresh_head", "from_scratch", "columns"),
     *("feature_encoder", "feature_revision"),
 )
 
 
-def student_space(dataset: LabelDataset) -> DepthSpace:
+def student_space(dataset: JoinedLabels) -> DepthSpace:
     """What the student's numbers mean: normalised losses leave scale and shift free, whatever the labels' were."""
     return "depth_affine_invariant" if dataset.depth_space.startswith("depth") else "disparity_affine_invariant"
 
 
-def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
+def write_card(config: TrainConfig, dataset: JoinedLabels) -> str:
     """The README.md of the student that this training made."""
-    run = manifests.load_run(config.run)
-    summary = manifests.summarize(config.run)
-    columns = [column for column in run.columns if column.name in config.columns]
-    contexts = int(run.plan.get("contexts_per_image", 1))
+    runs = [manifests.load_run(run) for run in config.run]
+    summaries = [manifests.summarize(run) for run in config.run]
+    sources = [source for run in runs for source in run.sources]
+    contexts = int(dataset.plan.get("contexts_per_image", 1))
     images = len(dataset) // contexts
     known, demo = KNOWN.get(config.student), config.student == "demo"
     encoder = config.feature_encoder if config.feature_weight else None
@@ -51,12 +52,12 @@ def write_card(config: TrainConfig, dataset: LabelDataset) -> str:
             feature_encoder=_name(encoder) if encoder else None,
             feature_revision=config.feature_revision or (known_encoder.revision if known_encoder else None),
             feature_licence=_licence(encoder, config.feature_revision) if encoder else None,
-            teachers=[_teacher(column, summary) for column in columns],
-            sources=[source.source for source in run.sources],
+            teachers=[_teacher(column, summaries) for column in dataset.columns[1:]],
+            sources=[source.source for source in sources],
             images=images,
-            unused=sum(source.images for source in run.sources) - images,
+            unused=sum(source.images for source in sources) - images,
             contexts=len(dataset),
-            training={k: v for k, v in resolved(config).items() if k not in (*FREE, *_SAID_ELSEWHERE)},
+            training={k: v for k, v in resolved(config).items() if k not in (*MAY_CHANGE, *_SAID_ELSEWHERE)},
             metrics=mean_of_last(config.output, [field.name for field in fields(LossTerms)]),
         )
     )
@@ -73,9 +74,11 @@ def _licence(checkpoint: str, revision: str | None) -> str | None:
     return said.value if said else None
 
 
-def _teacher(column: manifests.ColumnRecord, summary: manifests.RunSummary) -> CardTeacher:
+def _teacher(column: manifests.ColumnRecord, summaries: Sequence[manifests.RunSummary]) -> CardTeacher:
     spec = column.configuration
-    (licences,) = (found.licences for found in summary.columns if found.name == column.name)
+    licences = {
+        licence for run in summaries for found in run.columns if found.name == column.name for licence in found.licences
+    }
     return CardTeacher(
         name=column.name,
         checkpoint=_name(spec["checkpoint"]) if "checkpoint" in spec else "not recorded",

@@ -11,7 +11,7 @@ import torch
 
 from stages.depth_space import DepthConversion
 from stages.distillation.losses import LossConfig, Normalization, Segments
-from stages.distillation.order import Strategy, teachers_of
+from stages.distillation.order import Strategy
 from stages.distillation.student import StudentStart
 
 DEMO_STUDENT = Path(__file__).parents[1] / "demo_checkpoints" / "student"
@@ -34,11 +34,11 @@ _DEMO: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "baseline": _BASELINE, "demo": _DEMO, "demo-baseline": _DEMO | _BASELINE}
 
-FREE = (
+MAY_CHANGE = (
     *("preset", "config", "run", "output", "resume", "allow_partial", "device", "num_workers", "address", "max_restarts"),
     *("loader_workers", "accumulation", "activation_checkpointing", "checkpoint_every", "keep_checkpoints", "picture_every"),
 )
-"""What may change when a training goes on: it changes where and how fast, and the result by rounding at most (and by which
+"""What may change when a training is resumed: it changes where and how fast, and the result by rounding at most (and by which
 paths are dropped, in students that drop any at random)."""
 
 
@@ -46,8 +46,8 @@ paths are dropped, in students that drop any at random)."""
 class TrainConfig:
     """Train a student on the labels of a run."""
 
-    run: Path
-    """The labelled run."""
+    run: tuple[Path, ...]
+    """The labelled run, or several of one plan and the same teachers."""
     output: Path
     """Folder of the trained checkpoint, its curves, and the states to resume from."""
     preset: str = "paper"
@@ -56,7 +56,7 @@ class TrainConfig:
     config: Path | None = None
     """TOML file with any of these settings."""
     resume: bool = True
-    """Go on where an interrupted training in the output ended; --no-resume refuses instead."""
+    """Resume where an interrupted training in the output ended; --no-resume refuses instead."""
 
     allow_partial: bool = False
     """Begin though labelling has not ended: with the images that are labelled now, and with those to the end."""
@@ -70,12 +70,13 @@ class TrainConfig:
     from_scratch: bool = False
     """Take the architecture of --student alone and start with random weights."""
 
-    teachers: tuple[str, ...] = ("primary", "assistant")
-    """Columns to learn from: the primary teacher first, then its assistants, any number."""
+    columns: tuple[str, ...] = ("primary", "assistant")
+    """Columns of the run to learn from: one teacher or more."""
+    ratios: tuple[float, ...] = ()
+    """How often each of the columns is learned from, in proportion, under select; none given: 7 to 3 for two columns (the
+    paper), equally for any other number."""
     strategy: Strategy = "select"
-    """select draws one teacher for each step, average fuses all by their agreement, primary and assistant take one side."""
-    primary_ratio: float = 0.7
-    """Share of the steps in which the primary teacher speaks, under select."""
+    """select draws one column for each step, average fuses all by their agreement."""
     convert_depth: DepthConversion = "refuse"
     """What to do with columns that are not disparity: refuse where spaces differ; metric inverts metric depth, exactly;
     approximate also inverts affine-invariant depth, whose shift nobody knows."""
@@ -175,8 +176,7 @@ class TrainConfig:
             for name in ("lr_encoder", "lr_decoder", "max_gradient_norm")
             if not getattr(self, name) > 0
         ]
-        if not 0 <= self.primary_ratio <= 1:
-            found.append(f"primary_ratio: found {self.primary_ratio}, expected a share between 0 and 1")
+        found += self._column_problems()
         found += [
             f"{name}: found {getattr(self, name)}, expected 0 or more and less than 1"
             for name in ("trim_fraction", "ema_decay", "color_jitter")
@@ -196,10 +196,6 @@ class TrainConfig:
                 f"batch_size: found {self.batch_size}, expected at least num_workers x accumulation = "
                 f"{self.num_workers * self.accumulation}"
             )
-        try:
-            teachers_of(self.strategy, self.teachers)
-        except ValueError as error:
-            found.append(f"strategy: {error}")
         if not -1 <= self.feature_margin <= 1:
             found.append(f"feature_margin: found {self.feature_margin}, expected a cosine, between -1 and 1")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -219,11 +215,25 @@ class TrainConfig:
         return "scratch" if self.from_scratch else "fresh-head" if self.fresh_head else "checkpoint"
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The teachers that this strategy reads."""
-        return teachers_of(self.strategy, self.teachers)
+    def shares(self) -> tuple[float, ...]:
+        """The ratio of each column."""
+        return self.ratios or ((0.7, 0.3) if len(self.columns) == 2 else (1.0,) * len(self.columns))
 
     @property
     def loss(self) -> LossConfig:
         """The part of the settings that is the loss; its fields have the same names."""
         return LossConfig(**{field.name: getattr(self, field.name) for field in fields(LossConfig)})
+
+    def _column_problems(self) -> list[str]:
+        found = []
+        if not 1 <= len(set(self.columns)) == len(self.columns):
+            found.append(f"columns: found {self.columns}, expected the names of one or more different columns")
+        if self.ratios and len(self.ratios) != len(self.columns):
+            found.append(f"ratios: found {len(self.ratios)}, expected one for each of the {len(self.columns)} columns, or none")
+        if not all(ratio >= 0 for ratio in self.ratios) or (self.ratios and not sum(self.ratios) > 0):
+            found.append(f"ratios: found {self.ratios}, expected numbers of 0 or more, not all 0")
+        if self.strategy == "average" and len(self.columns) < 2:
+            found.append(f"strategy: average needs two columns or more, found {self.columns}")
+        if not self.run or len(set(self.run)) != len(self.run):
+            found.append(f"run: found {', '.join(map(str, self.run)) or 'none'}, expected one or more different runs")
+        return found

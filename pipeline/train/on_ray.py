@@ -37,7 +37,7 @@ class WorkersFailedError(RuntimeError):
 
 def train_on_ray(config: TrainConfig) -> TrainResult:
     """As `run_training`, on `num_workers` devices. Raises WorkersFailedError where too many workers die."""
-    config = dataclasses.replace(config, run=config.run.resolve(), output=config.output.resolve())
+    config = dataclasses.replace(config, run=tuple(run.resolve() for run in config.run), output=config.output.resolve())
     config.output.mkdir(parents=True, exist_ok=True)
     stop = config.output / STOP
     stop.unlink(missing_ok=True)

@@ -17,12 +17,13 @@ from transformers.utils.logging import disable_progress_bar
 import manifests
 from pipeline.config import resolved
 from pipeline.interrupts import born_deaf, deaf
-from pipeline.train.config import FREE, TrainConfig
+from pipeline.train.config import MAY_CHANGE, TrainConfig
 from pipeline.train.labels import announce_labels, open_dataset
 from pipeline.train.ranks import Place
 from pipeline.train.state import finished_training, library_versions, load_state, refuse_other_labels
-from stages.distillation.dataset import Batch, LabelDataset
+from stages.distillation.dataset import Batch
 from stages.distillation.features import feature_target_of, load_feature_target
+from stages.distillation.joined import JoinedLabels
 from stages.distillation.order import BatchPlan
 from stages.distillation.step import Learner, measured_scale
 from stages.distillation.student import WEIGHTS, load_student, pinned_folder
@@ -33,9 +34,9 @@ _HELD = ".training.lock"
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A training that may begin, or go on."""
+    """A training that may begin, or resume."""
 
-    dataset: LabelDataset
+    dataset: JoinedLabels
     learner: Learner
     settings: Mapping[str, Any]
     first_step: int
@@ -55,8 +56,8 @@ def prepare(config: TrainConfig, place: Place, held: ExitStack) -> Prepared:
     dataset = open_dataset(config)
     if config.context != "any" and dataset.context_kind not in (None, config.context):
         raise ValueError(
-            f"{config.run}: its contexts are {dataset.context_kind!r}, expected {config.context!r}, as --context says; label "
-            f"a run with --plan.context {config.context}, or train with --context any"
+            f"{config.run[0]}: its contexts are {dataset.context_kind!r}, expected {config.context!r}, as --context says; "
+            f"label a run with --plan.context {config.context}, or train with --context any"
         )
     announce_labels(config, dataset, say=place.world_size == 1)
     learner = make_learner(config, dataset, place)
@@ -82,7 +83,7 @@ def is_finished(config: TrainConfig) -> bool:
     if not (config.output / WEIGHTS).exists():
         return False
     settings = base_settings(config)
-    if manifests.place_of(config.run).exists("run.json"):
+    if all(manifests.place_of(run).exists("run.json") for run in config.run):
         settings |= dataset_settings(open_dataset(config))
     with suppress(OSError):
         settings |= checkpoint_settings(config)
@@ -94,10 +95,10 @@ def is_finished(config: TrainConfig) -> bool:
 
 def base_settings(config: TrainConfig) -> dict[str, Any]:
     """What decides a training's result, as far as the command says it."""
-    return {name: value for name, value in resolved(config).items() if name not in FREE}
+    return {name: value for name, value in resolved(config).items() if name not in MAY_CHANGE}
 
 
-def dataset_settings(dataset: LabelDataset) -> dict[str, Any]:
+def dataset_settings(dataset: JoinedLabels) -> dict[str, Any]:
     """What decides it among the labels."""
     return {"dataset_sha256": dataset.digest(), "depth_space": dataset.depth_space}
 
@@ -113,7 +114,7 @@ def checkpoint_settings(config: TrainConfig) -> dict[str, Any]:
 # --- what a training is made of -------------------------------------------------------------------------------------
 
 
-def make_learner(config: TrainConfig, dataset: LabelDataset, place: Place) -> Learner:
+def make_learner(config: TrainConfig, dataset: JoinedLabels, place: Place) -> Learner:
     """The student and all that is trained with it, as they are before the first step. Raises ValueError, OSError."""
     student = load_student(
         config.student_checkpoint,
@@ -156,7 +157,7 @@ def make_learner(config: TrainConfig, dataset: LabelDataset, place: Place) -> Le
     )
 
 
-def make_plan(config: TrainConfig, dataset: LabelDataset, place: Place, first_step: int) -> BatchPlan:
+def make_plan(config: TrainConfig, dataset: JoinedLabels, place: Place, first_step: int) -> BatchPlan:
     """Which samples this place sees in each step from `first_step`."""
     return BatchPlan(
         part_sizes=dataset.part_sizes,
@@ -164,8 +165,7 @@ def make_plan(config: TrainConfig, dataset: LabelDataset, place: Place, first_st
         steps=config.steps,
         seed=config.seed,
         strategy=config.strategy,
-        primary_ratio=config.primary_ratio,
-        num_teachers=len(config.columns),
+        ratios=config.shares,
         flip=config.flip,
         color_jitter=config.color_jitter,
         first_step=first_step,
@@ -175,7 +175,7 @@ def make_plan(config: TrainConfig, dataset: LabelDataset, place: Place, first_st
     )
 
 
-def make_batches(config: TrainConfig, plan: BatchPlan, dataset: LabelDataset, device: str) -> Iterator[Batch]:
+def make_batches(config: TrainConfig, plan: BatchPlan, dataset: JoinedLabels, device: str) -> Iterator[Batch]:
     """The plan's micro-batches, read ahead by `loader_workers` processes."""
     loader: DataLoader[Any] = DataLoader(
         dataset,

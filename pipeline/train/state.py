@@ -1,4 +1,4 @@
-"""What a training leaves on disk to go on from, and whether it may.
+"""What a training leaves on disk to resume from, and whether it may.
 
 `states/step-N.pt` holds what the steps from N on depend on, together with the settings that decide the result; it appears
 whole or not at all, and the latest few are kept. `dataset.lock.json` says which labels were read. Other settings, labels or
@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import zipfile
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -63,10 +64,16 @@ def finished_training(output: Path, settings: Mapping[str, Any]) -> bool:
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 
-def locked_parts(output: Path) -> frozenset[str] | None:
-    """The parts that a training in this output began with; None where none has begun."""
+def locked_parts(output: Path) -> tuple[frozenset[str], ...] | None:
+    """The parts of each run that a training in this output began with; None where none has begun."""
     lock = _read_lock(output)
-    return None if lock is None else frozenset(name.rpartition("/")[2] for name in lock)
+    if lock is None:
+        return None
+    names: dict[str, set[str]] = defaultdict(set)
+    for place in lock:
+        *run, _, part = place.split("/")  # the run's number only where there are several
+        names["".join(run)].add(part)
+    return tuple(frozenset(names[run]) for run in sorted(names, key=lambda run: int(run or 0)))
 
 
 def refuse_other_labels(output: Path, lock: Mapping[str, str]) -> None:
@@ -120,10 +127,10 @@ def save_state(output: Path, settings: Mapping[str, Any], state: Mapping[str, An
         aside.replace(path)
         fsync_path(folder)  # its name, before those of older ones go
         fsync_path(output)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for a disk that is full
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch says so of a disk that is full
         aside.unlink(missing_ok=True)
         raise OSError(
-            f"{path}: the state cannot be written: {error}; make room, and the same command goes on from the state before"
+            f"{path}: the state cannot be written: {error}; make room, and the same command resumes from the state before"
         ) from error
     older = [found for found in _states(output) if found < path]
     newer = [found for found in _states(output) if found > path]  # damaged ones, which were passed over
@@ -181,5 +188,5 @@ def _refuse_differences(output: Path, found: Mapping[str, Any], settings: Mappin
     names = [name for name in sorted(found.keys() | expected.keys()) if found.get(name) != expected.get(name)]
     if names:
         lines = "".join(f"\n  - {name}: begun with {found.get(name)!r}, now {expected.get(name)!r}" for name in names)
-        message = f"{output}: belongs to a training with other settings; go on with those, or choose another output"
+        message = f"{output}: belongs to a training with other settings; resume with those, or choose another output"
         raise OutputMismatchError(f"{message}:{lines}")

@@ -83,6 +83,10 @@ class Sample:
     teacher: str
     color: Color = UNCHANGED
 
+    def renamed(self, key: str) -> Sample:
+        """The same with another key."""
+        return dataclasses.replace(self, key=key)
+
 
 class LabelDataset(Dataset[Sample]):
     """The contexts of all images that are labelled in `images` and in every teacher's column. Safe to send to worker processes.
@@ -101,13 +105,14 @@ class LabelDataset(Dataset[Sample]):
         conversion: DepthConversion = "refuse",
         only_parts: Collection[str] | None = None,
     ) -> None:
-        """`teachers`: columns, the primary first. `read_patches` off leaves the patches out of the samples: a training without
+        """`teachers`: columns. `read_patches` off leaves the patches out of the samples: a training without
         L_lg need not decode them. `conversion`: what becomes of teachers' labels that are not disparities. `only_parts`: names;
         None takes all that are committed."""
         run = load_run(run_dir)
         columns = matching_columns(run, run_dir, teachers, conversion)
         self.teachers, self.read_patches = teachers, read_patches
         self.conversion: DepthConversion = conversion
+        self.plan, self.columns = run.plan, columns
         self.context_px = int(run.plan["context_px"])
         self.context_kind: str | None = run.plan.get("context")
         """`whole` or `square`; None where the run does not say."""
@@ -116,9 +121,8 @@ class LabelDataset(Dataset[Sample]):
         """Of the labels as they come out; fused ones are affine-invariant even where this is metric."""
         self.parts = trainable_parts(run, run_dir, columns, only_parts)
         self.part_sizes = tuple(len(part.rows) for part in self.parts)
-        self._columns = tuple(column.name for column in columns)
         self.run_dir = run_dir
-        self.coverage: Coverage = coverage_of(run, run_dir, self._columns, self.parts)
+        self.coverage: Coverage = coverage_of(run, run_dir, [column.name for column in columns], self.parts)
         """How many of the run's images are in use, and why the others are not."""
         self._start = np.concatenate([[0], np.cumsum(self.part_sizes, dtype=np.int64)])
         if not len(self):
@@ -131,9 +135,9 @@ class LabelDataset(Dataset[Sample]):
     def lock(self) -> dict[str, str]:
         """The digest of each part in use by column/part. A part labelled again with the same outcome has the same digest."""
         return {
-            f"{column}/{part.name}": digest
+            f"{column.name}/{part.name}": digest
             for part in self.parts
-            for column, digest in zip(self._columns, part.digests, strict=True)
+            for column, digest in zip(self.columns, part.digests, strict=True)
         }
 
     def digest(self) -> str:
@@ -188,33 +192,38 @@ class LabelDataset(Dataset[Sample]):
         return dataclasses.replace(label, values=values)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Pads to the context grid, to the most patches and to the largest patch of the batch."""
-        count = max(len(sample.patches) for sample in samples)
-        side = max((max(patch.values.shape) for sample in samples for patch in sample.patches), default=1)
-        grid = (len(samples), self.context_px, self.context_px)
-        image, label, valid = np.zeros((*grid, 3), np.uint8), np.zeros(grid, np.float32), np.zeros(grid, bool)
-        patch_label = np.zeros((len(samples), count, side, side), np.float32)
-        patch_valid, patch_box = np.zeros(patch_label.shape, bool), np.zeros((len(samples), count, 4), np.int64)
-        for i, sample in enumerate(samples):
-            height, width = sample.context.values.shape
-            image[i, :height, :width] = sample.image
-            label[i, :height, :width], valid[i, :height, :width] = sample.context.values, sample.context.valid
-            for j, patch in enumerate(sample.patches):
-                height, width = patch.values.shape
-                patch_label[i, j, :height, :width], patch_valid[i, j, :height, :width] = patch.values, patch.valid
-                patch_box[i, j] = patch.box
-        return Batch(
-            image=torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(),
-            extent=torch.tensor([sample.context.values.shape for sample in samples]),
-            label=torch.from_numpy(label),
-            valid=torch.from_numpy(valid),
-            patch_label=torch.from_numpy(patch_label),
-            patch_valid=torch.from_numpy(patch_valid),
-            patch_box=torch.from_numpy(patch_box),
-            keys=tuple(sample.key for sample in samples),
-            teacher=samples[0].teacher,
-            color=torch.tensor([sample.color for sample in samples], dtype=torch.float32),
-        )
+        """See `collated`."""
+        return collated(samples, self.context_px)
+
+
+def collated(samples: Sequence[Sample], context_px: int) -> Batch:
+    """Pads to the context grid, to the most patches and to the largest patch of the batch."""
+    count = max(len(sample.patches) for sample in samples)
+    side = max((max(patch.values.shape) for sample in samples for patch in sample.patches), default=1)
+    grid = (len(samples), context_px, context_px)
+    image, label, valid = np.zeros((*grid, 3), np.uint8), np.zeros(grid, np.float32), np.zeros(grid, bool)
+    patch_label = np.zeros((len(samples), count, side, side), np.float32)
+    patch_valid, patch_box = np.zeros(patch_label.shape, bool), np.zeros((len(samples), count, 4), np.int64)
+    for i, sample in enumerate(samples):
+        height, width = sample.context.values.shape
+        image[i, :height, :width] = sample.image
+        label[i, :height, :width], valid[i, :height, :width] = sample.context.values, sample.context.valid
+        for j, patch in enumerate(sample.patches):
+            height, width = patch.values.shape
+            patch_label[i, j, :height, :width], patch_valid[i, j, :height, :width] = patch.values, patch.valid
+            patch_box[i, j] = patch.box
+    return Batch(
+        image=torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(),
+        extent=torch.tensor([sample.context.values.shape for sample in samples]),
+        label=torch.from_numpy(label),
+        valid=torch.from_numpy(valid),
+        patch_label=torch.from_numpy(patch_label),
+        patch_valid=torch.from_numpy(patch_valid),
+        patch_box=torch.from_numpy(patch_box),
+        keys=tuple(sample.key for sample in samples),
+        teacher=samples[0].teacher,
+        color=torch.tensor([sample.color for sample in samples], dtype=torch.float32),
+    )
 
 
 def mirrored(sample: Sample) -> Sample:

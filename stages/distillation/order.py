@@ -1,11 +1,12 @@
 """Which samples a step sees, whose labels, mirrored and coloured how: a pure function of (seed, step).
 
 Neither the number of processes nor what ran before has a say: a step's batch is drawn as a whole, and each process takes its
-share. The step's number is the whole state, so a training goes on exactly, on another number of devices too.
+share. The step's number is the whole state, so a training resumes exactly, on another number of devices too.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-Strategy = Literal["select", "average", "primary", "assistant"]
+Strategy = Literal["select", "average"]
 Color = tuple[float, float, float, float]
 """Factors of brightness, contrast and saturation, and a shift of the hue in turns."""
 
@@ -40,7 +41,7 @@ class BatchPlan:
 
     A step's batch is cut as evenly as can be into `accumulation * world_size` consecutive chunks; chunk micro * world_size +
     rank is this process's share of the micro-batch `micro`. Iterating yields the shares of the steps from `first_step` to
-    `steps`, `accumulation` of them for each. `num_teachers` counts the dataset's teachers (see `teachers_of`).
+    `steps`, `accumulation` of them for each. `ratios` are those of the dataset's teachers (see `teacher_for_step`).
     Raises ValueError where a chunk would be empty, and for a rank or a strength of colour out of range.
     """
 
@@ -49,8 +50,7 @@ class BatchPlan:
     steps: int
     seed: int
     strategy: Strategy = "select"
-    primary_ratio: float
-    num_teachers: int
+    ratios: tuple[float, ...]
     flip: bool
     color_jitter: float = 0.0
     first_step: int = 0
@@ -78,10 +78,7 @@ class BatchPlan:
 
     def teacher(self, step: int) -> int:
         """Index of the teacher of a step's batch, the same on every rank; AVERAGE for all of them."""
-        if self.strategy == "average":
-            return AVERAGE
-        ratios = {"select": self.primary_ratio, "primary": 1.0, "assistant": 1 / self.num_teachers}
-        return teacher_for_step(self.seed, step, ratios[self.strategy], self.num_teachers)
+        return AVERAGE if self.strategy == "average" else teacher_for_step(self.seed, step, self.ratios)
 
     def requests(self, step: int) -> list[SampleRequest]:
         """All samples of one step, of every process."""
@@ -104,23 +101,13 @@ class BatchPlan:
         return requests
 
 
-def teachers_of(strategy: Strategy, teachers: tuple[str, ...]) -> tuple[str, ...]:
-    """The teachers whose labels a strategy uses, of all that are named, the primary first.
-
-    Raises ValueError for a strategy that needs an assistant where there is none.
-    """
-    if strategy in ("average", "assistant") and len(teachers) < 2:
-        raise ValueError(f"strategy: {strategy!r} needs a primary teacher and at least one assistant, found {teachers!r}")
-    return {"primary": teachers[:1], "assistant": teachers[1:]}.get(strategy, teachers)
-
-
-def teacher_for_step(seed: int, step: int, primary_ratio: float = 0.7, num_teachers: int = 2) -> int:
-    """0 for the primary teacher, 1 and up for the assistants, evenly: the paper's "Select", one draw for each iteration."""
-    drawn = float(np.random.default_rng([seed, _TEACHER, step]).random())
-    if num_teachers == 1 or drawn < primary_ratio:
-        return 0
-    assistants = num_teachers - 1
-    return 1 + min(int((drawn - primary_ratio) / (1 - primary_ratio) * assistants), assistants - 1)
+def teacher_for_step(seed: int, step: int, ratios: tuple[float, ...]) -> int:
+    """Whose labels a step sees: the paper's "Select", one draw for each iteration, generalised from 7:3 to any ratios, which
+    are 0 or more and not all 0."""
+    drawn = float(np.random.default_rng([seed, _TEACHER, step]).random()) * sum(ratios)
+    shares = itertools.accumulate(ratios)
+    drawable = [teacher for teacher, ratio in enumerate(ratios) if ratio > 0]
+    return next((teacher for teacher, share in enumerate(shares) if drawn < share), drawable[-1])
 
 
 def is_flipped(seed: int, epoch: int, sample: int) -> bool:

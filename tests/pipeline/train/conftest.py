@@ -28,7 +28,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(run: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Twelve steps; tests give it an output of their own."""
     return TrainConfig(
-        run=run,
+        run=(run,),
         output=tmp_path_factory.mktemp("unused"),
         student=str(student),
         steps=12,

@@ -27,7 +27,7 @@ from pipeline.train.loop import run_training
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 common = dict(student=str(folder / "student"), batch_size=4, loader_workers=0, device="cpu", warmup_steps=2, checkpoint_every=3)
-begun = TrainConfig(run=folder / "run", output=folder / "begun", steps=6, **common)
+begun = TrainConfig(run=(folder / "run",), output=folder / "begun", steps=6, **common)
 if rank == 0:
     def stop(line):
         if line["step"] == 4:
@@ -39,7 +39,7 @@ if rank == 0:
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=240))
 place = Place(device="cpu", rank=rank, world_size=2)
 unseen = replace(begun, output=folder / "elsewhere") if rank else begun
-damaged = TrainConfig(run=folder / "damaged", output=folder / "out", steps=6, strategy="primary", **common)
+damaged = TrainConfig(run=(folder / "damaged",), output=folder / "out", steps=6, columns=("primary",), **common)
 for config in (unseen, damaged):
     try:
         run_training(config, place, lambda: False)

@@ -83,7 +83,7 @@ def test_teachers_of_different_depth_spaces_never_reach_the_student(small: Train
     spaces = {"primary": "disparity_affine_invariant", "assistant": "depth_metric"}
     mixed = write_run(tmp_path / "mixed", spaces=spaces)
     with pytest.raises(ValueError, match=r"disparity_affine_invariant.*depth_metric"):
-        train(replace(small, run=mixed, output=tmp_path / "out"))
+        train(replace(small, run=(mixed,), output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -145,7 +145,7 @@ def test_a_fresh_head_and_a_start_from_scratch_learn(small: TrainConfig, tmp_pat
 def test_a_run_with_other_contexts_than_asked_for_is_refused(small: TrainConfig, tmp_path: Path) -> None:
     run = write_run(tmp_path / "square", images=4, context="square")
     with pytest.raises(ValueError, match=r"contexts are 'square', expected 'whole'.*--plan.context whole"):
-        train(replace(small, run=run, context="whole", output=tmp_path / "out"))
+        train(replace(small, run=(run,), context="whole", output=tmp_path / "out"))
 
 
 def test_tensorboard_shows_the_numbers_of_the_jsonl_and_pictures(trained: Path) -> None:
@@ -175,16 +175,16 @@ def read_events(path: Path) -> tuple[dict[tuple[str, int], float], dict[tuple[st
     return values, pictures
 
 
-@pytest.mark.parametrize(("primary_ratio", "teacher"), [(0.0, "assistant"), (1.0, "primary")])
-def test_the_share_of_the_primary_teacher_is_the_one_asked_for(
-    small: TrainConfig, tmp_path: Path, primary_ratio: float, teacher: str
+@pytest.mark.parametrize(("ratios", "teacher"), [((0.0, 2.0), "assistant"), ((1.0, 0.0), "primary")])
+def test_the_share_of_each_teacher_is_the_one_asked_for(
+    small: TrainConfig, tmp_path: Path, ratios: tuple[float, ...], teacher: str
 ) -> None:
-    train(replace(small, primary_ratio=primary_ratio, steps=4, output=tmp_path / "out"))
+    train(replace(small, ratios=ratios, steps=4, output=tmp_path / "out"))
     assert {line["teacher"] for line in metrics(tmp_path / "out")} == {teacher}
 
 
 def test_one_teacher_alone_can_train_and_the_baseline_reads_no_patches(small: TrainConfig, tmp_path: Path) -> None:
-    baseline = replace(small, **PRESETS["baseline"], teachers=("assistant",), steps=3, output=tmp_path / "out")
+    baseline = replace(small, **PRESETS["baseline"], columns=("assistant",), steps=3, output=tmp_path / "out")
     train(baseline)
     lines = metrics(tmp_path / "out")
     assert {line["teacher"] for line in lines} == {"assistant"}

@@ -34,14 +34,16 @@ def test_every_cell_of_the_papers_tables_is_a_command() -> None:
     names = [c.normalization_shared if c.shared_weight else c.normalization_local for c in one]
     assert names == [name for name in ("global", "none", "local", "hybrid") for _ in range(2)]
     two = table_cells("table 2")
-    assert [(str(c.run), c.local_global_weight, c.context) for c in two] == [
+    assert [(str(*c.run), c.local_global_weight, c.context) for c in two] == [
         ("whole", 0, "whole"),
         ("whole", 0.5, "whole"),
         ("squares", 0, "any"),
         ("squares", 0.5, "any"),
     ]
     assert [c.normalization_shared for c in two] == ["global", "global", "hybrid", "hybrid"]
-    assert [c.strategy for c in table_cells("table 4")] == ["primary", "assistant", "average", "select"]
+    both = ("primary", "assistant")
+    four = [(c.columns, c.strategy) for c in table_cells("table 4")]
+    assert four == [(("primary",), "select"), (("assistant",), "select"), (both, "average"), (both, "select")]
 
 
 def test_the_paper_is_the_default() -> None:
@@ -49,7 +51,7 @@ def test_the_paper_is_the_default() -> None:
     weights = (config.shared_weight, config.local_global_weight, config.feature_weight, config.gradient_weight)
     assert weights == (1.0, 0.5, 1.0, 2.0)
     assert (config.steps, config.batch_size, config.lr_encoder, config.lr_decoder) == (20_000, 8, 5e-6, 5e-5)
-    assert (config.primary_ratio, config.strategy, config.trim_fraction, config.anchor_weight) == (0.7, "select", 0, 0)
+    assert (config.shares, config.strategy, config.trim_fraction, config.anchor_weight) == ((0.7, 0.3), "select", 0, 0)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -61,10 +63,24 @@ def test_presets_differ_in_size_or_in_the_loss(preset: str) -> None:
 
 
 def test_values_that_cannot_be_accepted_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--steps 0 --primary-ratio 1.5 --shared-weight 0 --local-global-weight 0 --num-workers 9 --ema-decay 1"
+    flags = "--steps 0 --ratios 1 -1 --shared-weight 0 --local-global-weight 0 --num-workers 9 --ema-decay 1"
     with pytest.raises(SystemExit):
-        parse(*flags.split(), "--strategy", "average", "--teachers", "primary")
+        parse(*flags.split(), "--strategy", "average", "--columns", "primary")
     problems = capsys.readouterr().err
-    assert "6 problems" in problems
-    for named in ("steps:", "primary_ratio:", "both 0", "batch_size:", "ema_decay:", "strategy:"):
+    assert "7 problems" in problems
+    for named in (
+        "steps:",
+        "ratios: found 2, expected one for each",
+        "ratios: found (1.0, -1.0)",
+        "both 0",
+        "batch_size:",
+        "ema_decay:",
+        "strategy:",
+    ):
         assert named in problems
+
+
+def test_columns_are_learned_from_in_the_ratios_that_are_given() -> None:
+    assert parse("--columns", "a").shares == (1.0,)
+    assert parse("--columns", "a", "b", "c").shares == (1.0, 1.0, 1.0)
+    assert parse("--columns", "a", "b", "c", "--ratios", "5", "3", "2").shares == (5.0, 3.0, 2.0)

@@ -33,34 +33,54 @@ def unfinished(tmp_path: Path) -> Path:
 def test_a_run_that_is_not_labelled_to_its_end_is_refused_in_words_before_anything_is_made(
     small: TrainConfig, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = replace(small, run=unfinished, output=tmp_path / "out")
+    config = replace(small, run=(unfinished,), output=tmp_path / "out")
     for flags in ((), ("--num-workers", "2")):
         assert command(config, *flags) == 2
         message = capsys.readouterr().err
         assert "is not labelled to its end: 6 of 11 images are in use; left out: 5 not yet labelled in 'assistant'" in message
         assert "--allow-partial" in message
         assert not config.output.exists()
-    assert command(replace(config, steps=1), "--strategy", "primary") == 0  # the column that is missing is not read
+    assert command(replace(config, steps=1), "--columns", "primary") == 0  # the column that is missing is not read
 
 
 def test_a_partial_training_says_so_and_keeps_its_labels_though_there_are_more_by_now(
     small: TrainConfig, unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = replace(small, run=unfinished, output=tmp_path / "out", allow_partial=True)
+    config = replace(small, run=(unfinished,), output=tmp_path / "out", allow_partial=True)
     interrupt_at(4, config)
     assert f"{unfinished}: 6 of 11 images are in use; left out: 5 not yet labelled in 'assistant'\n" in capsys.readouterr().err
     whole = write_run(tmp_path / "whole", images=11)
-    result = train(replace(config, run=whole, allow_partial=False))  # it was allowed when it began
+    result = train(replace(config, run=(whole,), allow_partial=False))  # it was allowed when it began
     assert (result.resumed_from, result.images) == (3, 6)
     said = capsys.readouterr().err
     assert "6 of 11 images are in use; left out: 5 in parts labelled since the training began\n" in said
+    assert "a new --output takes in those labelled since this training began" in said
+
+
+def test_several_runs_are_trained_on_together_and_resumed_wherever_they_lie_by_then(
+    small: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = write_run(tmp_path / "one", images=7), write_run(tmp_path / "other", images=4)
+    config = replace(small, run=(one, other), output=tmp_path / "out")
+    interrupt_at(4, config)
+    said = capsys.readouterr().err
+    assert f"{one}: 7 of 7 images are in use\n" in said
+    assert f"{other}: 4 of 4 images are in use\n" in said
+    assert command(replace(config, run=(one,))) == 2
+    assert "belongs to a training on 2 runs, found 1; give the same runs in the same order" in capsys.readouterr().err
+    assert command(replace(config, run=(other, one))) == 2
+    assert "the labels are not those this training began with" in capsys.readouterr().err
+    moved = one.rename(tmp_path / "moved")
+    result = train(replace(config, run=(moved, other)))
+    assert (result.resumed_from, result.images) == (3, 11)
+    assert command(replace(config, run=(moved, other))) == 0  # finished
 
 
 def test_a_finished_run_with_rejected_images_is_trained_on_and_says_which_are_left_out(
     small: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run", images=11, rejected={"images": [2, 3], "primary": [2, 3], "assistant": [2, 3]})
-    assert command(replace(small, run=run, steps=1, output=tmp_path / "out")) == 0
+    assert command(replace(small, run=(run,), steps=1, output=tmp_path / "out")) == 0
     assert "9 of 11 images are in use; left out: 2 rejected in 'images' (2 damaged)\n" in capsys.readouterr().err
 
 
@@ -86,10 +106,10 @@ def test_an_output_of_another_run_is_said_to_be_that(
     config = replace(small, output=shutil.copytree(trained, tmp_path / "out"))
     if not finished:
         (config.output / "model.safetensors").unlink()
-    assert command(replace(config, run=_another_run(tmp_path / "another"))) == 2
+    assert command(replace(config, run=(_another_run(tmp_path / "another"),))) == 2
     message = capsys.readouterr().err
     assert "out: belongs to a training on the labels of another run: dataset.lock.json names scenes.00000 and 2 more" in message
-    assert "another has other.00000. Go on with the run that it began with, or choose another output" in message
+    assert "another has other.00000. Give the run that it began with, or choose another output" in message
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"images/a.00000": 3}', "[" * 100_000])

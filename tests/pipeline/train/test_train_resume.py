@@ -96,7 +96,7 @@ def test_an_output_begun_with_other_settings_is_refused_naming_each_field(
         train(replace(config, batch_size=2))
     other = write_run(tmp_path / "other", images=9)
     with pytest.raises(OutputMismatchError, match=r"(?s)labels are not those.*scenes\.00001"):
-        train(replace(config, run=other))
+        train(replace(config, run=(other,)))
     assert train(config).resumed_from == 3
 
 
@@ -179,8 +179,8 @@ def test_a_finished_output_is_not_taken_for_that_of_other_labels_or_weights(
     finished = replace(small, output=trained)
     other = write_run(tmp_path / "other", images=12)
     with pytest.raises(OutputMismatchError, match="dataset_sha256"):
-        train(replace(finished, run=other))
-    assert train(replace(finished, run=tmp_path / "gone")).images is None
+        train(replace(finished, run=(other,)))
+    assert train(replace(finished, run=(tmp_path / "gone",))).images is None
     before = (student / "model.safetensors").read_bytes()
     (student / "model.safetensors").write_bytes(one_bit_flipped(before))
     with pytest.raises(OutputMismatchError, match="student_sha256"):
@@ -191,9 +191,9 @@ def test_a_finished_output_is_not_taken_for_that_of_other_labels_or_weights(
 def test_a_training_goes_on_with_the_labels_it_began_with_though_there_are_more(small: TrainConfig, tmp_path: Path) -> None:
     whole = write_run(tmp_path / "whole", images=11)
     partial = write_run(tmp_path / "partial", images=11, without=[("assistant", 1)])
-    config = replace(small, run=partial, output=tmp_path / "out", allow_partial=True)
+    config = replace(small, run=(partial,), output=tmp_path / "out", allow_partial=True)
     interrupt_at(4, config)
-    result = train(replace(config, run=whole))
+    result = train(replace(config, run=(whole,)))
     assert (result.resumed_from, result.images) == (3, 6)
 
 

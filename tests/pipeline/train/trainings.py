@@ -23,11 +23,11 @@ def metrics(output: Path) -> list[dict[str, Any]]:
 
 
 def arguments(config: TrainConfig) -> list[str]:
-    named = ("run", "output", "student", "steps", "batch_size", "lr_encoder", "lr_decoder", "warmup_steps", "loader_workers")
+    named = ("output", "student", "steps", "batch_size", "lr_encoder", "lr_decoder", "warmup_steps", "loader_workers")
     flags = [
         word for name in (*named, "checkpoint_every") for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))
     ]
-    return [sys.executable, "-m", "pipeline.train", "--device", "cpu", *flags]
+    return [sys.executable, "-m", "pipeline.train", "--device", "cpu", "--run", *map(str, config.run), *flags]
 
 
 def with_weights(student: Path, folder: Path, change: Any) -> Path:

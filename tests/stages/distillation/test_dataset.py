@@ -105,8 +105,7 @@ def test_worker_processes_yield_the_same_batches(mixed_run: Path) -> None:
         batch_size=4,
         steps=6,
         seed=3,
-        primary_ratio=0.5,
-        num_teachers=2,
+        ratios=(0.5, 0.5),
         flip=True,
         color_jitter=0.5,
     )

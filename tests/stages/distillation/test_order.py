@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.distillation.order import (
     AVERAGE,
@@ -16,14 +16,13 @@ from stages.distillation.order import (
     is_flipped,
     sample_order,
     teacher_for_step,
-    teachers_of,
 )
 
 SIZES = (5, 3, 5, 5, 5, 2)
 
 
 def plan(**changes: object) -> BatchPlan:
-    given = {"batch_size": 4, "steps": 12, "seed": 3, "primary_ratio": 0.5, "num_teachers": 2, "flip": True, **changes}
+    given = {"batch_size": 4, "steps": 12, "seed": 3, "ratios": (0.5, 0.5), "flip": True, **changes}
     return BatchPlan(part_sizes=SIZES, **given)  # type: ignore[arg-type]
 
 
@@ -93,54 +92,44 @@ def test_a_batch_too_small_to_share_is_refused() -> None:
 # --- teachers -------------------------------------------------------------------------------------------------------
 
 
-def test_the_primary_teacher_speaks_in_seven_of_ten_steps() -> None:
-    primary = [teacher_for_step(0, step, 0.7) == 0 for step in range(4000)]
-    assert 0.68 < np.mean(primary) < 0.72
-    assert {teacher_for_step(0, step, 1.0) for step in range(200)} == {0}
-    assert [teacher_for_step(1, step) for step in range(50)] != [teacher_for_step(0, step) for step in range(50)]
+def test_the_first_of_two_teachers_speaks_in_seven_of_ten_steps() -> None:
+    first = [teacher_for_step(0, step, (0.7, 0.3)) == 0 for step in range(4000)]
+    assert 0.68 < np.mean(first) < 0.72
+    assert {teacher_for_step(0, step, (2.0,)) for step in range(200)} == {0}
+    assert {teacher_for_step(0, step, (0.0, 1.0, 0.0)) for step in range(200)} == {1}
+    one, other = ([teacher_for_step(seed, step, (0.7, 0.3)) for step in range(50)] for seed in (0, 1))
+    assert one != other
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=5).filter(lambda ratios: sum(ratios) > 0), st.integers(0, 99))
+def test_only_the_proportions_of_ratios_matter_and_none_of_0_is_ever_drawn(ratios: list[float], step: int) -> None:
+    drawn = teacher_for_step(0, step, tuple(ratios))
+    assert ratios[drawn] > 0
+    assert teacher_for_step(0, step, tuple(4 * ratio for ratio in ratios)) == drawn
 
 
 @pytest.mark.parametrize(
-    ("strategy", "num_teachers", "shares"),
+    ("strategy", "ratios", "shares"),
     [
-        ("select", 1, {0: 1.0}),
-        ("select", 2, {0: 0.7, 1: 0.3}),
-        ("select", 3, {0: 0.7, 1: 0.15, 2: 0.15}),
-        ("primary", 1, {0: 1.0}),
-        ("assistant", 1, {0: 1.0}),
-        ("assistant", 2, {0: 0.5, 1: 0.5}),
-        ("assistant", 3, {0: 1 / 3, 1: 1 / 3, 2: 1 / 3}),
-        ("average", 3, {AVERAGE: 1.0}),
+        ("select", (3.0,), {0: 1.0}),
+        ("select", (7.0, 3.0), {0: 0.7, 1: 0.3}),
+        ("select", (2.0, 1.0, 1.0), {0: 0.5, 1: 0.25, 2: 0.25}),
+        ("average", (1.0, 1.0, 1.0), {AVERAGE: 1.0}),
     ],
 )
 def test_a_strategy_gives_each_teacher_its_share_of_the_steps(
-    strategy: Strategy, num_teachers: int, shares: dict[int, float]
+    strategy: Strategy, ratios: tuple[float, ...], shares: dict[int, float]
 ) -> None:
-    steps = plan(strategy=strategy, num_teachers=num_teachers, primary_ratio=0.7)
+    steps = plan(strategy=strategy, ratios=ratios)
     found, counts = np.unique([steps.teacher(step) for step in range(4000)], return_counts=True)
     assert dict(zip(found.tolist(), (counts / 4000).tolist(), strict=True)) == pytest.approx(shares, abs=0.025)
 
 
 def test_one_teacher_speaks_in_all_of_a_steps_batch_on_every_rank() -> None:
-    ranks = [plan(rank=rank, world_size=2, num_teachers=3, steps=40) for rank in (0, 1)]
+    ranks = [plan(rank=rank, world_size=2, ratios=(1.0, 1.0, 1.0), steps=40) for rank in (0, 1)]
     teachers = [{request.teacher for share in shares for request in share} for shares in zip(*ranks, strict=True)]
     assert {len(teacher) for teacher in teachers} == {1}
     assert set.union(*teachers) == {0, 1, 2}
-
-
-def test_the_number_of_assistants_does_not_change_when_the_primary_speaks() -> None:
-    two, four = ([teacher_for_step(5, step, 0.7, count) == 0 for step in range(300)] for count in (2, 4))
-    assert two == four
-
-
-def test_each_strategy_names_the_teachers_it_needs() -> None:
-    all_three = ("a", "b", "c")
-    needed = {strategy: teachers_of(strategy, all_three) for strategy in get_args(Strategy)}
-    assert needed == {"select": all_three, "average": all_three, "primary": ("a",), "assistant": ("b", "c")}
-    assert teachers_of("select", ("a",)) == ("a",)
-    for strategy in ("assistant", "average"):
-        with pytest.raises(ValueError, match=rf"strategy: '{strategy}' needs a primary teacher and at least one assistant"):
-            teachers_of(strategy, ("a",))
 
 
 # --- augmentation ---------------------------------------------------------------------------------------------------

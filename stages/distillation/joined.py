@@ -1,0 +1,81 @@
+"""Several runs as one dataset: the samples of one after those of the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from manifests import fingerprint_differences
+from stages.distillation.dataset import Batch, LabelDataset, Sample, collated
+from stages.distillation.order import SampleRequest
+
+_OF_ONE_RUN = ("seed", "part_size")
+
+
+class JoinedLabels(Dataset[Sample]):
+    """The labels of one run or more, which have the same plan and the same teachers; only seeds and sizes of parts may differ.
+
+    Raises ValueError, naming the runs, the column and the field, for runs that cannot be trained on together.
+    """
+
+    def __init__(self, runs: Sequence[LabelDataset]) -> None:
+        """runs: in their order, which decides that of the samples."""
+        self.runs, first = tuple(runs), runs[0]
+        for other in self.runs[1:]:
+            _refuse_unlike(first, other)
+        self.teachers, self.context_px, self.context_kind = first.teachers, first.context_px, first.context_kind
+        self.depth_space, self.plan, self.columns = first.depth_space, first.plan, first.columns
+        self.part_sizes = tuple(size for run in self.runs for size in run.part_sizes)
+        self._start = np.concatenate([[0], np.cumsum([len(run) for run in self.runs])])
+
+    def __len__(self) -> int:
+        return int(self._start[-1])
+
+    def lock(self) -> dict[str, str]:
+        """The digest of each part in use by column/part; where there are several runs, by number of the run/column/part."""
+        if len(self.runs) == 1:
+            return self.runs[0].lock()
+        return {f"{i}/{name}": digest for i, run in enumerate(self.runs) for name, digest in run.lock().items()}
+
+    def digest(self) -> str:
+        """What a training depends on: the digest of the only run, or of all of theirs."""
+        digests = [run.digest() for run in self.runs]
+        return digests[0] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()
+
+    def key_of(self, sample: int) -> str:
+        """part/key of a sample, after the run's folder where there are several; reads nothing."""
+        run, within = self._place(sample)
+        return self._named(run, run.key_of(within))
+
+    def __getitem__(self, index: SampleRequest) -> Sample:
+        run, within = self._place(index.sample)
+        sample = run[index._replace(sample=within)]
+        return sample if len(self.runs) == 1 else sample.renamed(self._named(run, sample.key))
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """See `collated`."""
+        return collated(samples, self.context_px)
+
+    def _place(self, sample: int) -> tuple[LabelDataset, int]:
+        number = int(np.searchsorted(self._start, sample, side="right")) - 1
+        return self.runs[number], sample - int(self._start[number])
+
+    def _named(self, run: LabelDataset, key: str) -> str:
+        return key if len(self.runs) == 1 else f"{run.run_dir.name}/{key}"
+
+
+def _refuse_unlike(one: LabelDataset, other: LabelDataset) -> None:
+    runs = f"{one.run_dir} and {other.run_dir} cannot be trained on together"
+    if differences := fingerprint_differences(found=other.plan, expected=one.plan):
+        raise ValueError(f"{runs}: their plans differ: {'; '.join(differences)}")
+    for ours, theirs in zip(one.columns, other.columns, strict=True):
+        expected, found = (
+            {name: value for name, value in column.fingerprint.items() if name not in _OF_ONE_RUN}
+            | {"depth_space": column.depth_space}
+            for column in (ours, theirs)
+        )
+        if differences := fingerprint_differences(found=found, expected=expected):
+            raise ValueError(f"{runs}: column {ours.name!r} is not of the same teacher: {'; '.join(differences)}")
