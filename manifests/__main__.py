@@ -20,17 +20,16 @@ from typing import Any
 
 from manifests.checker import printable
 from manifests.compare import compare
+from manifests.errors import DistillError
 from manifests.licences import licence_class
 from manifests.litter import clean
-from manifests.lock import RunInUseError
 from manifests.place import is_url, place_of
 from manifests.repair import repair
-from manifests.run import NotARunError, is_record
-from manifests.schema import InvalidRecordError
+from manifests.run import is_record
 from manifests.summary import ColumnSummary, RunSummary, summarize
 from manifests.verify import Damage, count_checks, examine
 
-SOUND, PROBLEMS, USAGE_ERROR, OUTPUT_CLOSED = 0, 1, 2, 128 + signal.SIGPIPE
+SOUND, PROBLEMS, OUTPUT_CLOSED = 0, 1, 128 + signal.SIGPIPE
 _SHOWN_DIFFERENCES = 50
 _REWRITE = (
     "run.json, catalog/ and each column.json say what the run is, and cannot be made from the rest of it. Restore the damaged "
@@ -54,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would complain at its end
         return OUTPUT_CLOSED
-    except NotARunError as error:
+    except DistillError as error:
         _complain(parser.prog, error)
-        return USAGE_ERROR
-    except (InvalidRecordError, RunInUseError, OSError, ImportError, MemoryError) as error:
+        return error.exit_status
+    except (OSError, ImportError, MemoryError) as error:
         _complain(parser.prog, error)
         return PROBLEMS
 

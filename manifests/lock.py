@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from manifests.errors import DistillError
 from manifests.place import place_of
 
 LOCK_NAME = ".driver.lock"
 _NO_LOCKS_HERE = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}
 
 
-class RunInUseError(RuntimeError):
+class RunInUseError(DistillError, RuntimeError):
     """Another process holds the folder in a way that does not go with ours."""
+
+    exit_status = 2
 
 
 @contextmanager

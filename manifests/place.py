@@ -19,6 +19,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from manifests.errors import DistillError
 from manifests.schema import FileRecord
 
 MAX_DEPTH = 32
@@ -28,7 +29,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 Kind = Literal["file", "folder", "link", "other"]
 
 
-class PlaceError(OSError):
+class PlaceError(DistillError, OSError):
     """What stands at a name is nothing that belongs in a run."""
 
     def __str__(self) -> str:
@@ -47,7 +48,7 @@ class TooLargeError(PlaceError):
     """A file of more bytes than the caller takes, or folders nested too deep."""
 
 
-class UnexpectedFilesError(OSError):
+class UnexpectedFilesError(DistillError, OSError):
     """A folder does not hold the files that were written into it."""
 
 

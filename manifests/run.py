@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from manifests.checker import Scalar
+from manifests.errors import RefusedError
 from manifests.place import place_of
 from manifests.schema import (
     MAX_PARTS,
@@ -39,7 +40,7 @@ UNREADABLE = (InvalidRecordError, OSError, MemoryError, ImportError)
 """What reading may raise for want of a package, of memory, of descriptors, or for what is in a file."""
 
 
-class NotARunError(ValueError):
+class NotARunError(RefusedError):
     """A folder that holds no run.json."""
 
 

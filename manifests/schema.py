@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from manifests.checker import MAX_PROBLEMS, Rule, Scalar, TooManyProblemsError, ValidationProblem, printable, read_value, shown
+from manifests.errors import DistillError
 
 FORMAT_VERSION = 2
 CHECKSUM_KEY = "record_sha256"
@@ -33,7 +34,7 @@ MAX_PARTS = 500_000
 _CHECKSUM = re.compile(rb'\n  "%s": "([0-9a-f]{64})"' % CHECKSUM_KEY.encode())
 
 
-class InvalidRecordError(ValueError):
+class InvalidRecordError(DistillError, ValueError):
     """A record that cannot be trusted; `problems` holds everything wrong with it, `where` names the file."""
 
     def __init__(self, where: str, problems: Sequence[ValidationProblem]) -> None:

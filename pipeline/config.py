@@ -22,7 +22,8 @@ from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import tyro
 
-USAGE_ERROR = 2
+from pipeline.exits import REFUSED
+
 _URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has swallowed the second
 _MAY_BE_URLS = ("address", "licence")
 
@@ -148,7 +149,7 @@ def _plain(value: Any) -> Any:
 def _refuse(program: str, problems: list[str]) -> NoReturn:
     lines = "\n".join(f"  - {problem}" for problem in problems)
     print(f"{program}: {len(problems)} problem{'s' * (len(problems) != 1)} in the configuration\n{lines}", file=sys.stderr)
-    raise SystemExit(USAGE_ERROR)
+    raise SystemExit(REFUSED)
 
 
 def _unknown(what: str, found: str, choices: list[str]) -> str:

@@ -19,10 +19,11 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 import manifests
-from pipeline.config import USAGE_ERROR, url_problems
+from pipeline.config import url_problems
 from pipeline.evaluate.config import ScoringConfig
 from pipeline.evaluate.run import score_all
 from pipeline.evaluate.tables import aligned
+from pipeline.exits import DONE, PROBLEMS, REFUSED, say
 from stages.coloring import colorize_disparity, robust_range
 from stages.depth_space import DepthSpace, is_disparity
 from stages.evaluation.metrics import align_scale_shift
@@ -66,27 +67,28 @@ class Fig5:
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
 
 
+_PROGRAM = "pipeline.figures"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     config = tyro.extras.subcommand_cli_from_dict(
         {"fig2": Fig2, "fig5": Fig5}, prog="python -m pipeline.figures", description=__doc__ or "", args=argv
     )
     if problems := url_problems(config):
-        print("\n".join(f"figures: {problem}" for problem in problems), file=sys.stderr)
-        return USAGE_ERROR
+        print("\n".join(f"{_PROGRAM}: {problem}" for problem in problems), file=sys.stderr)
+        return REFUSED
     try:
         return _fig2(config) if isinstance(config, Fig2) else _fig5(config)
-    except KeyboardInterrupt:
-        print("\nInterrupted; where predictions are kept, the same command goes on from here.", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"figures: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as error:
+        return say(_PROGRAM, error, "Where predictions are kept, the same command resumes from here.")
+    except Exception as error:
+        return say(_PROGRAM, error)
 
 
 def _fig2(config: Fig2) -> int:
     if problems := config.problems():
-        print("\n".join(f"figures: {problem}" for problem in problems), file=sys.stderr)
-        return USAGE_ERROR
+        print("\n".join(f"{_PROGRAM}: {problem}" for problem in problems), file=sys.stderr)
+        return REFUSED
     scored = score_all(config, lambda data: data.central_half)
     rows = [["model", "benchmark", "images", "fitted on the whole", "fitted on the half"]]
     for data, outcome in scored.sets:
@@ -102,8 +104,8 @@ def _fig2(config: Fig2) -> int:
             f"AbsRel on the central half of rows and columns, of images with depth there; but for the fits: {data.describe()}"
         )
     for failure in scored.failures:
-        print(f"figures: {failure}", file=sys.stderr)
-    return 1 if scored.failures else 0
+        print(f"{_PROGRAM}: {failure}", file=sys.stderr)
+    return PROBLEMS if scored.failures else DONE
 
 
 def _fig5(config: Fig5) -> int:
@@ -116,8 +118,8 @@ def _fig5(config: Fig5) -> int:
         input_px = config.input_px or stated_px or _PAPER_PX
         picture = region_comparison(teacher, image, box, input_px=input_px, seed=config.seed)
     except (ModelError, RuntimeError, ValueError) as error:  # RuntimeError: torch's, for an input it cannot take
-        print(f"figures: {config.image}: {error}", file=sys.stderr)
-        return 1
+        print(f"{_PROGRAM}: {config.image}: {error}", file=sys.stderr)
+        return PROBLEMS
     content = io.BytesIO()
     Image.fromarray(picture).save(content, "PNG")
     config.output.parent.mkdir(parents=True, exist_ok=True)

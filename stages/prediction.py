@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from manifests.errors import DistillError
 from stages.coloring import colorize_disparity
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.evaluation.metrics import align_scale_shift
@@ -29,7 +30,7 @@ _JPEG_SIDE_PX = 65500
 _NEAREST_M = 1e-3
 
 
-class MapRejectedError(ValueError):
+class MapRejectedError(DistillError, ValueError):
     """An invalid depth map: `kind` for machines, the message for people."""
 
     def __init__(self, kind: Literal["non_finite_map", "constant_map"], message: str) -> None:

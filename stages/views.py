@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from manifests.errors import DistillError
+
 MAX_PATCH_PIXELS = 1 << 27
 """Of all patches of a context together, as the teachers are shown them."""
 
@@ -126,7 +128,7 @@ class ImageViews:
         return SourceBox(self.source.top + box.top * y, self.source.left + box.left * x, box.height * y, box.width * x)
 
 
-class UnfitImageError(ValueError):
+class UnfitImageError(DistillError, ValueError):
     """The photograph's size does not fit the plan; `kind` as in a rejection."""
 
     kind: str

@@ -1,4 +1,4 @@
-"""`python -m pipeline.demo`: the whole road in a few minutes on a CPU, without a network or a download.
+"""`python -m pipeline.demo`: the whole pipeline in a few minutes on a CPU, without a network or a download.
 
 Renders scenes into WebDataset tars, labels them with both demo teachers on a local Ray, trains the student from the labels
 alone, scores all four networks on held-out scenes with exact depth, and writes a report to look at. Every step keeps what is
@@ -22,9 +22,10 @@ import torch
 from tqdm import tqdm
 
 import manifests
-from pipeline.config import USAGE_ERROR, parse_command
+from pipeline.config import parse_command
 from pipeline.demo.report import DemoRun, write_demo_report
 from pipeline.evaluate.command import evaluate_models, format_table, protocol
+from pipeline.exits import say
 from pipeline.label.command import label
 from pipeline.label.config import DEMO_CHECKPOINTS, LabelConfig, default_workers
 from pipeline.label.config import PRESETS as LABEL_PRESETS
@@ -90,19 +91,19 @@ class _Timings(dict[str, float]):
         self[name] = time.perf_counter() - started
 
 
+_PROGRAM = "pipeline.demo"
+
+
 def main() -> int:
     config = parse_command(DemoConfig, {"demo": {}}, program="python -m pipeline.demo", description=__doc__ or "")
     try:
         return _demo(config)
     except (RunMismatchError, OutputMismatchError) as error:
-        print(
-            f"pipeline.demo: {error}\n{config.output} was made with other settings; choose another --output",
-            file=sys.stderr,
-        )
-        return USAGE_ERROR
-    except (KeyboardInterrupt, TrainingInterruptedError):
-        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
+        return say(_PROGRAM, error, f"{config.output} was made with other settings; choose another --output")
+    except (KeyboardInterrupt, TrainingInterruptedError) as error:
+        return say(_PROGRAM, error, "The same command resumes from here.")
+    except Exception as error:
+        return say(_PROGRAM, error)
 
 
 def _demo(config: DemoConfig) -> int:

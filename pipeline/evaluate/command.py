@@ -2,7 +2,7 @@
 
 Students and teachers alike, from folders or the hub, several models and benchmarks in one call. Prints models down and
 benchmarks across, AbsRel/delta1, and under it the protocol behind each number. Predictions are kept in `--output`:
-interrupted, the same command goes on; under another protocol nothing is predicted again. A model or a file that fails is
+interrupted, the same command resumes; under another protocol nothing is predicted again. A model or a file that fails is
 named, the others go on, and the exit status is 1; there is no mean over a part of a benchmark unless `--allow-missing`
 asks for it.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import manifests
+from manifests.errors import DistillError
 from pipeline.config import parse_command, resolved
 from pipeline.evaluate.cache import PredictionStore
 from pipeline.evaluate.config import EvaluateConfig
@@ -32,6 +33,7 @@ from pipeline.evaluate.tables import (
     per_image_file,
     result_table,
 )
+from pipeline.exits import DONE, PROBLEMS, exit_status, say
 from stages.depth_space import DepthSpace
 from stages.distillation.model_card import replace_results
 from stages.evaluation.rendered import CONTEXT_PX, SceneResult
@@ -40,9 +42,10 @@ from stages.models.find import ModelError, find_model
 __all__ = ["Evaluation", "EvaluationError", "evaluate", "evaluate_models", "format_table", "main", "protocol"]
 
 PRESETS = {"default": {}}
+_PROGRAM = "pipeline.evaluate"
 
 
-class EvaluationError(Exception):
+class EvaluationError(DistillError):
     """A model could not be loaded or scored; the message names it and says why."""
 
 
@@ -59,20 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_command(EvaluateConfig, PRESETS, program="python -m pipeline.evaluate", description=__doc__ or "", argv=argv)
     try:
         done = evaluate(config)
-    except KeyboardInterrupt:
-        print("\nInterrupted; where predictions are kept, the same command goes on from here.", file=sys.stderr)
-        return 130
-    except OSError as error:  # of the predictions that are kept: a full disk, say
-        print(f"evaluate: {error}\nWhen the cause is gone, the same command goes on from here.", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as error:
+        return say(_PROGRAM, error, "Where predictions are kept, the same command resumes from here.")
+    except Exception as error:  # of the predictions that are kept: a full disk, say
+        return say(
+            _PROGRAM, error, "When the cause is gone, the same command resumes." if exit_status(error) == PROBLEMS else ""
+        )
     if done.results:
         print(result_table(list(done.models), done.results))
     for note in notes(done.results):
         print(note)
     failures = [*done.failures, *_write(config, done)]
     for failure in failures:
-        print(f"evaluate: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+        print(f"{_PROGRAM}: {failure}", file=sys.stderr)
+    return PROBLEMS if failures else DONE
 
 
 def evaluate(config: EvaluateConfig, progress: bool = True) -> Evaluation:

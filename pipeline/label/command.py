@@ -11,12 +11,10 @@ from __future__ import annotations
 import sys
 
 import manifests
-from pipeline.config import USAGE_ERROR
+from pipeline.exits import INTERRUPTED, PROBLEMS, exit_status, say
 from pipeline.label.config import LabelConfig, read_command
 from pipeline.label.drive import DriveOptions, LabelReport, drive
 from pipeline.label.estimate import estimate
-from pipeline.label.pool import PoolError
-from pipeline.label.queue import RunNotSharedError, TeacherUnusableError
 from pipeline.label.run import (
     OpenRun,
     describe_run,
@@ -26,20 +24,11 @@ from pipeline.label.run import (
     refuse_replaced,
     units_left,
 )
-from pipeline.label.sources import RunMismatchError, read_sources, recorded_sources
-from stages.sources.catalogue import SourceNotFoundError
+from pipeline.label.sources import read_sources, recorded_sources
 
 _PROBLEMS_SHOWN = 20
-_USAGE_ERRORS = (
-    FileNotFoundError,
-    PoolError,
-    RunMismatchError,
-    RunNotSharedError,
-    SourceNotFoundError,
-    TeacherUnusableError,
-    manifests.InvalidRecordError,
-    manifests.RunInUseError,
-)
+_PROGRAM = "pipeline.label"
+_STAYS = "What is committed in {} stays; when the cause is gone, the same command resumes."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,15 +38,10 @@ def main(argv: list[str] | None = None) -> int:
             print(estimate(config, config.local_workers))
             return 0
         return _conclude(config, *label_run(config))
-    except _USAGE_ERRORS as error:
-        print(f"pipeline.label: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except OSError as error:
-        hint = f"What is committed in {config.run} stays; when the cause is gone, run the same command to go on."
-        print(f"pipeline.label: {error}\n{hint}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return _interrupted(config)
+    except Exception as error:
+        return say(_PROGRAM, error, _STAYS.format(config.run) if exit_status(error) == PROBLEMS else "")
 
 
 def label(config: LabelConfig) -> LabelReport:
@@ -127,7 +111,7 @@ def _conclude(config: LabelConfig, run: OpenRun, report: LabelReport) -> int:
         print("Some sources are damaged; accept what could be read with --allow-damaged-sources.", file=sys.stderr)
     incomplete = _what_is_missing(config, run, report)
     print(*incomplete, sep="\n", end="\n" * bool(incomplete), file=sys.stderr)
-    return 1 if report.failures or report.columns_given_up or damaged or incomplete else 0
+    return PROBLEMS if report.failures or report.columns_given_up or damaged or incomplete else 0
 
 
 def _what_is_missing(config: LabelConfig, run: OpenRun, report: LabelReport) -> list[str]:
@@ -153,5 +137,5 @@ def _what_is_missing(config: LabelConfig, run: OpenRun, report: LabelReport) -> 
 
 
 def _interrupted(config: LabelConfig) -> int:
-    print(f"\nInterrupted. What is committed in {config.run} stays; run the same command to go on.", file=sys.stderr)
-    return 130
+    print(f"\nInterrupted. What is committed in {config.run} stays; the same command resumes.", file=sys.stderr)
+    return INTERRUPTED

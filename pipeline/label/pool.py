@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
+from manifests.errors import DistillError
 from pipeline.label.queue import Outcome, Task
 
 
@@ -15,8 +16,10 @@ class Resources(NamedTuple):
     num_gpus: float | None
 
 
-class PoolError(RuntimeError):
+class PoolError(DistillError, RuntimeError):
     """No worker can be had."""
+
+    exit_status = 2
 
 
 class Slot(Protocol):

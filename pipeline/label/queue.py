@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import manifests
+from manifests.errors import DistillError
 from manifests.run import IMAGES
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
 
@@ -44,23 +45,27 @@ class Task:
     only_teacher: bool = False
 
 
-class TeacherUnusableError(RuntimeError):
+class TeacherUnusableError(DistillError, RuntimeError):
     """A teacher cannot be loaded, or says nothing: no unit of its column can be labelled."""
 
+    exit_status = 2
 
-class RunNotSharedError(RuntimeError):
+
+class RunNotSharedError(DistillError, RuntimeError):
     """What a machine sees under the run's path is not the run that the driver sees there."""
 
+    exit_status = 2
 
-class WorkerDiedError(RuntimeError):
+
+class WorkerDiedError(DistillError, RuntimeError):
     """The process at work is gone."""
 
 
-class WorkerStalledError(RuntimeError):
+class WorkerStalledError(DistillError, RuntimeError):
     """The process at work has given no sign of life for too long, and was killed."""
 
 
-class OutputUnwritableError(OSError):
+class OutputUnwritableError(DistillError, OSError):
     """The run's folder cannot be written to; nothing else can be done."""
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import manifests
+from manifests.errors import RefusedError
 from manifests.place import place_of
 from manifests.run import IMAGES
 from stages.sources.catalogue import (
@@ -38,7 +39,7 @@ _SHOWN = 3  # names in a message
 _SCHEMA = pa.schema([("key", pa.string()), ("member", pa.string()), ("offset", pa.int64()), ("size_bytes", pa.int64())])
 
 
-class RunMismatchError(ValueError):
+class RunMismatchError(RefusedError):
     """The folder holds a run that this command would not have made."""
 
 

@@ -25,14 +25,14 @@ import tyro
 from jaxtyping import Float32, UInt8
 
 import manifests
-from pipeline.config import USAGE_ERROR, parse_command
+from pipeline.config import parse_command
+from pipeline.exits import DONE, PROBLEMS, exit_status, say
 from pipeline.predict.files import (
     COLOR,
     MAP,
     VALUES,
     ForeignResultError,
     Photograph,
-    PredictError,
     find_photographs,
     unfinished,
     write_results,
@@ -41,7 +41,7 @@ from pipeline.predict.progress import PredictProgress
 from stages.depth_space import DepthSpace
 from stages.models import DepthModel
 from stages.models.batches import in_batches
-from stages.models.find import FoundModel, ModelError, find_model
+from stages.models.find import FoundModel, find_model
 from stages.prediction import MapRejectedError, PicturePredictor
 from stages.sources.photographs import PictureRejectedError, decode_upright
 from stages.threads import ahead
@@ -112,24 +112,22 @@ class PredictConfig:
         return MAP, *([VALUES] if self.npy else []), *([COLOR] if self.color else [])
 
 
+_PROGRAM = "pipeline.predict"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse_command(PredictConfig, PRESETS, program="python -m pipeline.predict", description=__doc__ or "", argv=argv)
     try:
         progress = predict(config)
-    except (PredictError, ModelError) as error:
-        print(f"pipeline.predict: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except (OSError, torch.AcceleratorError) as error:
-        hint = f"What is finished in {config.output} stays; when the cause is gone, the same command goes on."
-        print(f"pipeline.predict: {error}\n{hint}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. What is finished in {config.output} stays; the same command goes on.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return say(_PROGRAM, error, f"What is finished in {config.output} stays; the same command resumes.")
+    except Exception as error:
+        hint = f"What is finished in {config.output} stays; when the cause is gone, the same command resumes."
+        return say(_PROGRAM, error, hint if exit_status(error) == PROBLEMS else "")
     print(f"{progress.done} of {progress.total} photographs have their map in {config.output}, {progress.made} made now.")
     if progress.failed:
         print(f"{progress.failed} failed; the same command tries them again.", file=sys.stderr)
-    return 1 if progress.failed else 0
+    return PROBLEMS if progress.failed else DONE
 
 
 def predict(config: PredictConfig) -> PredictProgress:

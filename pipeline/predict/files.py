@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float32
 
 import manifests
+from manifests.errors import DistillError, RefusedError
 from stages.depth_space import DepthSpace
 from stages.prediction import encode_color_jpeg, encode_depth_png, png_text, require_map
 from stages.sources.catalogue import Source, read_source
@@ -34,11 +35,11 @@ _SHOWN = 10
 _PNG_END = b"IEND\xaeB`\x82"
 
 
-class PredictError(Exception):
+class PredictError(RefusedError):
     """The command cannot be run as given; the message says why and what to do."""
 
 
-class ForeignResultError(Exception):
+class ForeignResultError(DistillError):
     """A file that this command did not make stands where a result belongs."""
 
 

@@ -1,16 +1,16 @@
 """`python -m pipeline.train`: a labelled run and a student's checkpoint in, a better checkpoint out.
 
-Interrupted at any moment, the same command goes on and ends with the same weights (bit for bit on a CPU). A finished
+Interrupted at any moment, the same command resumes and ends with the same weights (bit for bit on a CPU). A finished
 output is left alone; one that was begun with other settings is refused. Nothing that is not finite reaches the weights.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.config import USAGE_ERROR, parse_command
+from pipeline.config import parse_command
+from pipeline.exits import say
 from pipeline.interrupts import stop_requested
 from pipeline.train.config import PRESETS, TrainConfig
 from pipeline.train.labels import announce_labels, open_dataset
@@ -21,9 +21,11 @@ from stages.models.find import resolve_device
 
 __all__ = ["TrainConfig", "TrainResult", "TrainingInterruptedError", "TrainingStoppedError", "main", "train"]
 
+_PROGRAM = "pipeline.train"
+
 
 def train(config: TrainConfig, on_step: Callable[[Mapping[str, Any]], None] | None = None) -> TrainResult:
-    """Train, or go on, or find it done. `on_step` gets each step's line of metrics.jsonl; in this process only.
+    """Train, resume, or find it done. `on_step` gets each step's line of metrics.jsonl; in this process only.
 
     Raises ValueError or OSError for a run, student or output that does not fit, TrainingStoppedError before an update that
     would do harm, TrainingInterruptedError after Ctrl-C or SIGTERM, once the state is saved.
@@ -33,29 +35,22 @@ def train(config: TrainConfig, on_step: Callable[[Mapping[str, Any]], None] | No
     if config.num_workers == 1 and config.address is None:
         with stop_requested(STOPPING) as stop:
             return run_training(config, Place(device=resolve_device(config.device)), stop, on_step)
-    announce_labels(config, open_dataset(config))  # the workers' own words are not seen
+    announce_labels(config, open_dataset(config))  # what the workers say is not seen
     from pipeline.train.on_ray import train_on_ray  # takes seconds, and most trainings have one device
 
     return train_on_ray(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 finished, 1 stopped on the way, 2 refused as it stands, 130 interrupted."""
     config = parse_command(TrainConfig, PRESETS, program="python -m pipeline.train", description=__doc__ or "", argv=argv)
     try:
         result = train(config)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"pipeline.train: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except (OSError, RuntimeError) as error:
-        print(f"pipeline.train: {error}", file=sys.stderr)
-        return 1
     except TrainingInterruptedError as error:
-        print(f"pipeline.train: {error}; the same command goes on from there", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("\npipeline.train: interrupted; the same command goes on from the last saved state", file=sys.stderr)
-        return 130
+        return say(_PROGRAM, error, "The same command resumes from there.")
+    except KeyboardInterrupt as error:
+        return say(_PROGRAM, error, "The same command resumes from the last saved state.")
+    except Exception as error:
+        return say(_PROGRAM, error)
     if result.images is None:
         print(f"{result.checkpoint}: already trained")
     else:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import manifests
+from manifests.errors import RefusedError
 from pipeline.train.config import TrainConfig
 from pipeline.train.state import LOCK, OutputMismatchError, locked_parts
 from stages.distillation.dataset import LabelDataset
@@ -50,7 +51,7 @@ def announce_labels(config: TrainConfig, dataset: JoinedLabels, *, say: bool = T
     """
     for run, labels in zip(config.run, dataset.runs, strict=True):
         if labels.coverage.unfinished and not config.allow_partial and locked_parts(config.output) is None:
-            raise ValueError(
+            raise RefusedError(
                 f"{run}: is not labelled to its end: {labels.coverage}. Finish it with the command that made it; or begin "
                 "with what is there, by --allow-partial: a training keeps the labels that it began with"
             )

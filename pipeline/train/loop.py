@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from manifests.errors import DistillError, RefusedError
 from pipeline.config import resolved
 from pipeline.train.card import student_space, write_card
 from pipeline.train.config import TrainConfig
 from pipeline.train.log import TrainingLog
-from pipeline.train.ranks import Place, RefusedError, agreed, gathered
+from pipeline.train.ranks import Place, agreed, gathered
 from pipeline.train.setup import Prepared, make_batches, make_plan, prepare
 from pipeline.train.state import lock_dataset, remove_states, save_state
 from stages.distillation.dataset import Batch
@@ -34,12 +35,14 @@ _CONSTANT = 1e-6  # a spread below this share of the output's magnitude is round
 _GROWING_STEPS = 100  # in which a new head, whose first output is all but constant, finds a shape
 
 
-class TrainingStoppedError(RuntimeError):
+class TrainingStoppedError(DistillError, RuntimeError):
     """Going on would have spoilt the weights; the message says what happened where. The last state is kept."""
 
 
-class TrainingInterruptedError(Exception):
+class TrainingInterruptedError(DistillError):
     """A person or the system asked for the end; the state before `step` is saved."""
+
+    exit_status = 130
 
     def __init__(self, step: int) -> None:
         super().__init__(f"interrupted after {step} steps, all of them saved")

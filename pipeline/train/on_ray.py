@@ -18,12 +18,13 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from manifests.errors import DistillError, RefusedError
 from pipeline.interrupts import stop_requested
 from pipeline.ray_start import start_ray
 from pipeline.train.config import TrainConfig
 from pipeline.train.log import Follower
 from pipeline.train.loop import STOPPING, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
-from pipeline.train.ranks import Place, RefusedError, agreed
+from pipeline.train.ranks import Place, agreed
 from pipeline.train.setup import is_finished
 
 STOP = "stop-requested"
@@ -31,7 +32,7 @@ _RAY = f".ray-{os.getpid()}"  # what Ray Train keeps while it runs
 _FAILURES: dict[str, type[Exception]] = {kind.__name__: kind for kind in (TrainingStoppedError, RefusedError)}
 
 
-class WorkersFailedError(RuntimeError):
+class WorkersFailedError(DistillError, RuntimeError):
     """The workers ended again and again without a reason of our own; the message is Ray Train's."""
 
 

@@ -12,12 +12,10 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from manifests.errors import RefusedError
+
 ValueT = TypeVar("ValueT")
 WordT = TypeVar("WordT")
-
-
-class RefusedError(ValueError):
-    """What was asked for cannot be done as it stands; raised on all ranks alike, before anything is spoilt."""
 
 
 @dataclass(frozen=True, kw_only=True)

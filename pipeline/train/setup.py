@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
 import manifests
+from manifests.errors import RefusedError
 from pipeline.config import resolved
 from pipeline.interrupts import born_deaf, deaf
 from pipeline.train.config import MAY_CHANGE, TrainConfig
@@ -55,7 +56,7 @@ def prepare(config: TrainConfig, place: Place, held: ExitStack) -> Prepared:
     disable_progress_bar()  # transformers' own, one for each file
     dataset = open_dataset(config)
     if config.context != "any" and dataset.context_kind not in (None, config.context):
-        raise ValueError(
+        raise RefusedError(
             f"{config.run[0]}: its contexts are {dataset.context_kind!r}, expected {config.context!r}, as --context says; "
             f"label a run with --plan.context {config.context}, or train with --context any"
         )
@@ -70,7 +71,7 @@ def prepare(config: TrainConfig, place: Place, held: ExitStack) -> Prepared:
     first_step, state = load_state(config.output, settings)
     if state is not None:
         if not config.resume:
-            raise ValueError(f"{config.output}: holds a training of {first_step} steps, and --no-resume was given")
+            raise RefusedError(f"{config.output}: holds a training of {first_step} steps, and --no-resume was given")
         learner.load(state)
     return Prepared(dataset=dataset, learner=learner, settings=settings, first_step=first_step)
 

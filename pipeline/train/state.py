@@ -24,7 +24,7 @@ import torch
 
 import manifests
 from manifests.commit import fsync_path
-from pipeline.train.ranks import RefusedError
+from manifests.errors import RefusedError
 from stages.distillation.columns import lock_differences
 from stages.distillation.student import TRAINING, WEIGHTS
 

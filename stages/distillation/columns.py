@@ -30,6 +30,7 @@ from manifests import (
     parts,
     place_of,
 )
+from manifests.errors import RefusedError
 from manifests.part_files import differing_sizes, refuse_problems
 from stages.depth_space import DEPTH_CONVERSIONS, DepthConversion, DepthSpace, can_convert, is_disparity
 
@@ -65,16 +66,16 @@ def matching_columns(
     """`images` and the teachers' columns, once all that must agree agrees. Raises ValueError."""
     known = {column.name: column for column in run.columns}
     if not 1 <= len(set(teachers)) == len(teachers) or IMAGES in teachers:
-        raise ValueError(f"teachers: found {teachers!r}, expected the names of one or more different teachers' columns")
+        raise RefusedError(f"teachers: found {teachers!r}, expected the names of one or more different teachers' columns")
     if unknown := [name for name in (IMAGES, *teachers) if name not in known]:
         choices = ", ".join(name for name in known if name != IMAGES)
-        raise ValueError(f"{run_dir}: teachers: the run has no column {unknown[0]!r} (it has: {choices})")
+        raise RefusedError(f"{run_dir}: teachers: the run has no column {unknown[0]!r} (it has: {choices})")
     columns = tuple(known[name] for name in (IMAGES, *teachers))
     _refuse_mixed_spaces(run_dir, columns[1:], conversion)
     plans = [{key: value for key, value in c.fingerprint.items() if key == "seed" or key.startswith("plan")} for c in columns]
     for column, plan in zip(columns, plans, strict=True):
         if differences := fingerprint_differences(plan, plans[0]):
-            raise ValueError(f"{run_dir}: the view plans of {column.name!r} and {IMAGES!r} differ: " + "; ".join(differences))
+            raise RefusedError(f"{run_dir}: the view plans of {column.name!r} and {IMAGES!r} differ: " + "; ".join(differences))
     return columns
 
 
@@ -159,7 +160,7 @@ def _refuse_mixed_spaces(run_dir: Path, columns: Sequence[ColumnRecord], convers
         found = ", ".join(f"{column.name!r} has {column.depth_space}" for column in columns)
         able = [c for c in DEPTH_CONVERSIONS[1:] if all(can_convert(space, c) for space in spaces)]
         unable = "" if conversion == "refuse" else f", and --convert-depth {conversion} does not make all of them disparities"
-        raise ValueError(
+        raise RefusedError(
             f"{run_dir}: depth_space: {found}; a student learns one space{unable}. Label with teachers of the same space, or "
             f"train on one of them, or choose --convert-depth {' or '.join(able)}."
         )
@@ -169,7 +170,7 @@ def _refuse_other_input(run_dir: Path, columns: Sequence[ColumnRecord], records:
     digests = [record.images[image].content_sha256 for record in records]
     if len(set(digests)) > 1:
         found = ", ".join(f"{column.name} {digest}" for column, digest in zip(columns, digests, strict=True))
-        raise ValueError(
+        raise RefusedError(
             f"{run_dir}: part {records[0].part}, image {records[0].images[image].key!r}: its columns were made from different "
             f"files (sha256: {found}); run `python -m manifests repair {run_dir}`, then label again"
         )
@@ -181,4 +182,4 @@ def _refuse_foreign(run_dir: Path, column: ColumnRecord, part: PartId, record: P
         differences.append(f"depth_space: found {record.depth_space}, expected {column.depth_space}")
     if differences:
         where = f"{column_dir(run_dir, column.name) / record.part}.json"
-        raise ValueError(f"{where}: not made with this run's settings: " + "; ".join(differences))
+        raise RefusedError(f"{where}: not made with this run's settings: " + "; ".join(differences))

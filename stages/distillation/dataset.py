@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from manifests import PartManifest, Place, column_dir, load_part, load_run, place_of
+from manifests.errors import RefusedError
 from stages.depth_space import DepthConversion, DepthSpace, convert_to_disparity
 from stages.distillation.columns import (
     IMAGES,
@@ -127,7 +128,7 @@ class LabelDataset(Dataset[Sample]):
         self._start = np.concatenate([[0], np.cumsum(self.part_sizes, dtype=np.int64)])
         if not len(self):
             advice = ". Finish labelling first, or train on the columns that are complete" * self.coverage.unfinished
-            raise ValueError(f"{run_dir}: no image is labelled in all columns: {self.coverage}{advice}")
+            raise RefusedError(f"{run_dir}: no image is labelled in all columns: {self.coverage}{advice}")
 
     def __len__(self) -> int:
         return int(self._start[-1])
@@ -160,7 +161,7 @@ class LabelDataset(Dataset[Sample]):
         contexts, patches = zip(*(self._read(part, row, teacher) for teacher in asked), strict=True)
         sizes = [None if picture is None else picture.shape[:2], *(context.values.shape for context in contexts)]
         if picture is None or len(set(sizes)) > 1:
-            raise ValueError(f"{where}: picture and label are {sizes}, expected one size; verify the run")
+            raise RefusedError(f"{where}: picture and label are {sizes}, expected one size; verify the run")
         sample = Sample(
             image=picture,
             context=agreement_weighted_average(contexts) if fuse else contexts[0],
@@ -181,7 +182,7 @@ class LabelDataset(Dataset[Sample]):
         reader = _labels(self.run_dir, self.teachers[teacher], part.name, part.digests[1 + teacher])
         context = reader.context(row)
         if context is None:
-            raise ValueError(f"{reader.where} row {row}: has no label, though its manifest says it has; verify the run")
+            raise RefusedError(f"{reader.where} row {row}: has no label, though its manifest says it has; verify the run")
         patches = reader.patches(row) if self.read_patches else ()
         return self._converted(context, teacher), tuple(self._converted(patch, teacher) for patch in patches)
 
@@ -258,5 +259,5 @@ def _committed(run_dir: Path, column: str, part: str, digest: str) -> tuple[Plac
     """
     manifest = load_part(run_dir, column, part)
     if part_digest(manifest) != digest:
-        raise ValueError(f"{run_dir}: part {part} of {column!r} is not what it was when the run was opened; begin anew")
+        raise RefusedError(f"{run_dir}: part {part} of {column!r} is not what it was when the run was opened; begin anew")
     return place_of(run_dir), (column_dir(Path(), column) / manifest.zarr).as_posix(), manifest

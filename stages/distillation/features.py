@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
-from transformers import AutoConfig
 
+from manifests.errors import RefusedError
 from stages.distillation.student import (
     FAMILIES,
     Student,
@@ -35,7 +35,7 @@ from stages.models.checkpoints import (
     read_json,
     refuse_foreign,
 )
-from stages.models.loading import load_transformers
+from stages.models.loading import load_transformers, read_config
 
 _DINOV2 = ("dinov2", "dinov2_with_registers")
 
@@ -120,12 +120,12 @@ def token_mask(extent: Int[Tensor, "b 2"], context_px: int, grid: tuple[int, int
 
 def _load_encoder(folder: Path) -> Any:
     refuse_foreign(read_json(folder / "config.json"), f"{folder}/config.json")
-    kind = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kind = read_config(folder)
     if kind.model_type in FAMILIES and not getattr(kind, "is_hybrid", False):
         return encoder_of(load_network(folder, start="fresh-head"))
     if kind.model_type not in _DINOV2:
         found = "a hybrid dpt" if kind.model_type in FAMILIES else repr(kind.model_type)
-        raise ValueError(
+        raise RefusedError(
             f"{folder}/config.json: model_type is {found}, expected one of {', '.join((*_DINOV2, *FAMILIES))} (not hybrid); "
             "others are not supported as the frozen encoder"
         )

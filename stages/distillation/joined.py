@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from manifests import fingerprint_differences
+from manifests.errors import RefusedError
 from stages.distillation.dataset import Batch, LabelDataset, Sample, collated
 from stages.distillation.order import SampleRequest
 
@@ -70,7 +71,7 @@ class JoinedLabels(Dataset[Sample]):
 def _refuse_unlike(one: LabelDataset, other: LabelDataset) -> None:
     runs = f"{one.run_dir} and {other.run_dir} cannot be trained on together"
     if differences := fingerprint_differences(found=other.plan, expected=one.plan):
-        raise ValueError(f"{runs}: their plans differ: {'; '.join(differences)}")
+        raise RefusedError(f"{runs}: their plans differ: {'; '.join(differences)}")
     for ours, theirs in zip(one.columns, other.columns, strict=True):
         expected, found = (
             {name: value for name, value in column.fingerprint.items() if name not in _OF_ONE_RUN}
@@ -78,4 +79,4 @@ def _refuse_unlike(one: LabelDataset, other: LabelDataset) -> None:
             for column in (ours, theirs)
         )
         if differences := fingerprint_differences(found=found, expected=expected):
-            raise ValueError(f"{runs}: column {ours.name!r} is not of the same teacher: {'; '.join(differences)}")
+            raise RefusedError(f"{runs}: column {ours.name!r} is not of the same teacher: {'; '.join(differences)}")

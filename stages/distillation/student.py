@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForDepthEstimation, PreTrainedModel
+from transformers import AutoModelForDepthEstimation, PreTrainedModel
 
 from manifests.commit import fsync_path
+from manifests.errors import RefusedError
 from stages.models.checkpoints import (
     OWN_ATTENTION,
     checkpoint_folder,
@@ -36,7 +37,7 @@ from stages.models.checkpoints import (
     require_safetensors,
 )
 from stages.models.known import KNOWN
-from stages.models.loading import load_transformers
+from stages.models.loading import load_transformers, read_config
 
 StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
 
@@ -146,7 +147,7 @@ def pinned_folder(checkpoint: str, revision: str | None = None) -> Path:
     if revision is None and checkpoint in KNOWN:
         revision = KNOWN[checkpoint].revision
     if is_hub_id(checkpoint) and not re.fullmatch("[0-9a-f]{40}", revision or ""):
-        raise ValueError(
+        raise RefusedError(
             f"revision is {revision!r}, expected the full commit of {checkpoint}, 40 hexadecimal digits, because a branch "
             "moves; take it from the commits on the checkpoint's hub page, or name a local folder"
         )
@@ -164,9 +165,9 @@ def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int 
         refuse_foreign(read_json(folder / "config.json"), f"{folder}/config.json")
     else:
         require_safetensors(folder)  # before a library reads its configuration
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_config(folder)
     if config.model_type not in FAMILIES:
-        raise ValueError(f"{folder}/config.json: model_type is {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
+        raise RefusedError(f"{folder}/config.json: model_type is {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if start == "scratch":
@@ -195,7 +196,7 @@ def patch_px_of(config: Any) -> int:
     backbone = None if getattr(config, "is_hybrid", False) else getattr(config, "backbone_config", None)
     patch_px = getattr(backbone or config, "patch_size", None)
     if not isinstance(patch_px, int):
-        raise ValueError(f"{config.model_type}: patch_size is {patch_px}, expected one number")
+        raise RefusedError(f"{config.model_type}: patch_size is {patch_px}, expected one number")
     return patch_px * 2 ** (len(getattr(backbone or config, "depths", (1,))) - 1)  # Swin merges 2 x 2 between its stages
 
 
@@ -240,7 +241,7 @@ def save_student(
     """
     exported = student.network.state_dict()
     if strange := sorted(set(weights or ()) - set(exported)):
-        raise ValueError(f"{len(strange)} weights are none of the student's: {', '.join(strange[:5])}")
+        raise RefusedError(f"{len(strange)} weights are none of the student's: {', '.join(strange[:5])}")
     aside = folder / ".saving"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -263,18 +264,18 @@ def save_student(
 
 def _refuse_unfit(config: Any, context_px: int, folder: Path) -> None:
     if getattr(config, "depth_estimation_type", "relative") == "metric":
-        raise ValueError(
+        raise RefusedError(
             f"{folder}/config.json: depth_estimation_type is 'metric', whose head is a sigmoid times max_depth; expected "
             "'relative', as a student's disparity has no fixed range. Take the relative checkpoint of the same family"
         )
     patch_px = patch_px_of(config)
     if context_px % patch_px:
-        raise ValueError(
+        raise RefusedError(
             f"{folder}: patches of {patch_px} px do not tile a context of {context_px} px; label with a context_px that "
             f"is a multiple, such as {max(round(context_px / patch_px), 1) * patch_px}"
         )
     if getattr(config, "is_hybrid", False) and context_px != config.image_size:
-        raise ValueError(f"{folder}: a hybrid DPT takes {config.image_size} px only; label with that context_px")
+        raise RefusedError(f"{folder}: a hybrid DPT takes {config.image_size} px only; label with that context_px")
 
 
 def _redraw_decoder(network: Any) -> None:

@@ -18,13 +18,14 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
+from manifests.errors import DistillError
 from stages.sources.tar_members import read_members
 
 _NONSENSE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow and NumPy raise for bytes that stop making sense."""
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(DistillError, ValueError):
     """A file of a benchmark, or its list, is not what it should be; says which, what was found, and what was expected."""
 
 

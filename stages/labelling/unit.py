@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import manifests
+from manifests.errors import DistillError
 from stages.sources.catalogue import CatalogueRow, Source
 from stages.views import ViewPlan
 
 
-class InputChangedError(ValueError):
+class InputChangedError(DistillError, ValueError):
     """An image's bytes are not those that the column `images` was made from."""
 
 

@@ -19,6 +19,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from manifests.errors import DistillError, RefusedError
+
 OWN_ATTENTION = None
 """Given as `attn_implementation` to every `from_pretrained`, together with a configuration that was read before: each part of a
 network takes the library's choice for it, `sdpa` or `eager`, whatever its config.json says."""
@@ -31,7 +33,7 @@ _DEEPEST_JSON = 32
 _DECIDING = (".safetensors", ".npy", "config.json", "index.json", "vocab.json", "merges.txt", "tokenizer.json", "_map.json")
 
 
-class CheckpointChangedError(ValueError):
+class CheckpointChangedError(DistillError, ValueError):
     """A checkpoint is not the one that was looked at before."""
 
 
@@ -107,7 +109,7 @@ def require_safetensors(folder: Path) -> None:
         elif path.name.endswith(".safetensors.index.json"):
             _refuse_shards_elsewhere(content, path)
         elif path.name == "adapter_config.json":
-            raise ValueError(f"{path}: an adapter, which names another checkpoint; expected whole weights: merge them first")
+            raise RefusedError(f"{path}: an adapter, which names another checkpoint; expected whole weights: merge them first")
     for path in weights:
         _refuse_damaged(path)
 
@@ -120,25 +122,25 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         if path.exists() or path.is_symlink():
-            raise ValueError(f"{path}: no plain file, or a link to nothing; expected JSON")
+            raise RefusedError(f"{path}: no plain file, or a link to nothing; expected JSON")
         return {}
     with path.open("rb") as file:
         text = file.read(_LARGEST_JSON_BYTES + 1)
     if len(text) > _LARGEST_JSON_BYTES:
-        raise ValueError(f"{path}: larger than {_LARGEST_JSON_BYTES >> 20} MB, more than any checkpoint's JSON")
+        raise RefusedError(f"{path}: larger than {_LARGEST_JSON_BYTES >> 20} MB, more than any checkpoint's JSON")
     try:
         content = json.loads(text)
     except RecursionError:
         content = None
         depth = _DEEPEST_JSON + 1
     except ValueError as error:
-        raise ValueError(f"{path}: no JSON: {error}") from error
+        raise RefusedError(f"{path}: no JSON: {error}") from error
     else:
         depth = _depth(content)
     if depth > _DEEPEST_JSON:
-        raise ValueError(f"{path}: nested deeper than {_DEEPEST_JSON}, more than any checkpoint's JSON")
+        raise RefusedError(f"{path}: nested deeper than {_DEEPEST_JSON}, more than any checkpoint's JSON")
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: found {type(content).__name__}, expected an object")
+        raise RefusedError(f"{path}: found {type(content).__name__}, expected an object")
     return content
 
 
@@ -161,7 +163,7 @@ def refuse_foreign(config: Mapping[str, Any], where: str) -> None:
             what, instead = "quantized weights are not supported", "plain ones"
         else:
             continue
-        raise ValueError(f"{where}: {key} is {json.dumps(value):.200}: {what}; expected {instead}")
+        raise RefusedError(f"{where}: {key} is {json.dumps(value):.200}: {what}; expected {instead}")
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -176,17 +178,17 @@ def _refuse_shards_elsewhere(index: Mapping[str, Any], path: Path) -> None:
     shards = index.get("weight_map")
     names = set(map(str, shards.values())) if isinstance(shards, dict) else {""}
     if wrong := sorted(name for name in names if not name.endswith(".safetensors") or Path(name).name != name):
-        raise ValueError(f"{path}: weight_map names {wrong[0]!r}; expected *.safetensors files beside it")
+        raise RefusedError(f"{path}: weight_map names {wrong[0]!r}; expected *.safetensors files beside it")
 
 
 def _refuse_damaged(path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"{path}: no plain file, or a link to nothing; expected weights in safetensors")
+        raise RefusedError(f"{path}: no plain file, or a link to nothing; expected weights in safetensors")
     try:
         with safe_open(path, "np") as file:
             file.keys()
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged, or no safetensors file: {error}; fetch it again") from error
+        raise RefusedError(f"{path}: damaged, or no safetensors file: {error}; fetch it again") from error
 
 
 # --- what is loaded -------------------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def complete(loaded: tuple[Any, Mapping[str, Any]], folder: Path) -> Any:
     model, report = loaded
     for gap in ("missing_keys", "mismatched_keys"):
         if names := [str(name) for name in report.get(gap) or ()]:
-            raise ValueError(
+            raise RefusedError(
                 f"{folder}: {len(names)} weights are {gap.removesuffix('_keys')} in the checkpoint: {', '.join(names[:5])}"
             )
     for tensor in (*model.parameters(), *model.buffers()):
@@ -223,7 +225,7 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
         numbers = [value for value in found if _is_number(value)] if isinstance(found, list) else []
         if not isinstance(found, list) or not len(found) == len(numbers) == 3 or (name == "image_std" and min(numbers) <= 0):
             what = "three numbers" if name == "image_mean" else "three numbers above 0"
-            raise ValueError(f"{path}: {name} is {json.dumps(found):.200}, expected {what}")
+            raise RefusedError(f"{path}: {name} is {json.dumps(found):.200}, expected {what}")
     return content
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
+from manifests.errors import RefusedError
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.models.checkpoints import CheckpointChangedError
 from stages.models.spec import ModelSpec
@@ -52,7 +53,7 @@ class LoadedCustomModel:
         found = f"{depth.dtype} {list(depth.shape)}" if isinstance(depth, np.ndarray) else type(depth).__name__
         if not isinstance(depth, np.ndarray) or depth.dtype != np.float32 or depth.shape != images.shape[:3]:
             wanted = list(images.shape[:3])
-            raise ValueError(f"{self.spec.loader}: predict returned {found}, expected a NumPy array of float32 {wanted}")
+            raise RefusedError(f"{self.spec.loader}: predict returned {found}, expected a NumPy array of float32 {wanted}")
         return depth
 
 
@@ -78,13 +79,13 @@ def load(spec: ModelSpec, device: str, sha256: str | None = None) -> LoadedCusto
     missing = [name for name in ("predict", "depth_space", "weights_sha256") if not hasattr(model, name)]
     if missing:
         found = type(model).__name__
-        raise ValueError(f"{where}: returned {found} without {', '.join(missing)}; see docs/labelling.md")
+        raise RefusedError(f"{where}: returned {found} without {', '.join(missing)}; see docs/labelling.md")
     if model.depth_space not in DEPTH_SPACES:
-        raise ValueError(f"{where}: depth_space is {model.depth_space!r}, expected one of {', '.join(DEPTH_SPACES)}")
+        raise RefusedError(f"{where}: depth_space is {model.depth_space!r}, expected one of {', '.join(DEPTH_SPACES)}")
     if spec.depth_space not in (None, model.depth_space):
-        raise ValueError(f"{where}: depth_space: {spec.depth_space} was given, but the model says {model.depth_space}")
+        raise RefusedError(f"{where}: depth_space: {spec.depth_space} was given, but the model says {model.depth_space}")
     if not isinstance(model.weights_sha256, str) or not model.weights_sha256:
-        raise ValueError(f"{where}: weights_sha256 is {model.weights_sha256!r}, expected the digest of its weights")
+        raise RefusedError(f"{where}: weights_sha256 is {model.weights_sha256!r}, expected the digest of its weights")
     if sha256 not in (None, model.weights_sha256):
         raise CheckpointChangedError(
             f"{where}: weights_sha256 is {model.weights_sha256:.16}, expected {sha256:.16}: its weights have changed, or "
@@ -106,5 +107,5 @@ def _function(loader: str) -> Callable[[str, str], CustomModel]:
         raise ModuleNotFoundError(f"loader {loader}: no module {module_name!r}; {hint}", name=error.name) from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"loader {loader}: {module.__file__} has no function {name!r}")
+        raise RefusedError(f"loader {loader}: {module.__file__} has no function {name!r}")
     return cast("Callable[[str, str], CustomModel]", function)

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from safetensors.torch import load_file
 from torch import Tensor
 
+from manifests.errors import RefusedError
 from stages.models.checkpoints import read_json
 from stages.models.loading import load_transformers
 
@@ -34,19 +35,21 @@ def empty_text_embedding(folder: Path, width: int) -> Float32[Tensor, "1 tokens 
             "the folders text_encoder and tokenizer (pickles are never loaded)"
         )
     if len(found) > 1:
-        raise ValueError(f"{folder}: several empty texts: {', '.join(found)}; keep the one it was trained with")
+        raise RefusedError(f"{folder}: several empty texts: {', '.join(found)}; keep the one it was trained with")
     text = makers[found[0]](folder).float().clone()  # not mapped to the file
     text = text.reshape(1, *text.shape[-2:])
     if text.shape[1] not in _TOKENS or text.shape[2] != width:
         shape = list(text.shape[1:])
-        raise ValueError(f"{folder}/{found[0]}: the embedding has shape {shape}, expected [77 or 2, {width}] for this UNet")
+        raise RefusedError(f"{folder}/{found[0]}: the embedding has shape {shape}, expected [77 or 2, {width}] for this UNet")
     return text
 
 
 def _from_safetensors(folder: Path) -> Tensor:
     tensors = load_file(folder / EMPTY_TEXT)
     if len(tensors) != 1:
-        raise ValueError(f"{folder}/{EMPTY_TEXT}: found {len(tensors)} tensors, expected one, the embedding of the empty text")
+        raise RefusedError(
+            f"{folder}/{EMPTY_TEXT}: found {len(tensors)} tensors, expected one, the embedding of the empty text"
+        )
     return next(iter(tensors.values()))
 
 
@@ -56,9 +59,9 @@ def _from_numpy(folder: Path) -> Tensor:
     try:
         array = np.load(folder / EMPTY_TEXT_NUMPY, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise ValueError(f"{where}: no whole array of numbers, and a pickle is never loaded: {error}") from error
+        raise RefusedError(f"{where}: no whole array of numbers, and a pickle is never loaded: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.size > _LARGEST_TEXT:
-        raise ValueError(f"{where}: expected one array of floats of an embedding's size")
+        raise RefusedError(f"{where}: expected one array of floats of an embedding's size")
     return torch.from_numpy(np.array(array))
 
 

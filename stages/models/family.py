@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
 from stages.models.checkpoints import read_json
 from stages.models.spec import ModelSpec
@@ -85,5 +86,5 @@ def training_size(folder: Path) -> int | None:
 
 def pixels(value: Any, where: str) -> int:
     if type(value) is not int or not 8 <= value <= _LARGEST_PX:
-        raise ValueError(f"{where} is {value!r}, expected a side from 8 to {_LARGEST_PX} px")
+        raise RefusedError(f"{where} is {value!r}, expected a side from 8 to {_LARGEST_PX} px")
     return value

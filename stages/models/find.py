@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
+from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
 from stages.models import KNOWN, DepthModel, InputSize, ModelSpec, load_model, read_stated, resolve
 from stages.models.checkpoints import checkpoint_folder, checkpoint_sha256, is_hub_id
@@ -21,7 +22,7 @@ _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeErro
 """All seen for damaged and for hostile checkpoints, from the libraries that load them."""
 
 
-class ModelError(Exception):
+class ModelError(RefusedError):
     """A model cannot be loaded; the message names it and says why."""
 
 
@@ -91,7 +92,7 @@ def find_model(
 def resolve_device(device: str) -> str:
     """`auto` is a GPU where there is one. Raises ValueError for a GPU where there is none."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device is {device}, but torch sees no CUDA device here; use cpu or auto")
+        raise RefusedError(f"device is {device}, but torch sees no CUDA device here; use cpu or auto")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 

@@ -5,11 +5,14 @@ The libraries are imported when they are needed: each takes seconds, and most pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from manifests.errors import DistillError, RefusedError
 from stages.models.checkpoints import OWN_ATTENTION, complete, require_safetensors
 
 
@@ -26,16 +29,17 @@ def load_transformers(
     require_safetensors(folder)
     # Read first, because only then does the explicit attention win over the file's, which could name code. Without dtype,
     # transformers keeps the precision in which the weights happen to be stored.
-    config = getattr(transformers, config_name).from_pretrained(folder, trust_remote_code=False)
-    network, report = getattr(transformers, name).from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        output_loading_info=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        attn_implementation=OWN_ATTENTION,
-    )
+    config = read_config(folder, config_name)
+    with _in_words(folder):
+        network, report = getattr(transformers, name).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=OWN_ATTENTION,
+        )
     gaps = {kind: [name for name in map(str, names) if name.startswith(needed)] for kind, names in report.items()}
     return complete((network, gaps), folder)
 
@@ -46,7 +50,27 @@ def load_diffusers(name: str, folder: Path, dtype: torch.dtype, device: str) -> 
 
     require_safetensors(folder)
     # low_cpu_mem_usage would want the accelerate package, for networks that fit into memory many times over.
-    loaded = getattr(diffusers, name).from_pretrained(
-        folder, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False, use_safetensors=True
-    )
+    with _in_words(folder):
+        loaded = getattr(diffusers, name).from_pretrained(
+            folder, torch_dtype=dtype, output_loading_info=True, low_cpu_mem_usage=False, use_safetensors=True
+        )
     return complete(loaded, folder).to(device).eval()
+
+
+def read_config(folder: Path, name: str = "AutoConfig") -> Any:
+    """A network's configuration by the name of its class in transformers. Raises RefusedError for one that it cannot read."""
+    import transformers
+
+    with _in_words(folder):
+        return getattr(transformers, name).from_pretrained(folder, trust_remote_code=False)
+
+
+@contextmanager
+def _in_words(folder: Path) -> Iterator[None]:
+    """Names the folder in whatever a library raises for a checkpoint that is not as it expects."""
+    try:
+        yield
+    except (DistillError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise RefusedError(f"{folder}: cannot be loaded: {type(error).__name__}: {error}") from error

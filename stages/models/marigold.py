@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
 from stages.models.checkpoints import read_json
 from stages.models.diffusion_parts import empty_text_embedding
@@ -56,7 +57,7 @@ class MarigoldModel:
         count = len(images)
         seeds = [0] * count if seeds is None else seeds
         if len(seeds) != count:
-            raise ValueError(f"seeds: found {len(seeds)}, expected one for each of {count} pictures")
+            raise RefusedError(f"seeds: found {len(seeds)}, expected one for each of {count} pictures")
         # The alignment of an ensemble is a search that blows rounding up to percents of the range (6 % measured between
         # batches of 1 and 4), so an ensemble is a batch of its own.
         together = count if self.spec.ensemble == 1 else 1
@@ -93,10 +94,12 @@ def _prediction_type(spec: ModelSpec, folder: Path) -> str:
     """What the pipeline calls the spec's space. Raises ValueError where maps are not affine, or where each step draws noise."""
     said = read_json(folder / "model_index.json")
     if not (said.get("scale_invariant", True) and said.get("shift_invariant", True)):
-        raise ValueError(f"{folder}/model_index.json: scale_invariant and shift_invariant must be true for {spec.depth_space}")
+        raise RefusedError(
+            f"{folder}/model_index.json: scale_invariant and shift_invariant must be true for {spec.depth_space}"
+        )
     scheduler = read_json(folder / "scheduler/scheduler_config.json").get("_class_name")
     if scheduler != "DDIMScheduler":
-        raise ValueError(f"{folder}/scheduler: found {scheduler}, expected DDIMScheduler; others draw noise at every step")
+        raise RefusedError(f"{folder}/scheduler: found {scheduler}, expected DDIMScheduler; others draw noise at every step")
     return "disparity" if spec.depth_space == "disparity_affine_invariant" else "depth"
 
 
@@ -108,7 +111,7 @@ def _states(folder: Path) -> FamilyStatements:
     index = read_json(path)
     kind, said = index.get("prediction_type", "depth"), index.get("default_processing_resolution")
     if kind not in _SPACES:
-        raise ValueError(f"{path}: prediction_type is {kind!r}, expected one of {', '.join(_SPACES)}")
+        raise RefusedError(f"{path}: prediction_type is {kind!r}, expected one of {', '.join(_SPACES)}")
     return FamilyStatements(
         depth_spaces=(Statement(value=_SPACES[kind], source=f"{path}, prediction_type {kind}"),) if index else (),
         input_px=training_size(folder) or (pixels(said, f"{path}: default_processing_resolution") if said else None),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
+from manifests.errors import RefusedError
 from manifests.licences import UNKNOWN
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.models.checkpoints import checkpoint_folder, is_hub_id
@@ -31,7 +32,7 @@ def resolve(spec: SpecT, folder: Path | None = None) -> SpecT:
     """
     filled, problems = _examined(spec, folder)
     if problems:
-        raise ValueError("; ".join(problems))
+        raise RefusedError("; ".join(problems))
     return filled
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manifests.errors import RefusedError
 from manifests.licences import UNKNOWN
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.models.checkpoints import read_json
@@ -105,14 +106,14 @@ def _refuse_other_folders(folder: Path) -> None:
         what = "a training that is not finished: it has no weights yet; the command that began it resumes it"
     else:
         what = "no checkpoint: found neither config.json (transformers) nor unet/ and vae/ (diffusers)"
-    raise ValueError(f"{folder}: {what}")
+    raise RefusedError(f"{folder}: {what}")
 
 
 def _spaces(folder: Path, training: dict[str, Any]) -> list[Statement]:
     if (said := training.get("depth_space")) is None:
         return []
     if said not in DEPTH_SPACES:
-        raise ValueError(f"{folder / TRAINING}: depth_space is {said!r}, expected one of {', '.join(DEPTH_SPACES)}")
+        raise RefusedError(f"{folder / TRAINING}: depth_space is {said!r}, expected one of {', '.join(DEPTH_SPACES)}")
     return [Statement(value=said, source=str(folder / TRAINING))]
 
 
@@ -120,7 +121,7 @@ def _the_same(name: str, found: Sequence[Statement]) -> Statement | None:
     for other in found[1:]:
         if other.value != found[0].value:
             first = found[0]
-            raise ValueError(
+            raise RefusedError(
                 f"{name}: the checkpoint contradicts itself: {first.value} by {first.source}, {other.value} by {other.source}"
             )
     return found[0] if found else None

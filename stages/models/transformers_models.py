@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
+from manifests.errors import RefusedError
 from stages.models.checkpoints import read_json, read_preprocessor
 from stages.models.family import Family, FamilyStatements, Statement, no_noise, pixels
 from stages.models.loading import load_transformers
@@ -127,17 +128,21 @@ def read_input_rule(processor: dict[str, Any], config: Any, folder: Path) -> Inp
     kind = str(kind).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     where = f"{folder}/preprocessor_config.json"
     if kind not in (_DPT, _DEPTH_PRO):
-        raise ValueError(f"{where}: image_processor_type is {kind}, expected {_DPT} or {_DEPTH_PRO}; others are not supported")
+        raise RefusedError(
+            f"{where}: image_processor_type is {kind}, expected {_DPT} or {_DEPTH_PRO}; others are not supported"
+        )
     for name, wanted in _NOTHING_ELSE.items():
         found = processor.get(name)
         if found is not None and found != wanted:
-            raise ValueError(f"{where}: {name} is {found}, expected {wanted}; other ways to prepare pictures are not supported")
+            raise RefusedError(
+                f"{where}: {name} is {found}, expected {wanted}; other ways to prepare pictures are not supported"
+            )
     resample = processor.get("resample", _BICUBIC if kind == _DPT else _BILINEAR)
     if resample not in (_BILINEAR, _BICUBIC):
-        raise ValueError(f"{where}: resample is {resample}, expected {_BILINEAR} (bilinear) or {_BICUBIC} (bicubic)")
+        raise RefusedError(f"{where}: resample is {resample}, expected {_BILINEAR} (bilinear) or {_BICUBIC} (bicubic)")
     stated_px = stated_size_of(folder)
     if kind == _DEPTH_PRO and stated_px is None:
-        raise ValueError(f"{where}: no size; expected the height and width that Depth Pro's network takes")
+        raise RefusedError(f"{where}: no size; expected the height and width that Depth Pro's network takes")
     backbone = getattr(config, "backbone_config", None)
     patch_px = getattr(config, "patch_size", None) or getattr(backbone, "patch_size", None) or 32
     # Swin merges 2 x 2 between its stages, and pads a picture that this does not tile: the map would cover more than it.
@@ -159,7 +164,7 @@ def read_input_rule(processor: dict[str, Any], config: Any, folder: Path) -> Inp
 def _multiple(processor: dict[str, Any], where: str) -> int:
     multiple = processor.get("ensure_multiple_of") or 1
     if type(multiple) is not int or not 1 <= multiple <= _LARGEST_MULTIPLE_PX:
-        raise ValueError(f"{where}: ensure_multiple_of is {multiple!r}, expected 1 to {_LARGEST_MULTIPLE_PX}")
+        raise RefusedError(f"{where}: ensure_multiple_of is {multiple!r}, expected 1 to {_LARGEST_MULTIPLE_PX}")
     return multiple
 
 
@@ -167,9 +172,11 @@ def _refuse_contradictions(spec: ModelSpec, config: Any, rule: InputRule, folder
     """Raises ValueError where the checkpoint's own words are not those of the spec."""
     is_depth_pro = config.model_type == "depth_pro"
     if is_depth_pro and not config.use_fov_model:
-        raise ValueError(f"{folder}/config.json: use_fov_model is false; without its field of view, Depth Pro gives no metres")
+        raise RefusedError(
+            f"{folder}/config.json: use_fov_model is false; without its field of view, Depth Pro gives no metres"
+        )
     if rule.fixed_px and spec.long_side_px not in (None, max(rule.fixed_px)):
-        raise ValueError(f"{folder}: input_px is {spec.input_px}, but this network takes {max(rule.fixed_px)} only")
+        raise RefusedError(f"{folder}: input_px is {spec.input_px}, but this network takes {max(rule.fixed_px)} only")
 
 
 def _states(folder: Path) -> FamilyStatements:

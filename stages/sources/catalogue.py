@@ -23,6 +23,7 @@ from typing import Literal
 import braceexpand
 
 from manifests import Problem
+from manifests.errors import RefusedError
 from stages.sources.photographs import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from stages.sources.tar_members import TarMember, member_before, read_members
 
@@ -83,7 +84,7 @@ class SourceContent:
     problems: tuple[Problem, ...]
 
 
-class SourceNotFoundError(ValueError):
+class SourceNotFoundError(RefusedError):
     """Patterns that name no sources: nothing, something that is neither a tar nor a folder, or a folder within another."""
 
 

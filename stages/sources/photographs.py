@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, TiffTags, UnidentifiedImageError
 
+from manifests.errors import DistillError
 from stages.views import SourceBox
 
 _HEIF_PACKAGE = next((name for name in ("pillow_heif", "pi_heif") if find_spec(name)), None)
@@ -68,7 +69,7 @@ _TURNS = {
 """From the stored pixels to the upright picture, by EXIF orientation."""
 
 
-class PictureRejectedError(ValueError):
+class PictureRejectedError(DistillError, ValueError):
     """The file cannot become a picture: `kind` for machines, the message for people."""
 
     def __init__(self, kind: RejectionKind, message: str) -> None:

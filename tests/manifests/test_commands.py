@@ -176,7 +176,7 @@ def test_clean_refuses_while_the_run_is_in_use(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     with manifests.hold_run(run, exclusive=False):
         done = _run("clean", run)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "in use by a labelling" in done.stderr
 
 

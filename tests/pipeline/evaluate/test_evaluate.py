@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_written_costs_neither_the_table_nor_the_other_fil
     assert "| tiny |" in (tmp_path / "a.md").read_text()
     (tmp_path / "file").touch()
     assert main(["--model", str(checkpoint), *_SCENES, "--output", str(tmp_path / "file")]) == 1
-    assert re.search(r"evaluate: .*Not a directory.*\n.*same command goes on", capsys.readouterr().err)
+    assert re.search(r"pipeline.evaluate: .*Not a directory.*\n.*same command resumes", capsys.readouterr().err)
 
 
 def test_the_protocol_calls_only_held_out_seeds_held_out():
@@ -262,13 +262,13 @@ def test_the_size_at_which_each_network_saw_the_pictures_is_recorded(checkpoint:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_killed_or_interrupted_evaluation_goes_on_with_what_it_has(
+def test_a_killed_or_interrupted_evaluation_resumes_with_what_it_has(
     checkpoint: Path, straight: dict[str, Any], tmp_path: Path, number: signal.Signals, status: int
 ):
     command = ["--model", checkpoint, *_MANY_SCENES, "--network-px", "48", "--device", "cpu", "--output", tmp_path / "kept"]
     printed = tmp_path / "printed"
     assert ended_by(number, (PredictionStore, "save"), main, [str(each) for each in command], printed) == status
-    assert ("the same command goes on" in printed.read_text()) == (number == signal.SIGINT)
+    assert ("the same command resumes" in printed.read_text()) == (number == signal.SIGINT)
     before = _kept(tmp_path / "kept")
     assert 3 <= len(before) < 8
     resumed = _evaluate(tmp_path, "--model", checkpoint, *_MANY_SCENES)

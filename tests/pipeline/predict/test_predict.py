@@ -373,7 +373,7 @@ def test_a_gpu_that_is_not_there_is_refused(model: str, photos: Path, tmp_path: 
     assert "device is cuda, but torch sees no CUDA device here; use cpu or auto" in capsys.readouterr().err
 
 
-def test_an_interrupted_command_says_so_leaves_whole_files_and_goes_on(model: str, tmp_path: Path):
+def test_an_interrupted_command_says_so_leaves_whole_files_and_resumes(model: str, tmp_path: Path):
     folder, out = tmp_path / "many", tmp_path / "out"
     folder.mkdir()
     for index in range(20):
@@ -382,7 +382,7 @@ def test_an_interrupted_command_says_so_leaves_whole_files_and_goes_on(model: st
     printed = tmp_path / "printed"
     assert ended_by(signal.SIGINT, (pipeline.predict.command, "write_results"), main, arguments, printed) == 130
     assert "What is finished" in printed.read_text()
-    assert "the same command goes on" in printed.read_text()
+    assert "the same command resumes" in printed.read_text()
     made = _files(out)
     assert 3 <= len(made) < 20
     assert all(name.endswith(".png") and not name.startswith(".") for name in made)

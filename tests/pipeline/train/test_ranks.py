@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from pipeline.train.ranks import Place, RefusedError
+from manifests.errors import RefusedError
+from pipeline.train.ranks import Place
 from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop import run_training

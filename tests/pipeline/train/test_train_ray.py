@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from manifests.errors import RefusedError
 from pipeline.train.command import TrainingStoppedError, train
 from pipeline.train.config import TrainConfig
 from pipeline.train.on_ray import train_on_ray
-from pipeline.train.ranks import RefusedError
 from stages.distillation.student import load_student
 from tests.faults.processes import workers_of
 from tests.pipeline.train.trainings import ROOT, arguments, interrupt_at, metrics, with_weights
