@@ -1,4 +1,4 @@
-# make demo      the whole road on rendered scenes: label, train, evaluate, report
+# make demo      the whole pipeline on rendered scenes: label, train, evaluate, report
 # make test      what the tests prove, each promise once
 # make campaign  the proofs that take long: Ray's processes, machines and disks in trouble, kills at random moments
 # make explore   the property tests with examples that nobody has tried: finds new faults, so it is no gate

@@ -23,7 +23,7 @@ from pipeline.label.config import PRESETS as LABEL_PRESETS
 from pipeline.label.config import LabelConfig, default_workers, demo_teacher
 from pipeline.train.config import PRESETS, TrainConfig
 from pipeline.train.labels import open_dataset
-from pipeline.train.ranks import Place
+from pipeline.train.ranks import Process
 from pipeline.train.setup import make_batches, make_learner, make_plan
 from stages.demo_networks import build_depth_anything, save_depth_anything
 from stages.distillation.dataset import Batch, Sample
@@ -104,10 +104,10 @@ def _labelled(place: Path, images: int, *, side_px: int, plan_changes: dict[str,
 
 
 def _cache_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]:
-    place = Place(device=device)
+    process = Process(device=device)
     dataset = open_dataset(case.config)
-    learner = make_learner(case.config, dataset, place)
-    plan = make_plan(case.config, dataset, place, 0)
+    learner = make_learner(case.config, dataset, process)
+    plan = make_plan(case.config, dataset, process, 0)
     in_memory = [_read(dataset, plan.requests(step)).to(device) for step in range(case.steps)]
     loader = make_batches(case.config, plan, dataset, device)
     for _ in range(2):
@@ -151,10 +151,10 @@ def _ratio(ratios: list[float]) -> str:
 
 
 def _teacher_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]:
-    place = Place(device=device)
+    process = Process(device=device)
     dataset = open_dataset(case.config)
-    learner = make_learner(case.config, dataset, place)
-    loader = make_batches(case.config, make_plan(case.config, dataset, place, 0), dataset, device)
+    learner = make_learner(case.config, dataset, process)
+    loader = make_batches(case.config, make_plan(case.config, dataset, process, 0), dataset, device)
     teachers = [load_model(demo_teacher(name), device=device) for name in _DEMO_TEACHERS]
     online = _online_batches(dataset, teachers, case.config.batch_size)
     _step(learner, next(loader).to(device))

@@ -1,6 +1,6 @@
 """`python -m pipeline.demo_models WHICH`: train one of the demo's checkpoints on rendered scenes, from nothing.
 
-Renders the scenes once into a memory-mapped cache, then trains at growing input sizes. Interrupted, it goes on from its
+Renders the scenes once into a memory-mapped cache, then trains at growing input sizes. Interrupted, it resumes from its
 last state. The checkpoints in `pipeline/demo_checkpoints/` were made by this command; `docs/demo-models.md` has the log.
 """
 
@@ -212,7 +212,7 @@ def _save_state(path: Path, model: nn.Module, optimizers: list[torch.optim.Optim
 
 
 def _restore(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
-    """The step to go on with and the seconds spent so far; both 0 where no state is kept."""
+    """The step to resume with and the seconds spent so far; both 0 where no state is kept."""
     if not path.exists():
         return 0, 0.0
     state = torch.load(path, weights_only=True)

@@ -42,15 +42,15 @@ def stop_requested(message: str) -> Iterator[Callable[[], bool]]:
         yield lambda: requested
 
 
-def born_deaf() -> AbstractContextManager[None]:
-    """Processes that are started within do not hear Ctrl-C and SIGTERM, which a terminal or a scheduler sends to a whole group.
+def ignored_by_children() -> AbstractContextManager[None]:
+    """Processes that are started within ignore Ctrl-C and SIGTERM, which a terminal or a scheduler sends to a whole group.
 
-    Their parent decides when they end. Python processes started by spawn need `deaf` as well, once they are up.
+    Their parent decides when they end. Python processes started by spawn need `ignore_signals` as well, once they are up.
     """
     return handled_by(signal.SIG_IGN)
 
 
-def deaf(_: int = 0) -> None:
+def ignore_signals(_: int = 0) -> None:
     """For `DataLoader(worker_init_fn=...)`: torch has set a handler of its own in the meantime."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -3,7 +3,7 @@
 While the device predicts, threads read and decode the next pictures, and score and keep the last predictions. Threads, because
 decoding and arithmetic release the interpreter's lock, and maps of 24 megapixels are not worth sending between processes.
 Nothing but the scores grows with the length of a set. Results are in the set's order, whatever was batched with what. What
-fails is named, and the rest goes on.
+fails is named, and the rest continues.
 """
 
 from __future__ import annotations

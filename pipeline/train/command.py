@@ -15,7 +15,7 @@ from pipeline.interrupts import stop_requested
 from pipeline.train.config import PRESETS, TrainConfig
 from pipeline.train.labels import announce_labels, open_dataset
 from pipeline.train.loop import STOPPING, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
-from pipeline.train.ranks import Place
+from pipeline.train.ranks import Process
 from pipeline.train.setup import is_finished
 from stages.models.find import resolve_device
 
@@ -34,7 +34,7 @@ def train(config: TrainConfig, on_step: Callable[[Mapping[str, Any]], None] | No
         return TrainResult(checkpoint=config.output, steps=config.steps, resumed_from=config.steps, images=None)
     if config.num_workers == 1 and config.address is None:
         with stop_requested(STOPPING) as stop:
-            return run_training(config, Place(device=resolve_device(config.device)), stop, on_step)
+            return run_training(config, Process(device=resolve_device(config.device)), stop, on_step)
     announce_labels(config, open_dataset(config))  # what the workers say is not seen
     from pipeline.train.on_ray import train_on_ray  # takes seconds, and most trainings have one device
 

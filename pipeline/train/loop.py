@@ -1,7 +1,7 @@
 """The training itself, as one process does it: alone, or as one of several that share every batch.
 
 The same function runs in the command's own process and in each worker of Ray Train. What a step sees depends on the seed and
-the step's number alone, so it may end anywhere and go on anywhere, on one device or on eight.
+the step's number alone, so it may end anywhere and resume anywhere, on one device or on eight.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.config import resolved
 from pipeline.train.card import student_space, write_card
 from pipeline.train.config import TrainConfig
 from pipeline.train.log import TrainingLog
-from pipeline.train.ranks import Place, agreed, gathered
+from pipeline.train.ranks import Process, gathered, on_all_ranks
 from pipeline.train.setup import Prepared, make_batches, make_plan, prepare
 from pipeline.train.state import lock_dataset, remove_states, save_state
 from stages.distillation.dataset import Batch
@@ -36,7 +36,7 @@ _GROWING_STEPS = 100  # in which a new head, whose first output is all but const
 
 
 class TrainingStoppedError(DistillError, RuntimeError):
-    """Going on would have spoilt the weights; the message says what happened where. The last state is kept."""
+    """The next update would have spoilt the weights; the message says what happened where. The last state is kept."""
 
 
 class TrainingInterruptedError(DistillError):
@@ -56,36 +56,36 @@ class TrainResult:
     checkpoint: Path
     steps: int
     resumed_from: int
-    """Step the training went on from; 0 when it began anew, `steps` when it had been finished before."""
+    """Step the training resumed from; 0 when it began anew, `steps` when it had been finished before."""
     images: int | None
     """Contexts in the dataset; None when the training had been finished before."""
 
 
 def run_training(
     config: TrainConfig,
-    place: Place,
+    process: Process,
     stop_requested: Callable[[], bool],
     on_step: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TrainResult:
-    """Train, or go on, to the finished checkpoint. `on_step` gets each step's line of metrics.jsonl, on rank 0.
+    """Train, or resume, to the finished checkpoint. `on_step` gets each step's line of metrics.jsonl, on rank 0.
 
     Raises ValueError or OSError for a run, student or output that does not fit (RefusedError on several ranks),
     TrainingStoppedError before an update that would do harm, TrainingInterruptedError once the state is saved after
     `stop_requested`.
     """
     with ExitStack() as held:
-        ready = _prepared_alike(config, place, held)
+        ready = _prepared_alike(config, process, held)
         log = None
-        if place.rank == 0:
+        if process.rank == 0:
             lock_dataset(config.output, ready.dataset.lock())
-            log = held.enter_context(TrainingLog(config, ready.first_step, show=place.world_size == 1))
-        plan = make_plan(config, ready.dataset, place, ready.first_step)
-        batches = make_batches(config, plan, ready.dataset, place.device)
+            log = held.enter_context(TrainingLog(config, ready.first_step, show=process.world_size == 1))
+        plan = make_plan(config, ready.dataset, process, ready.first_step)
+        batches = make_batches(config, plan, ready.dataset, process.device)
         for step in range(ready.first_step, config.steps):
             started = time.perf_counter()
-            micro_batches, asked = agreed(lambda: (_next(batches, config, place), stop_requested()))
+            micro_batches, asked = on_all_ranks(lambda: (_next(batches, config, process), stop_requested()))
             waited_s = time.perf_counter() - started
-            outcome, disparity = _take_step(config, place, ready.learner, step, micro_batches)
+            outcome, disparity = _take_step(config, process, ready.learner, step, micro_batches)
             saves = any(asked) or (step + 1) % config.checkpoint_every == 0
             if log is not None:
                 seconds = time.perf_counter() - started
@@ -98,41 +98,41 @@ def run_training(
                     save_state(config.output, ready.settings, ready.learner.state(), step + 1, config.keep_checkpoints)
             if any(asked) and step + 1 < config.steps:
                 raise TrainingInterruptedError(step + 1)
-        if place.rank == 0:
+        if process.rank == 0:
             _finish(config, ready)
     images = len(ready.dataset)
     return TrainResult(checkpoint=config.output, steps=config.steps, resumed_from=ready.first_step, images=images)
 
 
-def _prepared_alike(config: TrainConfig, place: Place, held: ExitStack) -> Prepared:
+def _prepared_alike(config: TrainConfig, process: Process, held: ExitStack) -> Prepared:
     """What `prepare` gives, once it gives the same on all ranks: labels, weights and state may be seen late on some node."""
 
     def make() -> tuple[Prepared, Any]:
-        ready = prepare(config, place, held)
-        return ready, ready.word
+        ready = prepare(config, process, held)
+        return ready, ready.alike
 
-    ready, words = agreed(make)
-    for rank, word in enumerate(words):
-        if word != words[0]:
-            names = ["step"] * (word[0] != words[0][0])
-            names += [name for name in words[0][1] if word[1].get(name) != words[0][1][name]]
+    ready, (first, *others) = on_all_ranks(make)
+    for rank, other in enumerate(others, 1):
+        if other != first:
+            names = ["step"] * (other[0] != first[0])
+            names += [name for name in first[1] if other[1].get(name) != first[1][name]]
             raise RefusedError(
-                f"{config.output}: rank {rank} would go on from step {word[0]}, rank 0 from step {words[0][0]}; they differ in "
+                f"{config.output}: rank {rank} would resume from step {other[0]}, rank 0 from step {first[0]}; they differ in "
                 f"{', '.join(names)}. The run, the output and the checkpoints must be the same for all workers"
             )
     return ready
 
 
-def _next(batches: Iterator[Batch], config: TrainConfig, place: Place) -> list[Batch]:
-    return [batch.to(place.device) for batch in islice(batches, config.accumulation)]
+def _next(batches: Iterator[Batch], config: TrainConfig, process: Process) -> list[Batch]:
+    return [batch.to(process.device) for batch in islice(batches, config.accumulation)]
 
 
 def _take_step(
-    config: TrainConfig, place: Place, learner: Learner, step: int, batches: list[Batch]
+    config: TrainConfig, process: Process, learner: Learner, step: int, batches: list[Batch]
 ) -> tuple[StepOutcome, torch.Tensor]:
     """One update of the weights; what it saw, and the last micro-batch's disparity."""
     # Dropped paths, where a student has any, must not depend on a resume, and differ between ranks.
-    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, place.rank]).generate_state(1)[0]))
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, process.rank]).generate_state(1)[0]))
     outcome, disparity = gradient_step(learner, batches, max_gradient_norm=config.max_gradient_norm, bf16=config.bf16)
     _refuse_harm(step, outcome, learner, batches)
     for group in learner.optimizer.param_groups:

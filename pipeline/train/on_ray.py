@@ -24,7 +24,7 @@ from pipeline.ray_start import start_ray
 from pipeline.train.config import TrainConfig
 from pipeline.train.log import Follower
 from pipeline.train.loop import STOPPING, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
-from pipeline.train.ranks import Place, agreed
+from pipeline.train.ranks import Process, on_all_ranks
 from pipeline.train.setup import is_finished
 
 STOP = "stop-requested"
@@ -98,12 +98,12 @@ def _train_in_worker(arguments: dict[str, Any]) -> dict[str, Any]:
     """One rank. What all ranks refuse alike is returned, not raised: starting the workers again would not change it."""
     config: TrainConfig = arguments["config"]
     context = ray.train.get_context()
-    place = Place(device=str(get_device()), rank=context.get_world_rank(), world_size=context.get_world_size())
+    process = Process(device=str(get_device()), rank=context.get_world_rank(), world_size=context.get_world_size())
     try:
-        _, finished = agreed(lambda: (None, is_finished(config)))
+        _, finished = on_all_ranks(lambda: (None, is_finished(config)))
         if any(finished):  # one of us died when all was done, and not every node may see that yet
             return {"resumed_from": config.steps, "images": None}
-        result = run_training(config, place, lambda: place.rank == 0 and Path(config.output, STOP).exists())
+        result = run_training(config, process, lambda: process.rank == 0 and Path(config.output, STOP).exists())
         return {"resumed_from": result.resumed_from, "images": result.images}
     except TrainingInterruptedError as error:
         return {"interrupted_after": error.step}

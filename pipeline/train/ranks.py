@@ -1,7 +1,7 @@
 """Processes that train together: who is who, and how they stay together.
 
-A collective waits for all. So whatever may fail on one rank alone (reading, loading) is done through `agreed`, which fails on
-all of them or on none, and with the same words.
+A collective waits for all. So whatever may fail on one rank alone (reading, loading) is done through `on_all_ranks`, which
+fails on all of them or on none, and with the same message.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch.distributed as dist
 from manifests.errors import RefusedError
 
 ValueT = TypeVar("ValueT")
-WordT = TypeVar("WordT")
+AlikeT = TypeVar("AlikeT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Process:
     """Where one process trains: its device, and its rank among those that train together."""
 
     device: str
@@ -27,14 +27,14 @@ class Place:
     world_size: int = 1
 
 
-def agreed(make: Callable[[], tuple[ValueT, WordT]]) -> tuple[ValueT, list[WordT]]:
-    """The value that `make` gives here, and the words that it gives on each rank, once it has succeeded on every one.
+def on_all_ranks(make: Callable[[], tuple[ValueT, AlikeT]]) -> tuple[ValueT, list[AlikeT]]:
+    """The value that `make` gives here, and what else it gives on each rank, once it has succeeded on every one.
 
     Raises what `make` raises where there is one process, and RefusedError with the first rank's message where there are more.
     """
     if not dist.is_initialized():
-        value, word = make()
-        return value, [word]
+        value, alike = make()
+        return value, [alike]
     made, problem = None, None
     try:
         made = make()
@@ -45,7 +45,7 @@ def agreed(make: Callable[[], tuple[ValueT, WordT]]) -> tuple[ValueT, list[WordT
         if text is not None:
             raise RefusedError(f"rank {rank}: {text}")
     assert made is not None
-    return made[0], [word for _, word in found]
+    return made[0], [alike for _, alike in found]
 
 
 def gathered(items: list[Any]) -> list[Any]:

@@ -17,10 +17,10 @@ from transformers.utils.logging import disable_progress_bar
 import manifests
 from manifests.errors import RefusedError
 from pipeline.config import resolved
-from pipeline.interrupts import born_deaf, deaf
+from pipeline.interrupts import ignore_signals, ignored_by_children
 from pipeline.train.config import MAY_CHANGE, TrainConfig
 from pipeline.train.labels import announce_labels, open_dataset
-from pipeline.train.ranks import Place
+from pipeline.train.ranks import Process
 from pipeline.train.state import finished_training, library_versions, load_state, refuse_other_labels
 from stages.distillation.dataset import Batch
 from stages.distillation.features import feature_target_of, load_feature_target
@@ -43,12 +43,12 @@ class Prepared:
     first_step: int
 
     @property
-    def word(self) -> tuple[int, Mapping[str, Any]]:
+    def alike(self) -> tuple[int, Mapping[str, Any]]:
         """What must be the same on all ranks."""
         return self.first_step, self.settings
 
 
-def prepare(config: TrainConfig, place: Place, held: ExitStack) -> Prepared:
+def prepare(config: TrainConfig, process: Process, held: ExitStack) -> Prepared:
     """Open the labels, build the learner and restore its latest state. Rank 0 holds the output until `held` is closed.
 
     Raises ValueError or OSError for a run, student or output that does not fit, RunInUseError where another training has it.
@@ -60,10 +60,10 @@ def prepare(config: TrainConfig, place: Place, held: ExitStack) -> Prepared:
             f"{config.run[0]}: its contexts are {dataset.context_kind!r}, expected {config.context!r}, as --context says; "
             f"label a run with --plan.context {config.context}, or train with --context any"
         )
-    announce_labels(config, dataset, say=place.world_size == 1)
-    learner = make_learner(config, dataset, place)
+    announce_labels(config, dataset, say=process.world_size == 1)
+    learner = make_learner(config, dataset, process)
     settings = base_settings(config) | library_versions() | dataset_settings(dataset) | checkpoint_settings(config)
-    if place.rank == 0:
+    if process.rank == 0:
         config.output.mkdir(parents=True, exist_ok=True)
         in_use = f"{config.output}: in use by another training"
         held.enter_context(manifests.hold_file(config.output / _HELD, exclusive=True, in_use=in_use))
@@ -115,7 +115,7 @@ def checkpoint_settings(config: TrainConfig) -> dict[str, Any]:
 # --- what a training is made of -------------------------------------------------------------------------------------
 
 
-def make_learner(config: TrainConfig, dataset: JoinedLabels, place: Place) -> Learner:
+def make_learner(config: TrainConfig, dataset: JoinedLabels, process: Process) -> Learner:
     """The student and all that is trained with it, as they are before the first step. Raises ValueError, OSError."""
     student = load_student(
         config.student_checkpoint,
@@ -123,7 +123,7 @@ def make_learner(config: TrainConfig, dataset: JoinedLabels, place: Place) -> Le
         revision=config.student_revision,
         start=config.start,
         seed=config.seed,
-        device=place.device,
+        device=process.device,
         activation_checkpointing=config.activation_checkpointing,
         compile=config.compile,
     )
@@ -132,7 +132,7 @@ def make_learner(config: TrainConfig, dataset: JoinedLabels, place: Place) -> Le
         target = feature_target_of(student)
     elif config.feature_weight and config.feature_encoder is not None:
         target = load_feature_target(
-            config.feature_encoder, student, revision=config.feature_revision, seed=config.seed, device=place.device
+            config.feature_encoder, student, revision=config.feature_revision, seed=config.seed, device=process.device
         )
     projection = target.projection.parameters() if target and target.projection else ()
     encoder, decoder = student.parameter_groups()
@@ -142,9 +142,9 @@ def make_learner(config: TrainConfig, dataset: JoinedLabels, place: Place) -> Le
     if config.anchor_weight:
         # All of the first batch, in pieces that fit into memory, whatever the number of devices: on each the same scale.
         pieces = config.accumulation * config.num_workers
-        plan = make_plan(replace(config, accumulation=pieces), dataset, Place(device=place.device), 0)
+        plan = make_plan(replace(config, accumulation=pieces), dataset, Process(device=process.device), 0)
         chunks = [plan.chunk(0, micro) for micro in range(pieces)]
-        anchor = measured_scale(student, [dataset.collate([dataset[r] for r in c]).to(place.device) for c in chunks])
+        anchor = measured_scale(student, [dataset.collate([dataset[r] for r in c]).to(process.device) for c in chunks])
     student.network.train()  # from here on: the copy and the measurement above are of a network that does not drop paths
     average = {name: p.detach().clone() for name, p in student.network.named_parameters()} if config.ema_decay else {}
     return Learner(
@@ -158,8 +158,8 @@ def make_learner(config: TrainConfig, dataset: JoinedLabels, place: Place) -> Le
     )
 
 
-def make_plan(config: TrainConfig, dataset: JoinedLabels, place: Place, first_step: int) -> BatchPlan:
-    """Which samples this place sees in each step from `first_step`."""
+def make_plan(config: TrainConfig, dataset: JoinedLabels, process: Process, first_step: int) -> BatchPlan:
+    """Which samples this process sees in each step from `first_step`."""
     return BatchPlan(
         part_sizes=dataset.part_sizes,
         batch_size=config.batch_size,
@@ -170,8 +170,8 @@ def make_plan(config: TrainConfig, dataset: JoinedLabels, place: Place, first_st
         flip=config.flip,
         color_jitter=config.color_jitter,
         first_step=first_step,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=process.rank,
+        world_size=process.world_size,
         accumulation=config.accumulation,
     )
 
@@ -186,7 +186,7 @@ def make_batches(config: TrainConfig, plan: BatchPlan, dataset: JoinedLabels, de
         # fork hangs Zarr's threads; workers of a forkserver outlive a training that is killed
         multiprocessing_context="spawn" if config.loader_workers else None,
         pin_memory=device.startswith("cuda"),
-        worker_init_fn=deaf,  # a signal to all lets the step at work end, and that needs its batch
+        worker_init_fn=ignore_signals,  # a signal to all lets the step at work end, and that needs its batch
     )
-    with born_deaf():
+    with ignored_by_children():
         return iter(loader)

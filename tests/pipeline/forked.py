@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import multiprocessing
 import os
 import signal
@@ -70,7 +69,11 @@ def _run(
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stdout = sys.stderr = output.open("w")
-        setattr(owner, name, staticmethod(signalling) if isinstance(inspect.getattr_static(owner, name), staticmethod) else signalling)
+        setattr(
+            owner,
+            name,
+            staticmethod(signalling) if isinstance(inspect.getattr_static(owner, name), staticmethod) else signalling,
+        )
         status = command(arguments)
     except BaseException:
         traceback.print_exc()

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from manifests.errors import RefusedError
-from pipeline.train.ranks import Place
+from pipeline.train.ranks import Process
 from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop import run_training
@@ -38,12 +38,12 @@ if rank == 0:
     except InterruptedError:
         pass
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=240))
-place = Place(device="cpu", rank=rank, world_size=2)
+process = Process(device="cpu", rank=rank, world_size=2)
 unseen = replace(begun, output=folder / "elsewhere") if rank else begun
 damaged = TrainConfig(run=(folder / "damaged",), output=folder / "out", steps=6, columns=("primary",), **common)
 for config in (unseen, damaged):
     try:
-        run_training(config, place, lambda: False)
+        run_training(config, process, lambda: False)
     except RefusedError as error:
         print(error, flush=True)
 """
@@ -67,9 +67,9 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     return [rank.communicate(timeout=280)[0].splitlines() for rank in ranks]
 
 
-def test_ranks_that_would_go_on_from_different_steps_are_refused(messages: list[list[str]]) -> None:
+def test_ranks_that_would_resume_from_different_steps_are_refused(messages: list[list[str]]) -> None:
     for said in messages:
-        assert "rank 1 would go on from step 0, rank 0 from step 3; they differ in step" in said[0]
+        assert "rank 1 would resume from step 0, rank 0 from step 3; they differ in step" in said[0]
 
 
 def test_a_label_that_one_rank_cannot_read_ends_all(messages: list[list[str]]) -> None:
