@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from stages.depth_space import DepthConversion
-from stages.distillation.losses import LossConfig, Normalization, Segments
+from stages.distillation.losses import LossConfig
 from stages.distillation.order import Strategy
 from stages.distillation.student import StudentStart
 
@@ -34,17 +34,10 @@ _DEMO: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "baseline": _BASELINE, "demo": _DEMO, "demo-baseline": _DEMO | _BASELINE}
 
-MAY_CHANGE = (
-    *("preset", "config", "run", "output", "resume", "allow_partial", "device", "num_workers", "address", "max_restarts"),
-    *("loader_workers", "accumulation", "activation_checkpointing", "checkpoint_every", "keep_checkpoints", "picture_every"),
-)
-"""What may change when a training is resumed: it changes where and how fast, and the result by rounding at most (and by which
-paths are dropped, in students that drop any at random)."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Train a student on the labels of a run."""
+class LabelSettings:
+    """What a training learns from, and where it goes."""
 
     run: tuple[Path, ...]
     """The labelled run, or several of one plan and the same teachers."""
@@ -55,21 +48,8 @@ class TrainConfig:
     (small, for a CPU)."""
     config: Path | None = None
     """TOML file with any of these settings."""
-    resume: bool = True
-    """Resume where an interrupted training in the output ended; --no-resume refuses instead."""
-
     allow_partial: bool = False
     """Begin though labelling has not ended: with the images that are labelled now, and with those to the end."""
-
-    student: str = "depth-anything/Depth-Anything-V2-Small-hf"
-    """Checkpoint the student starts from: a folder, an id on the hub, or demo, the small one that comes with the package."""
-    student_revision: str | None = None
-    """Full commit of the student's hub id; None for one that is known here."""
-    fresh_head: bool = False
-    """Keep the encoder of --student and start with a random neck and head (the paper's table 5)."""
-    from_scratch: bool = False
-    """Take the architecture of --student alone and start with random weights."""
-
     columns: tuple[str, ...] = ("primary", "assistant")
     """Columns of the run to learn from: one teacher or more."""
     ratios: tuple[float, ...] = ()
@@ -83,37 +63,33 @@ class TrainConfig:
     context: Literal["any", "whole", "square"] = "any"
     """Refuse a run whose contexts are not whole pictures, or random squares."""
 
-    normalization_shared: Normalization = "hybrid"
-    """Normalisation of the whole context."""
-    normalization_local: Normalization = "hybrid"
-    """Normalisation of the patches."""
-    segments: Segments = "range"
-    """How hybrid and local normalisation cut the teacher's values: equal ranges, or equal numbers of pixels."""
-    shared_weight: float = 1.0
-    """Weight of the shared-context loss."""
-    local_global_weight: float = 0.5
-    """Weight of the patches' loss; 0 leaves the patches unread."""
-    feature_weight: float = 1.0
-    """Weight of the feature alignment with a frozen encoder; 0 does without that encoder."""
-    gradient_weight: float = 2.0
-    """Weight of the gradient loss."""
-    anchor_weight: float = 0.0
-    """Weight of a term that keeps the output's level and spread where the untrained student had them."""
-    trim_fraction: float = 0.0
-    """Share of each map's pixels, those with the largest loss, that is left out."""
-    feature_margin: float = 0.85
-    """Tokens whose cosine with the frozen encoder's is above this are left alone."""
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSettings:
+    """The network that learns, and the frozen one that its features are held to."""
+
+    student: str = "depth-anything/Depth-Anything-V2-Small-hf"
+    """Checkpoint the student starts from: a folder, an id on the hub, or demo, the small one that comes with the package."""
+    student_revision: str | None = None
+    """Full commit of the student's hub id; None for one that is known here."""
+    fresh_head: bool = False
+    """Keep the encoder of --student and start with a random neck and head (the paper's table 5)."""
+    from_scratch: bool = False
+    """Take the architecture of --student alone and start with random weights."""
     feature_encoder: str | None = None
     """Checkpoint of the frozen encoder, such as DINOv2; None takes a copy of the student's own at the start."""
     feature_revision: str | None = None
     """Full commit of the frozen encoder's hub id."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """The steps: their number, learning rates, augmentation and precision."""
+
     steps: int = 20_000
     """Optimizer steps."""
     batch_size: int = 8
     """Contexts in a step, on all devices together."""
-    accumulation: int = 1
-    """Micro-batches into which each device cuts its share of a batch, where memory is short."""
     lr_encoder: float = 5e-6
     """Peak learning rate of the encoder."""
     lr_decoder: float = 5e-5
@@ -134,13 +110,19 @@ class TrainConfig:
     """Strength of random changes of brightness, contrast, saturation and hue; only the student sees them."""
     seed: int = 0
     """Seed of order, teachers, augmentation and new weights."""
-
     bf16: bool = False
     """Run encoder and neck in bfloat16."""
     compile: bool = False
     """Compile the student with `torch.compile`: minutes at the start, faster afterwards."""
-    activation_checkpointing: bool = False
-    """Compute the encoder's activations twice instead of keeping them: less memory, slower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """Where and how fast it runs. May change when a training is resumed: it changes the result by rounding at most (and by
+    which paths are dropped, in students that drop any at random)."""
+
+    resume: bool = True
+    """Resume where an interrupted training in the output ended; --no-resume refuses instead."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     num_workers: int = 1
@@ -151,12 +133,30 @@ class TrainConfig:
     """How often Ray Train starts the workers again after one of them died."""
     loader_workers: int = 4
     """Processes that read labels, for each device; 0 reads in the training process."""
+    accumulation: int = 1
+    """Micro-batches into which each device cuts its share of a batch, where memory is short."""
+    activation_checkpointing: bool = False
+    """Compute the encoder's activations twice instead of keeping them: less memory, slower."""
     checkpoint_every: int = 500
     """Steps between states to resume from."""
     keep_checkpoints: int = 2
     """How many of the latest states to keep."""
     picture_every: int = 500
     """Steps between pictures in TensorBoard."""
+
+
+MAY_CHANGE = frozenset(
+    {"preset", "config", "run", "output", "allow_partial"} | {field.name for field in fields(RuntimeSettings)}
+)
+"""What a resumed training need not have as it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, LabelSettings):
+    """Train a student on the labels of one run or more.
+
+    The groups are one namespace, as the flags, the presets and the keys of a TOML file are.
+    """
 
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
