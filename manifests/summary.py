@@ -13,9 +13,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypedDict
 
 from manifests.licences import UNKNOWN, most_restrictive
 from manifests.place import place_of
@@ -36,11 +35,25 @@ _NAMED_REJECTIONS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnSummary:
+class LabelTotals:
+    """Over a column's committed parts: `pixels` are valid label pixels, and `min`, `max`, `mean`, `max_quantisation_error` are
+    over them, in the column's depth space; `bytes` is the size of the arrays' files."""
+
+    views: int
+    pixels: int
+    bytes: int
+    bits_per_pixel: float | None
+    min: float | None
+    max: float | None
+    mean: float | None
+    max_quantisation_error: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSummary(LabelTotals):
     """One column. `licences` are those of the weights its labels were made with, `unknown` where none is stated. `rejected` and
-    `failures` count images by kind of problem; `pixels` are valid label pixels, and `min`, `max`, `mean`,
-    `max_quantisation_error` are over them, in `depth_space`; `bytes` is the size of the arrays' files; `litter` counts .zarr
-    folders that no manifest names; `examples` name the first rejected images, where there are more of them than was allowed."""
+    `failures` count images by kind of problem; `litter` counts .zarr folders that no manifest names; `examples` name the first
+    rejected images, where there are more of them than was allowed."""
 
     name: str
     depth_space: DepthSpace | None
@@ -53,14 +66,6 @@ class ColumnSummary:
     failed: int
     failures: Mapping[str, int]
     pending: int
-    views: int
-    pixels: int
-    bytes: int
-    bits_per_pixel: float | None
-    min: float | None
-    max: float | None
-    mean: float | None
-    max_quantisation_error: float | None
     litter: int
     damage: tuple[str, ...]
     examples: tuple[str, ...] = ()
@@ -221,22 +226,11 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
         pending=images_total - labelled - rejected.total() - failures.total(),
         litter=len(litter),
         damage=tuple(damage.values()),
-        **_measured(done),
+        **asdict(_measured(done)),
     )
 
 
-class _Measured(TypedDict):
-    views: int
-    pixels: int
-    bytes: int
-    bits_per_pixel: float | None
-    min: float | None
-    max: float | None
-    mean: float | None
-    max_quantisation_error: float | None
-
-
-def _measured(done: list[PartSummary]) -> _Measured:
+def _measured(done: list[PartSummary]) -> LabelTotals:
     """The statistics of several parts as those of one."""
     parts_measured = [part.statistics for part in done]
     pixels, size_bytes = sum(part.pixels for part in parts_measured), sum(part.bytes for part in done)
@@ -246,7 +240,7 @@ def _measured(done: list[PartSummary]) -> _Measured:
     def known(field: str) -> list[float]:
         return [value for part in parts_measured if (value := getattr(part, field)) is not None]
 
-    return _Measured(
+    return LabelTotals(
         views=sum(part.views for part in parts_measured),
         pixels=pixels,
         bytes=size_bytes,
