@@ -22,13 +22,18 @@ from numcodecs.pcodec import PCodec
 import manifests
 from stages.label_store import ContextPicture, write_pictures
 from stages.views import SourceBox
-from tests.manifests.small_run import commit_again
+from tests.manifests.small_run import commit_again, write_run
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\rFinished, no problems.\n\u202eslebal"
 PART, ZARR = "columns/dav2/shard.00001.json", "columns/dav2/shard.00001.a1.zarr"
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(executed) print\nshowpage\n%%EOF\n"
 
 Plant = Callable[[Path, Path], object]
+
+
+def sound_run(run_dir: Path) -> Path:
+    """What things are planted in: one source, two parts in each column, the second one with a rejected image."""
+    return write_run(run_dir, images={"shard": 6}, commit=("shard.00000", "shard.00001"))
 
 
 class _Payload:
@@ -219,7 +224,7 @@ BOMBS: dict[str, Plant] = {
     "a manifest of five million lists": _write(PART, lambda run: b"[" + b"[]," * 5_000_000 + b"[]]"),
     "a manifest of a million wrong images": _many_wrong_images,
     "a failure record of five million objects": _write(
-        "columns/dav2/shard.00002.failure.json", lambda run: b"[" + b"{}," * 5_000_000 + b"{}]"
+        "columns/dav2/shard.00001.failure.json", lambda run: b"[" + b"{}," * 5_000_000 + b"{}]"
     ),
     "a manifest of as many lists as are read": _write(PART, lambda run: b"[" + b"[]," * 1_000_000 + b"[]]"),
     "a manifest of one wide string": _write(PART, lambda run: b'["' + b"x" * 16_700_000 + "😀".encode() + b'"]'),

@@ -21,8 +21,7 @@ from manifests.__main__ import main
 from pipeline.label.command import label
 from stages.distillation.dataset import LabelDataset, SampleRequest
 from tests.conftest import label_config
-from tests.manifests.hostile_runs import BOMBS, HOSTILE, LINKS, OTHERS, Plant, snapshot
-from tests.manifests.small_run import write_run
+from tests.manifests.hostile_runs import BOMBS, HOSTILE, LINKS, OTHERS, Plant, snapshot, sound_run
 
 pytestmark = pytest.mark.timeout(120)
 COMMANDS = (
@@ -47,7 +46,7 @@ def outside(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run")
+    return sound_run(tmp_path / "run")
 
 
 def _said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -128,20 +127,29 @@ def test_escapes_of_a_run_are_shown_and_not_obeyed(run: Path, outside: Path, cap
     assert "\x1b]0;owned" in json.loads(as_json)["source_problems"][0]["example"]
 
 
-def test_nothing_that_bombs_a_run_makes_a_command_use_half_a_gigabyte(tmp_path: Path, outside: Path) -> None:
-    runs = []
+DEEPEST = ["verify", "--deep"]
+SHALLOWER = (["summary"], ["repair", "--dry-run"], ["clean", "--dry-run"])
+
+
+@pytest.mark.parametrize("all_commands", [False, pytest.param(True, marks=pytest.mark.campaign)], ids=["in_turn", "all"])
+def test_nothing_that_bombs_a_run_makes_a_command_use_half_a_gigabyte(
+    tmp_path: Path, outside: Path, all_commands: bool
+) -> None:
+    """Each run meets the command that reads the most, and one of the others in turn; in the campaign it meets them all."""
+    work = []
     for i, plant in enumerate(BOMBS.values()):
-        runs.append(write_run(tmp_path / f"run{i}"))
-        plant(runs[-1], outside)
+        run = sound_run(tmp_path / f"run{i}")
+        plant(run, outside)
+        work.append((str(run), [DEEPEST, *(SHALLOWER if all_commands else SHALLOWER[i % 3 :][:1])]))
     program = """
-import contextlib, io, re, sys
+import contextlib, io, json, re, sys
 import google_crc32c, numpy, pcodec, pyarrow.parquet
 from manifests.__main__ import main
 def peak():  # of this program alone: ru_maxrss begins with that of the process that started it
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) // 1024
 before = peak()
-for run in sys.argv[1:]:
-    for command in (["summary"], ["verify", "--deep"], ["repair", "--dry-run"], ["clean", "--dry-run"]):
+for run, commands in json.loads(sys.argv[1]):
+    for command in commands:
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             status = main([*command, run])
@@ -149,7 +157,7 @@ for run in sys.argv[1:]:
         assert said.getvalue().strip(), command
     print(run, command, peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", program, *map(str, runs)], capture_output=True, text=True, timeout=110)
+    done = subprocess.run([sys.executable, "-c", program, json.dumps(work)], capture_output=True, text=True, timeout=110)
     assert (done.returncode, done.stderr) == (0, "")
     used_mb = [int(line.split()[-1]) for line in done.stdout.splitlines()]
     assert len(used_mb) == len(BOMBS)
@@ -180,10 +188,18 @@ def test_a_training_reads_it_or_refuses_it_in_words(
     plant(run, outside)
     before = snapshot(outside)
     with _memory(500), contextlib.suppress(ValueError, OSError, RuntimeError):
-        dataset = LabelDataset(run, ("dav2",))
-        for sample in range(len(dataset)):
-            dataset[SampleRequest(sample=sample, teacher=0, flip=False)]
+        _read_by_a_training(run)
     assert snapshot(outside) == before
+
+
+def test_what_things_are_planted_in_is_sound_and_read_whole(run: Path) -> None:
+    assert manifests.verify(run) == []
+    assert _read_by_a_training(run) == 5  # of six images one is rejected
+
+
+def _read_by_a_training(run: Path) -> int:
+    dataset = LabelDataset(run, ("dav2",))
+    return len([dataset[SampleRequest(sample=sample, teacher=0, flip=False)] for sample in range(len(dataset))])
 
 
 LABELLED = {
