@@ -114,7 +114,7 @@ def _run_record(**changes: Any) -> Plant:
     return _change("run.json", **changes)
 
 
-def _change(name: str, **changes: Any) -> Plant:
+def _change(name: str, /, **changes: Any) -> Plant:
     return lambda run, outside: _write_record(run / name, json.loads((run / name).read_bytes()) | changes)
 
 
@@ -132,6 +132,22 @@ def _escapes(run: Path, outside: Path) -> None:
     (run / "columns/dav2" / f"shard.00000.{ESCAPES}.zarr").mkdir()
     configuration = {"max_rejected_fraction": 0}
     _run_record(configuration=configuration)(run, outside)
+
+
+def _escapes_in_a_column(run: Path, outside: Path) -> None:
+    """In what decides a column's content; the parts say something else."""
+    _change("columns/dav2/column.json", fingerprint={ESCAPES: ESCAPES}, configuration={ESCAPES: ESCAPES})(run, outside)
+
+
+def _named_by_escapes(run: Path, outside: Path) -> None:
+    """A column and a source: sound records in places of such a name."""
+    (run / "columns" / ESCAPES).mkdir()
+    shutil.copyfile(run / "columns/dav2/column.json", run / "columns" / ESCAPES / "column.json")
+    shutil.copyfile(run / "catalog/shard.json", run / "catalog" / f"{ESCAPES}.json")
+
+
+def _file_for_a_folder(name: str) -> Plant:
+    return lambda run, outside: (shutil.rmtree(run / name), (run / name).write_bytes(b""))
 
 
 def _metadata(name: str, change: Callable[[dict[str, Any]], object]) -> Plant:
@@ -231,6 +247,7 @@ BOMBS: dict[str, Plant] = {
     "deep JSON": _write(PART, lambda run: b'{"a":' * 100_000),
     "a deep plan": _run_record(plan={"context_px": 12, "deep": json.loads('{"a":' * 600 + "1" + "}" * 600)}),
     "a deep zarr.json": _write(f"{ZARR}/context/zarr.json", lambda run: b"[" * 60_000),
+    "a catalogue of 3 GB": _sparse("catalog/shard.json", 3 << 30),
     "a source of 10^15 images": _change("catalog/shard.json", images=10**15),
     "a deep column": _change("columns/dav2/column.json", configuration=json.loads('{"a":' * 600 + "1" + "}" * 600)),
     "a column's record of 3 GB": _sparse("columns/dav2/column.json", 3 << 30),
@@ -259,12 +276,21 @@ OTHERS: dict[str, Plant] = {
     "a pipe for a zarr.json": _instead(f"{ZARR}/context/zarr.json", os.mkfifo),
     "a folder for a chunk": _instead(f"{ZARR}/context/c/0/0/0", Path.mkdir),
     "a folder for a table": _instead("catalog/shard.*.parquet", Path.mkdir),
-    "a file for a column": lambda run, outside: (shutil.rmtree(run / "columns/dav2"), (run / "columns/dav2").write_bytes(b"")),
+    "a file for a column": _file_for_a_folder("columns/dav2"),
+    "a file for the folder of columns": _file_for_a_folder("columns"),
+    "a file for the catalogue's folder": _file_for_a_folder("catalog"),
     "a path out of the run": _traversal,
     "a group by a path": _part(zarr="../../outside"),
     "pickles": _pickles,
     "PostScript for a picture": _postscript,
     "escapes": _escapes,
+    "escapes in a column's record": _escapes_in_a_column,
+    "a column and a source named by escapes": _named_by_escapes,
+    "a column by a path": _change("columns/dav2/column.json", name="../../outside"),
+    "another column's record": lambda run, outside: shutil.copyfile(
+        run / "columns/images/column.json", run / "columns/dav2/column.json"
+    ),
+    "no record of a column": lambda run, outside: (run / "columns/dav2/column.json").unlink(),
 }
 HOSTILE = LINKS | BOMBS | OTHERS
 
