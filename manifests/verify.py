@@ -163,9 +163,9 @@ def _check_places(run_dir: Path, run: Run, unread: Mapping[Path, Exception]) -> 
     damage += [
         Damage(str(place), "link", _LINK)
         for place, error in unread.items()
-        if isinstance(error, LinkError) and place.name == COLUMN_RECORD
+        if isinstance(error, LinkError) and _is_of_column(place)
     ]
-    known = {column.name for column in run.columns} | {place.parent.name for place in unread}
+    known = {column.name for column in run.columns} | {place.parent.name for place in unread if _is_of_column(place)}
     with suppress(OSError):
         for name, kind, _ in place_of(run_dir).entries("columns"):
             if kind == "folder" and name not in known and _holds_files(run_dir, name):
@@ -174,6 +174,11 @@ def _check_places(run_dir: Path, run: Run, unread: Mapping[Path, Exception]) -> 
                 message = "found no folder, expected that of a column: restore it, or remove what is there"
                 damage.append(Damage(f"columns/{name}", "unknown_column", message))
     return damage
+
+
+def _is_of_column(place: Path) -> bool:
+    """Whether this is a column's record; a source may have the name `column`."""
+    return place.name == COLUMN_RECORD and place.parts[0] == "columns"
 
 
 def _holds_files(run_dir: Path, column: str) -> bool:

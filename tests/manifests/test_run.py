@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -118,6 +121,78 @@ def test_a_run_is_all_its_records_or_as_much_as_can_be_read(tmp_path: Path) -> N
     assert [column.name for column in found.columns] == ["images"]
     with pytest.raises((manifests.InvalidRecordError, OSError)):
         manifests.load_run(run)
+
+
+RECORDS = {
+    "catalog/shard.json": ("catalog/photos.v1.json", [["photos.v1"], ["images", "dav2"]]),
+    "columns/dav2/column.json": ("columns/images/column.json", [["photos.v1", "shard"], ["images"]]),
+    "columns/images/column.json": ("columns/dav2/column.json", [["photos.v1", "shard"], ["dav2"]]),
+}
+
+
+def _change_a_byte(path: Path, other: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'": ', b'":\t', 1))
+
+
+def _cut(path: Path, other: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def _empty(path: Path, other: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _make_huge(path: Path, other: Path) -> None:
+    os.truncate(path, 3 << 30)
+
+
+def _put_another_there(path: Path, other: Path) -> None:
+    shutil.copyfile(other, path)
+
+
+def _put_a_folder_there(path: Path, other: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _put_a_pipe_there(path: Path, other: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _put_a_link_there(path: Path, other: Path) -> None:
+    path.rename(path.with_name(".aside"))
+    path.symlink_to(".aside")
+
+
+HARMS = [
+    _change_a_byte,
+    _cut,
+    _empty,
+    _make_huge,
+    _put_another_there,
+    _put_a_folder_there,
+    _put_a_pipe_there,
+    _put_a_link_there,
+]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("place", RECORDS)
+def test_each_record_that_cannot_be_read_is_named_and_the_others_are_read(
+    tmp_path: Path, place: str, harm: Callable[[Path, Path], None]
+) -> None:
+    run = write_run(tmp_path)
+    other, names = RECORDS[place]
+    harm(run / place, run / other)
+    found, unread = manifests.read_run(run)
+    assert list(unread) == [Path(place)]
+    assert place in str(unread[Path(place)])
+    assert [[source.source for source in found.sources], [column.name for column in found.columns]] == names
+    with pytest.raises(type(unread[Path(place)])):
+        manifests.load_run(run)
+    assert [item.where for item in manifests.verify(run)].count(place) == 1
+    assert any(place in message for message in manifests.summarize(run).damage)
 
 
 def test_fingerprints_that_differ_are_told_apart_field_by_field() -> None:

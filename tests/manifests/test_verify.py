@@ -233,6 +233,30 @@ def test_a_run_that_was_stopped_before_it_had_sources_and_columns_is_sound(tmp_p
     manifests.write_exclusively(tmp_path / "run.json", manifests.to_json(record))
     assert manifests.verify(tmp_path) == []
     assert manifests.summarize(tmp_path).columns == ()
+    assert (manifests.repair(tmp_path), manifests.clean(tmp_path)) == (manifests.RepairReport(), [])
+
+
+def test_a_column_that_was_stopped_before_its_record_is_no_damage(run: Path) -> None:
+    (run / "columns/midas").mkdir()
+    (run / "columns/midas/.column.json.1.0123456789abcdef").write_bytes(b"half a re")
+    assert manifests.verify(run) == []
+
+
+@pytest.mark.parametrize("name", ["column", "catalog"])
+def test_a_source_whose_name_is_that_of_a_record_hides_nothing(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run", images={name: 2}, commit=[])
+    manifests.write_exclusively(run / "columns/catalog/x.00000.json", b"labels without a record")
+    for folder in (tmp_path, run / "catalog"):
+        (folder / f"{name}.json").write_bytes(b"{")
+    assert sorted((item.where, item.kind) for item in manifests.verify(run) if item.kind == "unknown_column") == [
+        ("columns/catalog", "unknown_column")
+    ]
+    (run / f"catalog/{name}.json").unlink()
+    (run / f"catalog/{name}.json").symlink_to(tmp_path / f"{name}.json")
+    assert sorted((item.where, item.kind) for item in manifests.verify(run)) == [
+        (f"catalog/{name}.json", "link"),
+        ("columns/catalog", "unknown_column"),
+    ]
 
 
 @pytest.fixture
