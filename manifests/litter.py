@@ -60,8 +60,8 @@ def column_litter(run_dir: Path, column: str, catalogued: Mapping[str, PartId]) 
 def _unnamed_tables(run_dir: Path, run: Run) -> list[str]:
     """Tables that no catalogue names: their command died before it wrote that, or another one was first."""
     named = {table_path(Path(), source).name for source in run.sources}
-    entries = place_of(run_dir).entries("catalog")
-    return [f"catalog/{e.name}" for e in entries if _TABLE_NAME.fullmatch(e.name) and e.kind == "file" and e.name not in named]
+    entries = [entry for entry in place_of(run_dir).entries("catalog") if entry.kind in ("file", "link")]
+    return [f"catalog/{entry.name}" for entry in entries if _TABLE_NAME.fullmatch(entry.name) and entry.name not in named]
 
 
 def _files_aside(run_dir: Path, folder: str) -> Iterator[str]:

@@ -52,6 +52,38 @@ def test_nothing_but_litter_is_ever_removed(
     assert manifests.clean(run) == []
 
 
+def test_a_table_that_no_catalogue_names_is_litter(tmp_path: Path) -> None:
+    """Their command died before it wrote the catalogue; of a link with such a name only the link is litter."""
+    run = write_run(tmp_path / "run")
+    tables = ["catalog/shard.0123456789abcdef.parquet", "catalog/new.v2.fedcba9876543210.parquet"]
+    for name in tables:
+        (run / name).write_bytes(b"half a ta")
+    (tmp_path / "kept").write_bytes(b"kept")
+    link = "catalog/photos.v1.0123456789abcdef.parquet"
+    (run / link).symlink_to(tmp_path / "kept")
+    for name in ("catalog/notes.parquet", "catalog/shard.0123.parquet", "catalog/shard.0123456789abcdef.parquet.old"):
+        (run / name).write_bytes(b"not ours")
+    kept = _contents(run)
+    assert [item.where for item in manifests.verify(run)] == [link]  # as damage only links are named
+    assert sorted(manifests.clean(run, dry_run=True)) == sorted([*tables, link])
+    assert sorted(manifests.clean(run)) == sorted([*tables, link])
+    assert _contents(run) == {name: content for name, content in kept.items() if name not in (*tables, link)} | {
+        ".driver.lock": b""
+    }
+    assert (tmp_path / "kept").read_bytes() == b"kept"
+    assert (manifests.clean(run), manifests.verify(run)) == ([], [])
+
+
+def test_no_table_is_litter_while_a_catalogue_cannot_be_read(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    manifests.catalogue_path(run, "shard").write_bytes(b"{")
+    (run / "catalog/new.0123456789abcdef.parquet").write_bytes(b"half a ta")
+    before = _contents(run)
+    with pytest.raises(manifests.InvalidRecordError, match=r"shard\.json"):
+        manifests.clean(run)
+    assert {name: content for name, content in _contents(run).items() if name != ".driver.lock"} == before
+
+
 def test_what_a_damaged_manifest_may_name_is_kept(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     (run / "columns/dav2/shard.00000.b2.zarr").mkdir()
