@@ -70,7 +70,8 @@ def _run_fields(run: Run) -> dict[str, str]:
 
 def _catalogue_fields(source: Catalogue) -> dict[str, str]:
     catalogue = dataclasses.asdict(source)
-    return _flat({field: catalogue[field] for field in ("size_bytes", "images", "rows_sha256", "table_sha256", "problems")})
+    fields = ("size_bytes", "images", "rows_sha256", "table_sha256", "problems", "extends")
+    return _flat({field: catalogue[field] for field in fields})
 
 
 def _part_fields(manifest: PartManifest) -> dict[str, str]:

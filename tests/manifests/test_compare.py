@@ -105,6 +105,13 @@ def test_sources_that_read_differently_are_named(tmp_path: Path) -> None:
     assert ("catalog/shard.json", "problems[0].kind", "nothing", '"truncated"') in found
 
 
+def test_another_source_that_a_source_extends_is_named(runs: tuple[Path, Path]) -> None:
+    a, b = runs
+    changed = dataclasses.replace(manifests.load_catalogue(b, "shard"), extends="photos.v1", location="/elsewhere")
+    manifests.catalogue_path(b, "shard").write_bytes(manifests.to_json(changed))
+    assert manifests.compare(a, b) == [("catalog/shard.json", "extends", "null", '"photos.v1"')]
+
+
 def test_a_record_that_cannot_be_read_is_no_difference_but_an_error(runs: tuple[Path, Path]) -> None:
     (runs[1] / PART).write_bytes(b"{}")
     with pytest.raises(manifests.InvalidRecordError, match=r"shard\.00001\.json"):
