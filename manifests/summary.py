@@ -108,7 +108,11 @@ class RunSummary:
 
     def complaints(self) -> list[str]:
         """Why the run is not finished and sound, in words; empty when it is."""
-        found = [
+        found = []
+        if not self.damage:  # where a record cannot be read, nobody knows
+            counts = (("source", self.sources_total), ("column", len(self.columns)))
+            found += [f"no {what} yet" for what, count in counts if not count]
+        found += [
             f"{count} of {column.images_total} images {what} in {column.name}"
             for what in ("failed", "pending")
             for column in self.columns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_the_summary_of_an_unfinished_run_says_why_and_exits_with_1(tmp_path: Pa
     assert "dav2: failed 3 out_of_memory" in done.stdout
     assert "dav2: 1 .zarr folders that no manifest names" in done.stdout
     assert "source shard: 1 truncated, for example offset 512: cut inside a member" in done.stdout
+
+
+def test_a_run_that_was_stopped_before_it_had_sources_or_columns_is_sound_and_not_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, whole = tmp_path / "run", write_run(tmp_path / "whole", commit=[])
+    run.mkdir()
+    shutil.copy(whole / "run.json", run)
+    for copied, missing in ((None, "no source yet, no column yet"), ("catalog", "no column yet")):
+        if copied:
+            shutil.copytree(whole / copied, run / copied)
+        assert main(["summary", str(run)]) == 1
+        assert capsys.readouterr().out.splitlines()[-1] == f"Not finished or not sound: {missing}."
+        for command in (["verify", "--deep"], ["repair"], ["clean"]):
+            assert main([*command, str(run)]) == 0
+        capsys.readouterr()
 
 
 def test_the_summary_as_json_has_the_same_numbers(finished: Path) -> None:
