@@ -231,6 +231,26 @@ def _entries(run_dir: Path, folder: str, unread: dict[Path, Exception]) -> list[
         return []
 
 
+def foreign_columns(run_dir: Path, run: Run, unread: Iterable[Path]) -> dict[str, str]:
+    """What lies in columns/ and is no column that the run has, by name, and what to do about it.
+
+    unread: paths of records that cannot be read, which are told by themselves, as links are; so are folders that cannot be
+    listed. Empty folders are what a stopped command has left.
+    """
+    known = {column.name for column in run.columns}
+    known |= {path.parts[1] for path in unread if path.parts[0] == "columns" and len(path.parts) > 1}
+    found = {}
+    ignored: dict[Path, Exception] = {}
+    for name, kind in _entries(run_dir, "columns", ignored):
+        if kind == "folder" and name not in known and _entries(run_dir, f"columns/{name}", ignored):
+            found[name] = (
+                "there is no column.json in it, so nothing tells what its labels are: restore that, or remove the folder"
+            )
+        elif kind in ("file", "other"):
+            found[name] = "found no folder, expected that of a column: restore it, or remove what is there"
+    return found
+
+
 def _within_limit(
     run_dir: Path, sources: Iterable[Catalogue], part_size: int, unread: dict[Path, Exception]
 ) -> Iterator[Catalogue]:

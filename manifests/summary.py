@@ -22,6 +22,7 @@ from manifests.run import (
     ColumnListing,
     PartId,
     Run,
+    foreign_columns,
     list_column,
     load_failure,
     load_part,
@@ -144,6 +145,7 @@ def summarize(run_dir: Path) -> RunSummary:
     run, unread = read_run(run_dir)
     catalogued = {part.name: part for part in parts(run)}
     damage = [_first_lines(error) for error in unread.values()]
+    damage += [f"{run_dir}/columns/{name}: {message}" for name, message in foreign_columns(run_dir, run, unread).items()]
     source_problems: list[SourceProblems] = []
     for source in run.sources:
         if found := source.problems:

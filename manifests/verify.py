@@ -32,6 +32,7 @@ from manifests.run import (
     column_dir,
     failure_path,
     fingerprint_differences,
+    foreign_columns,
     list_column,
     load_failure,
     load_part,
@@ -165,28 +166,13 @@ def _check_places(run_dir: Path, run: Run, unread: Mapping[Path, Exception]) -> 
         for place, error in unread.items()
         if isinstance(error, LinkError) and _is_of_column(place)
     ]
-    known = {column.name for column in run.columns} | {place.parent.name for place in unread if _is_of_column(place)}
-    with suppress(OSError):
-        for name, kind, _ in place_of(run_dir).entries("columns"):
-            if kind == "folder" and name not in known and _holds_files(run_dir, name):
-                damage.append(_unknown_column(name))
-            elif kind in ("file", "other") and not name.startswith("."):
-                message = "found no folder, expected that of a column: restore it, or remove what is there"
-                damage.append(Damage(f"columns/{name}", "unknown_column", message))
-    return damage
+    found = foreign_columns(run_dir, run, unread)
+    return damage + [Damage(f"columns/{name}", "unknown_column", message) for name, message in found.items()]
 
 
 def _is_of_column(place: Path) -> bool:
     """Whether this is a column's record; a source may have the name `column`."""
     return place.name == COLUMN_RECORD and place.parts[0] == "columns"
-
-
-def _holds_files(run_dir: Path, column: str) -> bool:
-    """Whether there is more in a column's folder than what a command that was stopped has left."""
-    try:
-        return any(not entry.name.startswith(".") for entry in place_of(run_dir).entries(f"columns/{column}"))
-    except OSError:
-        return False
 
 
 def _source_of(part: str) -> str:
@@ -199,11 +185,6 @@ def _unknown_part(column: Path, name: str) -> Damage:
         "the run again; remove the part's files only if they came from elsewhere"
     )
     return Damage(str(column / name), "unknown_part", message)
-
-
-def _unknown_column(name: str) -> Damage:
-    message = "there is no column.json in it, so nothing tells what its labels are: restore that, or remove the folder"
-    return Damage(f"columns/{name}", "unknown_column", message)
 
 
 def _listed(run_dir: Path, column: ColumnRecord) -> tuple[ColumnListing, list[Damage]]:

@@ -197,3 +197,12 @@ def test_the_most_restrictive_licence_of_all_columns_is_said_and_none_stated_is_
         summary = manifests.summarize(run)
         assert [column.licences for column in summary.columns] == [(), licences]
         assert summary.most_restrictive_licences == (strictest,)
+
+
+def test_a_column_whose_record_is_lost_is_damage_and_not_left_out_silently(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    manifests.column_record_path(run, "dav2").unlink()
+    summary = manifests.summarize(run)
+    assert [column.name for column in summary.columns] == ["images"]
+    assert "columns/dav2: there is no column.json in it" in summary.damage[0]
+    assert summary.complaints()
