@@ -63,7 +63,7 @@ def _call(zygote: Zygote, function: FunctionType, *arguments: object) -> Ended:
 
 
 @pytest.mark.parametrize("size_kib", [20, 60, 140])
-def test_a_disk_that_fills_up_ends_the_run_with_nothing_torn_and_it_goes_on_when_there_is_room(
+def test_a_disk_that_fills_up_ends_the_run_with_nothing_torn_and_it_resumes_when_there_is_room(
     tmp_path: Path, zygote: Zygote, five: Path, checkpoints: Path, uninterrupted: Path, size_kib: int
 ):
     run, kept = tmp_path / "run", tmp_path / "kept"
@@ -72,7 +72,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_nothing_torn_and_it_goes_on_when
     assert ended.status == 0, ended.output
     assert "first: 1" in ended.output
     assert "No space left on device" in ended.output
-    assert "run the same command to go on" in ended.output
+    assert "the same command resumes" in ended.output
     assert "Traceback" not in ended.output
     assert "damage: [] litter: []" in ended.output
     assert "second: 0" in ended.output

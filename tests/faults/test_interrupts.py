@@ -14,7 +14,7 @@ import pytest
 from tests.faults.processes import Zygote, committed, differences, is_alive, label_arguments, start, workers_of
 from tests.faults.steps import UNIT_STEPS, Fault
 
-_HINT = "run the same command to go on"
+_HINT = "the same command resumes"
 
 
 def _until(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:

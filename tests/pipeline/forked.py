@@ -69,11 +69,7 @@ def _run(
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.stdout = sys.stderr = output.open("w")
-        setattr(
-            owner,
-            name,
-            staticmethod(signalling) if isinstance(inspect.getattr_static(owner, name), staticmethod) else signalling,
-        )
+        setattr(owner, name, signalling)
         status = command(arguments)
     except BaseException:
         traceback.print_exc()

@@ -68,7 +68,7 @@ def test_two_workers_take_the_steps_of_one_and_go_on_after_a_lost_worker_a_signa
     process.send_signal(signal.SIGTERM)
     _, messages = process.communicate(timeout=240)
     assert process.returncode == 130, messages
-    assert "the same command goes on from there" in messages
+    assert "The same command resumes from there" in messages
     lines = metrics(together.output)
     assert states_of(together.output)[-1] == len(lines)
     assert [line["step"] for line in lines] == list(range(len(lines)))
