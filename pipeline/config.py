@@ -123,6 +123,16 @@ def _url_problem(flag: str, value: str) -> str | None:
     return f"{flag} {value}: a URL, expected a path on this machine; {hint}"
 
 
+def at_least(config: Any, bounds: Mapping[str, float]) -> list[str]:
+    """Which of these fields are less than they may be, in words. What is no number (None, or a name) is as it should be."""
+    values = {name: getattr(config, name) for name in bounds}
+    return [
+        f"--{name.replace('_', '-')} is {value}, expected at least {bounds[name]}"
+        for name, value in values.items()
+        if isinstance(value, int | float) and not value >= bounds[name]
+    ]
+
+
 def folder_problems(flag: str, folder: Path) -> list[str]:
     """Why a folder to write into cannot be one: a file is in its place, or in that of a folder above it."""
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.progress import duration
 from pipeline.report_figures import curve_svg, depth_colors, example_tiles, scatter_svg, share_svg
 
 # Everything is escaped; a name that the template asks for and was not given is an error.
@@ -131,8 +132,8 @@ def _prepared(content: ReportContent) -> dict[str, object]:
         "examples": [(e.key, example_tiles(e.rgb, e.depth_m, e.maps)) for e in content.examples],
         "losses": [(curve.name, curve_svg(curve.name, curve.steps, curve.values)) for curve in content.losses],
         **_scene_by_scene(content.abs_rel_before, content.abs_rel_after),
-        "timings": [(name, f"{s / longest:.1%}", _duration(s)) for name, s in content.timings_s.items()],
-        "total": _duration(sum(content.timings_s.values())),
+        "timings": [(name, f"{s / longest:.1%}", duration(s)) for name, s in content.timings_s.items()],
+        "total": duration(sum(content.timings_s.values())),
     }
 
 
@@ -168,10 +169,3 @@ def _scene_by_scene(before: Sequence[float], after: Sequence[float]) -> dict[str
         "scenes": [(heading, draw(before, after)) for heading, draw in drawings.items()],
         "improvement": f"The student got better on {improved} of {len(before)} scenes.",
     }
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds:02d} s"

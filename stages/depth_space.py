@@ -15,7 +15,8 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float32
 
-DepthSpace = Literal["disparity_affine_invariant", "depth_affine_invariant", "depth_metric", "disparity_metric"]
+from manifests.schema import DepthSpace
+
 DEPTH_SPACES: tuple[DepthSpace, ...] = get_args(DepthSpace)
 DepthConversion = Literal["refuse", "metric", "approximate"]
 DEPTH_CONVERSIONS: tuple[DepthConversion, ...] = get_args(DepthConversion)

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import manifests
-from pipeline.config import parse_command
+from pipeline.config import at_least, parse_command
 from pipeline.demo.report import DemoRun, write_demo_report
 from pipeline.evaluate.command import evaluate_models, format_table, protocol
 from pipeline.exits import say
@@ -69,12 +69,7 @@ class DemoConfig:
 
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
-        least = {"scenes": 8, "steps": 1, "held_out": 1, "examples": 1, "seed": 0}
-        found = [
-            f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least {bound}"
-            for name, bound in least.items()
-            if getattr(self, name) < bound
-        ]
+        found = at_least(self, {"scenes": 8, "steps": 1, "held_out": 1, "examples": 1, "seed": 0})
         if self.examples > self.held_out:
             found.append(f"--examples is {self.examples}, more than the {self.held_out} held-out scenes")
         return found

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from pipeline.config import at_least
 from stages.depth_space import DepthSpace
 from stages.evaluation.protocols import BenchmarkName, ProtocolName
 from stages.evaluation.rendered import CONTEXT_PX, HELD_OUT_SEED
@@ -68,12 +69,7 @@ class ScoringConfig:
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
         least = {"scenes": 1, "seed_start": 0, "input_px": 16, "network_px": 16, "seed": 0, "batch_size": 1, "workers": 1}
-        values = {name: getattr(self, name) for name in least} | {"network_px": self.network_long_side_px}
-        found = [
-            f"--{name.replace('_', '-')} is {value}, expected at least {least[name]}"
-            for name, value in values.items()
-            if value is not None and value < least[name]
-        ]
+        found = at_least(self, least)
         if not self.model:
             found.append("--model: nothing given, expected one or more checkpoints")
         unknown = [name for name in self.model if not (Path(name).is_dir() or is_hub_id(name))]

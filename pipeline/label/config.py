@@ -14,7 +14,7 @@ import tyro
 
 import manifests
 from manifests.run import IMAGES, RUN_RECORD
-from pipeline.config import folder_problems, parse_command
+from pipeline.config import at_least, folder_problems, parse_command
 from pipeline.label.pool import Resources
 from stages.labelling.teacher import TeacherSpec
 from stages.models import problems_of
@@ -92,11 +92,9 @@ class LabelConfig:
         ]
         for teacher in self.chosen:
             found += _problems_of(teacher)
-        least = {"part_size": 1, "batch_size": 1, "max_attempts": 1, "seed": 0, "workers": 0, "decode_threads": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                found.append(f"--{name.replace('_', '-')} is {value}, expected at least {bound}")
+        found += at_least(
+            self, {"part_size": 1, "batch_size": 1, "max_attempts": 1, "seed": 0, "workers": 0, "decode_threads": 1}
+        )
         if not 0 <= self.max_rejected_fraction <= 1:
             found.append(f"--max-rejected-fraction is {self.max_rejected_fraction}, expected a share from 0 to 1")
         if not self.stall_timeout_s > 0:

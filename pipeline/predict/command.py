@@ -25,7 +25,7 @@ import tyro
 from jaxtyping import Float32, UInt8
 
 import manifests
-from pipeline.config import parse_command
+from pipeline.config import at_least, parse_command
 from pipeline.exits import DONE, PROBLEMS, exit_status, say
 from pipeline.predict.files import (
     COLOR,
@@ -91,12 +91,7 @@ class PredictConfig:
 
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
-        least = {"long_side": 8, "tile": 32, "batch": 1, "threads": 1}
-        found = [
-            f"--{name.replace('_', '-')} is {value}, expected at least {bound}"
-            for name, bound in least.items()
-            if isinstance(value := getattr(self, name), int) and value < bound
-        ]
+        found = at_least(self, {"long_side": 8, "tile": 32, "batch": 1, "threads": 1})
         if not self.inputs:
             found.append("IN: none given; expected photographs or folders of them")
         if not 0.05 <= self.tile_overlap <= 0.9:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.config import at_least
 from stages.depth_space import DepthConversion
 from stages.distillation.losses import LossConfig
 from stages.distillation.order import Strategy
@@ -162,15 +163,9 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
         """Every value that cannot be accepted, in words."""
         weights = ("shared_weight", "local_global_weight", "feature_weight", "gradient_weight", "anchor_weight")
         counts = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "num_workers", "picture_every")
-        least = {
-            **dict.fromkeys(counts, 1),
-            **dict.fromkeys((*weights, "loader_workers", "warmup_steps", "seed", "weight_decay", "max_restarts"), 0),
-        }
-        found = [
-            f"{name}: found {getattr(self, name)}, expected {low} or more"
-            for name, low in least.items()
-            if not getattr(self, name) >= low
-        ]
+        others = ("loader_workers", "warmup_steps", "seed", "weight_decay", "max_restarts")
+        least: dict[str, float] = {**dict.fromkeys(counts, 1), **dict.fromkeys((*weights, *others), 0)}
+        found = at_least(self, least)
         found += [
             f"{name}: found {getattr(self, name)}, expected more than 0"
             for name in ("lr_encoder", "lr_decoder", "max_gradient_norm")

@@ -69,7 +69,7 @@ def test_values_that_cannot_be_accepted_are_all_named(capsys: pytest.CaptureFixt
     problems = capsys.readouterr().err
     assert "7 problems" in problems
     for named in (
-        "steps:",
+        "--steps is 0, expected at least 1",
         "ratios: found 2, expected one for each",
         "ratios: found (1.0, -1.0)",
         "both 0",
