@@ -68,7 +68,7 @@ def _unit_steps(column: str, first: str, last: str) -> dict[str, Step]:
         f"{column}: its first file is synced": Step("open", f"{folder}/{first}$", (listed,)),
         f"{column}: its last file is synced and its name is": Step(*settled, (listed,)),
         f"{column}: its files are hashed": Step("open", folder + "/.+", (listed, settled)),
-        **_record_steps(f"{column}: the manifest", rf"columns/{column}/\.[^/]+\.json"),
+        **_record_steps(f"{column}: the manifest", rf"columns/{column}/\.(?!column\.json)[^/]+\.json"),
     }
 
 

@@ -93,7 +93,7 @@ def test_workers_on_a_disk_of_their_own_are_left_out_and_where_none_else_is_left
 def test_a_node_that_is_removed_with_a_part_at_work_costs_time_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: Cluster, five: Path, checkpoints: Path, uninterrupted: Path
 ):
-    hang = Fault(Step("os.rename", r"columns/[^/]+/[^/]+\.zarr/.*\.partial$"), "sleep")
+    hang = Fault(Step("open", r"columns/[^/]+/[^/]+\.zarr/.+"), "sleep")
     _set_environment(monkeypatch, hang, marks=tmp_path / "marks")
     node = cluster.add_node(num_cpus=1)
     monkeypatch.undo()
