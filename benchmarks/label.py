@@ -41,7 +41,7 @@ from stages.labelling.units import KnownImages, label_images_part, label_teacher
 from stages.models import DepthModel, load_model
 from stages.models.batches import Predictor
 from stages.scenes import render_scene
-from stages.sources.catalogue import CatalogueRow, Source, SourceContent
+from stages.sources.source import CatalogueRow, Source, SourceContent
 from stages.views import ViewPlan
 
 _BATCH = 8

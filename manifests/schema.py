@@ -117,7 +117,7 @@ class Catalogue:
     KIND: ClassVar[str] = "catalogue"
     source: Name
     location: str
-    source_kind: Literal["tar", "folder"]
+    source_kind: Name
     size_bytes: Count
     images: Count
     rows_sha256: Sha256

@@ -112,7 +112,7 @@ def _fig5(config: Fig5) -> int:
     try:
         image = decode_upright(config.image.read_bytes())
         box = region_box(image, config.box)
-        model = find_model(config.model, depth_space=config.depth_space)
+        model = find_model(config.model, depth_space=config.depth_space, device=config.device)
         stated_px = max(model.stated_px) if isinstance(model.stated_px, tuple) else model.stated_px
         teacher = model.at("native").load(config.device)  # it is given pictures of the size that it shall see
         input_px = config.input_px or stated_px or _PAPER_PX

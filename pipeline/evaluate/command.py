@@ -160,11 +160,12 @@ def _write(config: EvaluateConfig, done: Evaluation) -> list[str]:
 
 def _write_card(done: Evaluation, name: str) -> str | None:
     """Put the model's results into its card, or say why not."""
-    card = done.models[name].found.folder / "README.md"
+    found = done.models[name].found
+    card = (found.folder or Path(found.spec.checkpoint)) / "README.md"
     results = eval_results(name, done.results)
     if not results:
         return f"{card}: left as it is: {name} has no mean to write"
-    if not Path(done.models[name].found.spec.checkpoint).is_dir() or not card.is_file():
+    if not found.folder or not Path(found.spec.checkpoint).is_dir() or not card.is_file():
         return f"{card}: no model card in a local folder, so --write-card has nowhere to put the results of {name}"
     try:
         text = replace_results(card.read_text(encoding="utf-8"), _markdown(done, [name]), card.parent.resolve().name, results)

@@ -14,6 +14,7 @@ from stages.depth_space import DepthSpace
 from stages.evaluation.protocols import BenchmarkName, ProtocolName
 from stages.evaluation.rendered import CONTEXT_PX, HELD_OUT_SEED
 from stages.models.checkpoints import is_hub_id
+from stages.models.find import own_function
 
 SetName = Literal[BenchmarkName, "scenes"]
 _SUFFIXES = (".csv", ".parquet")
@@ -24,7 +25,8 @@ class ScoringConfig:
     """Score depth models on benchmarks and on rendered scenes."""
 
     model: tuple[str, ...]
-    """Folders of checkpoints, or ids on the hub. All are held at once on the device."""
+    """Folders of checkpoints, ids on the hub, or functions of your own, as in my_module:load=CHECKPOINT (docs/labelling.md).
+    All are held at once on the device."""
     benchmark: tuple[SetName, ...] = ("scenes",)
     """What to score on."""
     data: tuple[Path, ...] = ()
@@ -72,7 +74,7 @@ class ScoringConfig:
         found = at_least(self, least)
         if not self.model:
             found.append("--model: nothing given, expected one or more checkpoints")
-        unknown = [name for name in self.model if not (Path(name).is_dir() or is_hub_id(name))]
+        unknown = [name for name in self.model if not (Path(name).is_dir() or is_hub_id(name) or own_function(name))]
         found += [f"--model {name}: no such folder, and not a hub id of the form owner/name" for name in unknown]
         if not self.benchmark or len(set(self.benchmark)) < len(self.benchmark):
             found.append(f"--benchmark is {' '.join(self.benchmark)!r}, expected one or more names, each once")

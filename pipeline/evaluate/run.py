@@ -57,7 +57,7 @@ class EvaluatedModel:
         own = {"loader": spec.loader, "dtype": spec.dtype, "input_px": self.found.input_size}
         if spec.loader == "marigold":
             own |= {"steps": spec.steps, "ensemble": spec.ensemble, "seed": self._seed}
-        libraries = ("torch", "transformers" if spec.loader == "transformers" else "diffusers")
+        libraries = ("torch", *(() if spec.is_custom else ("transformers" if spec.loader == "transformers" else "diffusers",)))
         return {"checkpoint_sha256": self.found.sha256, **own, **{name: version(name) for name in libraries}}
 
     def describe(self) -> str:
@@ -119,7 +119,13 @@ def score_all(
     models: dict[str, EvaluatedModel] = {}
     for name, checkpoint in _named(config.model).items():
         try:
-            found = find_model(checkpoint, name=name, depth_space=config.depth_space, input_px=config.network_px or "stated")
+            found = find_model(
+                checkpoint,
+                name=name,
+                depth_space=config.depth_space,
+                input_px=config.network_px or "stated",
+                device=config.device,
+            )
             models[name] = EvaluatedModel(found, device=config.device, batch=config.batch_size, seed=config.seed)
         except ModelError as error:
             failures.append(str(error))

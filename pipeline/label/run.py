@@ -26,7 +26,7 @@ from stages.labelling.unit import Unit
 from stages.models import checkpoint_folder, checkpoint_sha256, resolve
 from stages.models.checkpoints import require_safetensors
 from stages.models.custom import load as load_custom
-from stages.sources.catalogue import CatalogueRow, Source
+from stages.sources.source import CatalogueRow, Source
 from stages.views import ViewPlan
 
 _DECIDING = ("loader", "depth_space", "dtype", "input_px", "compile", "steps", "ensemble")

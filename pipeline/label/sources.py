@@ -24,15 +24,15 @@ from manifests.errors import RefusedError
 from manifests.place import place_of
 from manifests.run import IMAGES
 from stages.sources.catalogue import (
-    CatalogueRow,
-    Source,
-    SourceContent,
     SourceNotFoundError,
     cross_source_problems,
     expand_sources,
     read_images,
     read_source,
+    take_name,
 )
+from stages.sources.kinds import KINDS
+from stages.sources.source import CatalogueRow, Source, SourceContent
 
 _READERS = 8  # sources catalogued at a time: over a network the time goes into waiting
 _SHOWN = 3  # names in a message
@@ -90,13 +90,13 @@ def match_sources(run_dir: Path, run: manifests.Run, found: Sequence[FoundSource
     known, new, left_out = [], [], []
     for (source, content), name in zip(found, _matching(run_dir, run, families, found), strict=True):
         if name is None:
-            new.append(NewSource(_renamed(source, names), content, extends=None))
+            new.append(NewSource(replace(source, name=take_name(source.name, names)), content, extends=None))
             continue
         of_run, added = _compared(run_dir, families[name], source, content)
         known += of_run
         if added and add_new_files:
             rest = replace(content, rows=added, size_bytes=sum(row.size_bytes for row in added), problems=())
-            new.append(NewSource(_renamed(replace(source, name=name), names), rest, extends=name))
+            new.append(NewSource(replace(source, name=take_name(name, names)), rest, extends=name))
         elif added:
             left_out.append(f"{source.location}: {len(added)} new files are not in the run: {_few(row.key for row in added)}")
     _refuse_nested(run, new)
@@ -227,12 +227,12 @@ def _compared(
         known.append((replace(source, name=catalogue.source), tuple(there[row.key] for row in rows if row.key in there)))
     added = tuple(row for row in content.rows if row.key not in taken)
     what = [f"{len(keys)} {words} ({_few(keys)})" for keys, words in ((gone, "are gone"), (changed, "have changed")) if keys]
-    if added and source.kind == "tar":
+    if added and not KINDS[source.kind].can_grow:
         what.append(f"{len(added)} are new ({_few(row.key for row in added)})")
     if what:
         raise RunMismatchError(
-            f"source {family[0].source}, {source.location}: of the images that the run was made with, or in this tar, "
-            f"{', '.join(what)}; restore them, or label what is there now into a new run"
+            f"source {family[0].source}, {source.location}: of the images that the run was made with, or in this "
+            f"{source.kind}, {', '.join(what)}; restore them, or label what is there now into a new run"
         )
     return known, added
 
@@ -252,16 +252,6 @@ def read_rows(run_dir: Path, catalogue: manifests.Catalogue) -> list[CatalogueRo
         )
     table = pq.read_table(pa.BufferReader(content), schema=_SCHEMA)
     return [CatalogueRow(**row) for row in table.to_pylist()]
-
-
-def _renamed(source: Source, names: set[str]) -> Source:
-    """The source under the first name that is free, with a number where its own is taken; takes the name."""
-    name, count = source.name, 1
-    while name in names:
-        count += 1
-        name = f"{source.name}-{count}"
-    names.add(name)
-    return replace(source, name=name)
 
 
 def _problems_across(

@@ -56,7 +56,7 @@ class PredictConfig:
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN...")]
     """Photographs, and folders of them with all folders below."""
     model: str
-    """A student or a teacher: a folder or a hub id."""
+    """A student or a teacher: a folder, a hub id, or a function of your own, as in my_module:load=CHECKPOINT."""
     output: Path
     """Folder of the results; made where missing, continued where it exists."""
     npy: bool = False
@@ -137,8 +137,9 @@ def predict(config: PredictConfig) -> PredictProgress:
         depth_space=config.depth_space,
         revision=config.revision,
         input_px=config.long_side or "stated",
+        device=config.device,
     )
-    if config.tile and not config.long_side and model.stated_px is None:
+    if config.tile and not config.long_side and model.stated_px is None and not model.spec.is_custom:
         model = model.at(config.tile)
     model = dataclasses.replace(model, spec=dataclasses.replace(model.spec, dtype=config.dtype))
     recipe = _recipe(config, model)

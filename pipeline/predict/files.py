@@ -23,8 +23,9 @@ import manifests
 from manifests.errors import DistillError, RefusedError
 from stages.depth_space import DepthSpace
 from stages.prediction import encode_color_jpeg, encode_depth_png, png_text, require_map
-from stages.sources.catalogue import Source, read_source
+from stages.sources.catalogue import read_source
 from stages.sources.photographs import IMAGE_SUFFIXES
+from stages.sources.source import Source
 from stages.threads import ahead
 
 MAP, VALUES, COLOR = ".png", ".npy", ".color.jpg"

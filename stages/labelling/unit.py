@@ -9,7 +9,7 @@ from typing import Any
 
 import manifests
 from manifests.errors import DistillError
-from stages.sources.catalogue import CatalogueRow, Source
+from stages.sources.source import CatalogueRow, Source
 from stages.views import ViewPlan
 
 

@@ -32,8 +32,9 @@ from stages.labelling.flow import View, predict_views, views_in_batches
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
 from stages.models import DepthModel
 from stages.models.batches import Predictor
-from stages.sources.catalogue import CatalogueRow, read_images
+from stages.sources.catalogue import read_images
 from stages.sources.photographs import PictureRejectedError, decode_upright, resize_region
+from stages.sources.source import CatalogueRow
 from stages.threads import Behind, ahead
 from stages.views import Box, ImageViews, UnfitImageError, plan_views
 

@@ -6,7 +6,8 @@ are shown at the size that the checkpoint states, unless another one is asked fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
-from stages.models import KNOWN, DepthModel, InputSize, ModelSpec, load_model, read_stated, resolve
+from stages.models import KNOWN, DepthModel, InputSize, ModelSpec, custom, load_model, read_stated, resolve
 from stages.models.checkpoints import checkpoint_folder, checkpoint_sha256, is_hub_id
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 """All seen for damaged and for hostile checkpoints, from the libraries that load them."""
+
+
+_OWN_FUNCTION = re.compile(r"(?P<loader>[A-Za-z_][\w.]*:[A-Za-z_]\w*)(=(?P<checkpoint>.*))?", re.DOTALL)
 
 
 class ModelError(RefusedError):
@@ -28,13 +32,17 @@ class ModelError(RefusedError):
 
 @dataclass(frozen=True, kw_only=True)
 class FoundModel:
-    """A model that has been looked at and not loaded: its resolved spec, and the folder with its files and their digest."""
+    """A model that has been looked at: its resolved spec, and the folder with its files and their digest.
+
+    It is not loaded yet, but for one of a function of the user's own, which alone can say all that: it has no folder.
+    """
 
     spec: ModelSpec
-    folder: Path
+    folder: Path | None
     sha256: str
     stated_px: int | tuple[int, int] | None
     """The size that the checkpoint states: a long side, or height and width."""
+    loaded: DepthModel | None = field(default=None, repr=False, compare=False)
 
     @property
     def input_size(self) -> str:
@@ -45,6 +53,8 @@ class FoundModel:
 
     def at(self, input_px: InputSize) -> FoundModel:
         """The same model, shown pictures at another size. Raises ModelError."""
+        if self.spec.is_custom and input_px in ("stated", "native"):
+            return self
         try:
             return replace(self, spec=resolve(replace(self.spec, input_px=input_px), self.folder))
         except ValueError as error:
@@ -53,6 +63,9 @@ class FoundModel:
     def load(self, device: str = "auto") -> DepthModel:
         """The model as a predictor. Raises ModelError, also where its files are not those that were looked at any more."""
         try:
+            if self.loaded:
+                resolve(self.spec)  # which refuses what its function is never told
+                return self.loaded
             disable_progress_bar()  # transformers' own, one for each checkpoint
             return load_model(self.spec, self.folder, device=resolve_device(device), sha256=self.sha256)
         except _BROKEN as error:
@@ -66,13 +79,26 @@ def find_model(
     depth_space: DepthSpace | None = None,
     revision: str | None = None,
     input_px: InputSize = "stated",
+    device: str = "auto",
 ) -> FoundModel:
-    """A student or a teacher, of any family; a hub id is fetched.
+    """A student or a teacher, of any family; a hub id is fetched, and a function of the user's own is called on `device`.
 
-    depth_space: of a checkpoint that does not say it. revision: of a hub id; the spec has the commit that was fetched.
+    checkpoint: a folder, a hub id, or `module:function=CHECKPOINT` for a function of the user's own. depth_space: of a
+    checkpoint that does not say it. revision: of a hub id; the spec has the commit that was fetched.
     input_px: `stated` is `native` for a checkpoint that states no size. Raises ModelError.
     """
     name, known = name or checkpoint, KNOWN.get(checkpoint)
+    if own := own_function(checkpoint):
+        sizes: dict[InputSize, None] = {"stated": None, "native": None}  # it is shown pictures as they come
+        spec = ModelSpec(
+            name=name,
+            loader=own["loader"],
+            checkpoint=own["checkpoint"] or "",
+            revision=revision,
+            depth_space=depth_space,
+            input_px=sizes.get(input_px, input_px),
+        )
+        return _called(spec, device)
     try:
         folder = checkpoint_folder(checkpoint, revision or (known.revision if known else None))
         spec = ModelSpec(
@@ -87,6 +113,20 @@ def find_model(
         return FoundModel(spec=spec, folder=folder, sha256=checkpoint_sha256(folder), stated_px=stated.input_px)
     except (OSError, ValueError) as error:
         raise _cannot(name, checkpoint, error) from error
+
+
+def own_function(model: str) -> re.Match[str] | None:
+    """The `loader` and the `checkpoint` of a model that is named as `module:function=CHECKPOINT`."""
+    return None if Path(model).exists() else _OWN_FUNCTION.fullmatch(model)
+
+
+def _called(spec: ModelSpec, device: str) -> FoundModel:
+    """The model that a function of the user's own returns."""
+    try:
+        model = custom.load(resolve(spec), resolve_device(device))
+    except Exception as error:  # whatever another package raises
+        raise _cannot(spec.name, spec.checkpoint, error) from error
+    return FoundModel(spec=model.spec, folder=None, sha256=model.weights_sha256, stated_px=None, loaded=model)
 
 
 def resolve_device(device: str) -> str:

@@ -188,7 +188,7 @@ ERRORS: list[tuple[str, Callable[[dict[str, Any]], object], str, str]] = [
     ("column", _put("depth_space", "disparity"), "depth_space", "wrong_value"),
     ("column", _put("fingerprint", "a", [1]), "fingerprint.a", "wrong_type"),
     ("column", _drop("configuration"), "configuration", "missing_key"),
-    ("catalogue", _put("source_kind", "zip"), "source_kind", "wrong_value"),
+    ("catalogue", _put("source_kind", "two words"), "source_kind", "wrong_value"),
     ("catalogue", _put("source", "../up"), "source", "wrong_value"),
     ("catalogue", _put("images", -1), "images", "wrong_value"),
     ("catalogue", _put("rows_sha256", "A" * 64), "rows_sha256", "wrong_value"),

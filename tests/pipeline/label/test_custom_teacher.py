@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 import manifests
+from pipeline.evaluate.command import main as evaluate
 from pipeline.label.command import main
+from pipeline.predict.command import main as predict
 from stages.label_store import LabelReader
 from stages.models import ModelSpec, load_model
 from tests.pipeline.label.test_growth import write_photos
@@ -112,3 +115,35 @@ def test_the_model_is_called_as_all_others_are(folder: Path):
     model = load_model(spec)
     depth = model.predict(np.zeros((2, 8, 9, 3), np.uint8), [1, 2])
     assert (depth.shape, depth.dtype, model.spec.depth_space) == ((2, 8, 9), np.float32, "depth_affine_invariant")
+
+
+def _page_command(name: str) -> list[str]:
+    (command,) = re.findall(rf"^    python -m pipeline.{name} (.*my_teacher:load.*)$", PAGE, re.M)
+    return shlex.split(command)
+
+
+def test_the_pages_network_is_evaluated_and_predicts(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert evaluate([*_page_command("evaluate"), "--scenes", "2", "--input-px", "48", "--json", "result.json"]) == 0
+    (model,) = json.loads((folder / "result.json").read_text())["models"].values()
+    assert (model["loader"], model["depth_space"]) == ("my_teacher:load", "depth_affine_invariant")
+    assert re.fullmatch("[0-9a-f]{64}", model["checkpoint_sha256"])
+    assert predict(_page_command("predict")) == 0
+    assert len(list((folder / "DEPTH").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--long-side", "64"], "input_px is 64, but is not passed on to my_teacher:load"),
+        (["--dtype", "bfloat16"], "dtype is bfloat16, but is not passed on to my_teacher:load"),
+        (["--revision", "main"], "revision is main, but is not passed on to my_teacher:load"),
+        (["--model", "my_techer:load"], "no module 'my_techer'; put it into the working directory"),
+        (["--model", "my_teacher:load=nowhere"], "No such file or directory"),
+    ],
+)
+def test_a_prediction_that_the_function_cannot_be_asked_for_is_refused(
+    folder: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
+):
+    assert predict([*_page_command("predict"), *more]) == 2
+    assert words in capsys.readouterr().err
+    assert not (folder / "DEPTH").exists()

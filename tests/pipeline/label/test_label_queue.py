@@ -23,7 +23,7 @@ from pipeline.label.queue import (
 )
 from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
-from stages.sources.catalogue import CatalogueRow, Source
+from stages.sources.source import CatalogueRow, Source
 from stages.views import ViewPlan
 
 _COLUMNS = (IMAGES, "primary", "assistant")

@@ -50,7 +50,7 @@ def test_a_hub_id_is_the_commit_that_its_branch_stands_at(tmp_path: Path, monkey
     (cached / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     found = find_model("owner/name")
-    assert (found.spec.revision, found.folder.name) == (commit, commit)
+    assert (found.spec.revision, (found.folder or Path()).name) == (commit, commit)
     assert found.load("cpu").spec.checkpoint == "owner/name"
 
 

@@ -17,9 +17,6 @@ import pytest
 
 import manifests
 from stages.sources.catalogue import (
-    ProblemKind,
-    Source,
-    SourceContent,
     SourceNotFoundError,
     cross_source_problems,
     expand_sources,
@@ -27,6 +24,7 @@ from stages.sources.catalogue import (
     read_source,
 )
 from stages.sources.photographs import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from stages.sources.source import ProblemKind, Source, SourceContent
 from tests.conftest import write_tar
 
 
