@@ -27,6 +27,7 @@ from manifests.place import is_url, place_of
 from manifests.repair import repair
 from manifests.run import is_record
 from manifests.summary import ColumnSummary, RunSummary, summarize
+from manifests.tables import aligned
 from manifests.verify import Damage, count_checks, examine
 
 SOUND, PROBLEMS, OUTPUT_CLOSED = 0, 1, 128 + signal.SIGPIPE
@@ -128,7 +129,7 @@ def _summary_lines(summary: RunSummary) -> list[str]:
     sources = f"{summary.sources_total} source{'s' * (summary.sources_total != 1)}"
     lines = [f"{summary.run_dir}: {summary.images_total} images, {summary.parts_total} parts, {sources}", ""]
     if summary.columns:
-        lines += [*_table([_row(column) for column in summary.columns]), ""]
+        lines += [*_columns_table(summary.columns), ""]
     for column in summary.columns:
         if column.rejected:
             lines.append(f"{column.name}: rejected {_kinds(column.rejected)}")
@@ -149,6 +150,11 @@ def _summary_lines(summary: RunSummary) -> list[str]:
         lines.append(f"Licences of the labels' weights: {'; '.join(licensed)}")
         lines.append(f"Most restrictive: {strictest} ({licence_class(summary.most_restrictive_licences[0])})")
     return lines
+
+
+def _columns_table(columns: Sequence[ColumnSummary]) -> list[str]:
+    rows = [_row(column) for column in columns]
+    return aligned([list(rows[0]), *(list(row.values()) for row in rows)], left=(0, len(rows[0]) - 1))
 
 
 def _row(column: ColumnSummary) -> dict[str, str]:
@@ -175,17 +181,6 @@ def _number(value: float | None) -> str:
 
 def _kinds(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in Counter(counts).most_common())
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Numbers to the right, the first and last column to the left."""
-    heads = list(rows[0])
-    cells = [heads, *([row[head] for head in heads] for row in rows)]
-    columns = []
-    for i, column in enumerate(zip(*cells, strict=True)):
-        width = max(map(len, column))
-        columns.append([cell.ljust(width) if i in (0, len(heads) - 1) else cell.rjust(width) for cell in column])
-    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 def _verify(run: Path, deep: bool, as_json: bool) -> int:

@@ -19,10 +19,10 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 import manifests
+from manifests.tables import aligned
 from pipeline.config import url_problems
 from pipeline.evaluate.config import ScoringConfig
 from pipeline.evaluate.run import score_all
-from pipeline.evaluate.tables import aligned
 from pipeline.exits import DONE, PROBLEMS, REFUSED, say
 from stages.coloring import colorize_disparity, robust_range
 from stages.depth_space import DepthSpace, is_disparity
@@ -98,7 +98,7 @@ def _fig2(config: Fig2) -> int:
                 count = str(len(pairs)) if len(pairs) == len(data.names) else f"{len(pairs)} of {len(data.names)}"
                 rows.append([model, data.name, count, *(f"{value:.4f}" for value in np.mean(pairs, 0))])
     rows += [["paper, figure 2", name, "", f"{whole:.3f}", f"{half:.3f}"] for name, whole, half in FIGURE_2]
-    print(aligned(rows))
+    print("\n".join(aligned(rows)))
     for data, _ in scored.sets:
         print(
             f"AbsRel on the central half of rows and columns, of images with depth there; but for the fits: {data.describe()}"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import EvalResult
 
+from manifests.tables import aligned, markdown_table
 from stages.evaluation.boundaries import BoundaryScore
 from stages.evaluation.metrics import DepthMetrics
 from stages.evaluation.published import CAVEAT, PublishedRow, published_rows
@@ -65,17 +66,18 @@ class SetResult:
 def format_table(means: Mapping[str, DepthMetrics], num_scenes: int) -> str:
     """One line per model: AbsRel (lower is better) and delta1 (higher is better), aligned in columns."""
     rows = [[name, f"{m.abs_rel:.4f}", f"{m.delta1:.4f}", str(num_scenes)] for name, m in means.items()]
-    return aligned([["model", "AbsRel", "delta1", "scenes"], *rows])
+    return "\n".join(aligned([["model", "AbsRel", "delta1", "scenes"], *rows]))
 
 
 def result_table(models: Sequence[str], results: Sequence[SetResult]) -> str:
     """Models down, benchmarks across, AbsRel/delta1, as in the paper's table 5, with published figures below ours."""
-    return aligned(_rows(models, results))
+    return "\n".join(aligned(_rows(models, results)))
 
 
 def markdown(models: Mapping[str, str], results: Sequence[SetResult]) -> str:
     """The table, all metrics, the protocols, and the models' own lines, as GitHub's Markdown."""
-    lines = ["AbsRel/delta1, mean over images.", "", *_markdown_table(_rows(list(models), results)), ""]
+    head, *rows = _rows(list(models), results)
+    lines = ["AbsRel/delta1, mean over images.", "", *markdown_table(head, rows), ""]
     details = [
         [name, result.benchmark, *_numbers(flat(mean)), f"{mean.images_with_edges} of {mean.images}"]
         for name in models
@@ -83,7 +85,7 @@ def markdown(models: Mapping[str, str], results: Sequence[SetResult]) -> str:
         if (mean := result.mean(name))
     ]
     if details:
-        lines += [*_markdown_table([["model", "benchmark", *_FLAT_NAMES, "images with edges"], *details]), ""]
+        lines += [*markdown_table(["model", "benchmark", *_FLAT_NAMES, "images with edges"], details), ""]
     about = [*notes(results), *(f"{name}: {about}" for name, about in models.items())]
     return "\n".join([*lines, *(f"- {note}" for note in about), ""])
 
@@ -200,17 +202,3 @@ def _cell(model: str, benchmark: str, results: Sequence[SetResult]) -> str:
 
 def _figures(abs_rel: float, delta1: float | None) -> str:
     return f"{abs_rel:.4f}" if delta1 is None else f"{abs_rel:.3f}/{delta1:.3f}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length as lines; the first column to the left, all others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
-
-
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    return [head, "|---" * len(rows[0]) + "|", *body]

@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from manifests.licences import UNKNOWN, licence_class, most_restrictive
+from manifests.tables import markdown_table, markdown_text
 from stages.depth_space import DepthSpace
 from stages.models.checkpoints import is_hub_id
 
@@ -96,7 +97,7 @@ class CardContent:
 def model_card(content: CardContent) -> str:
     """The card's text."""
     sections = [
-        f"# {_plain(content.name)}",
+        f"# {markdown_text(content.name)}",
         _introduction(content),
         "## How to use\n\n" + _usage(content),
         "## What it was made from\n\n" + _origin(content),
@@ -175,7 +176,7 @@ def _origin(content: CardContent) -> str:
         ("teacher", "checkpoint", "revision", "licence of its weights", "its labels"),
         [(t.name, t.checkpoint, t.revision or "", t.licence or UNKNOWN, t.depth_space) for t in content.teachers],
     )
-    sources = ", ".join(_plain(source) for source in content.sources)
+    sources = ", ".join(markdown_text(source) for source in content.sources)
     data = (
         f"Photographs: {content.images:,} used in {content.contexts:,} contexts, {content.unused:,} rejected or not labelled. "
         f"Sources: {sources}. Photographs have licences of their own, which are not recorded here. No ground truth was used."
@@ -188,9 +189,9 @@ def _licences(content: CardContent) -> str:
     origins = _origins(content)
     lines = ["These weights derive from the following, the most restrictive first. This is a record, not legal advice.", ""]
     for licence in _by_restriction(set(origins)):
-        lines.append(f"- {_plain(licence)} ({licence_class(licence)}): {'; '.join(origins[licence])}")
+        lines.append(f"- {markdown_text(licence)} ({licence_class(licence)}): {'; '.join(origins[licence])}")
     strictest = most_restrictive(set(origins))
-    names = " and ".join(_plain(licence) for licence in strictest)
+    names = " and ".join(markdown_text(licence) for licence in strictest)
     lines += ["", f"What binds most: {names}. {_CONSEQUENCES[licence_class(strictest[0])]}"]
     return "\n".join(lines)
 
@@ -219,15 +220,8 @@ def _by_restriction(licences: Collection[str]) -> Iterator[str]:
 
 
 def _checkpoint(checkpoint: str, revision: str | None) -> str:
-    return _plain(checkpoint) + (f" at {_plain(revision)}" if revision else "")
+    return markdown_text(checkpoint) + (f" at {markdown_text(revision)}" if revision else "")
 
 
 def _table(header: Sequence[str], rows: Collection[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plain(value: object) -> str:
-    """Text that stays within its cell and is shown as it is."""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", " ".join(text.split()))
+    return "\n".join(markdown_table(header, rows))

@@ -66,7 +66,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""From the stored pixels to the upright picture, by EXIF orientation."""
+"""From the stored pixels to the upright picture, by EXIF orientation. Not `ImageOps.exif_transpose`: it writes the whole EXIF
+anew, which fails for a damaged one, and turns a TIFF into an image without the tags that say what its pixels mean."""
 
 
 class PictureRejectedError(DistillError, ValueError):
