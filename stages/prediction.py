@@ -101,7 +101,7 @@ def blend_tiles(
     """Tiles that cover a picture as one map of it.
 
     whole: a map of the whole picture, to which each tile is aligned in scale and shift; None blends tiles as they are. A tile
-    that agrees with it only upside down, such as a piece of sky, says nothing: the whole map stands there.
+    that agrees with it only upside down, such as a piece of sky, is left out: the whole map stands there.
     Raises ValueError, with a whole map, for values that are not finite.
     """
     total, weights = np.zeros((height_px, width_px), np.float32), np.zeros((height_px, width_px), np.float32)

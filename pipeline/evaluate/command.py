@@ -3,7 +3,7 @@
 Students and teachers alike, from folders or the hub, several models and benchmarks in one call. Prints models down and
 benchmarks across, AbsRel/delta1, and under it the protocol behind each number. Predictions are kept in `--output`:
 interrupted, the same command resumes; under another protocol nothing is predicted again. A model or a file that fails is
-named, the others go on, and the exit status is 1; there is no mean over a part of a benchmark unless `--allow-missing`
+named, the others are scored, and the exit status is 1; there is no mean over a part of a benchmark unless `--allow-missing`
 asks for it.
 """
 

@@ -46,7 +46,7 @@ class Task:
 
 
 class TeacherUnusableError(DistillError, RuntimeError):
-    """A teacher cannot be loaded, or says nothing: no unit of its column can be labelled."""
+    """A teacher cannot be loaded, or predicts nothing but constants: no unit of its column can be labelled."""
 
     exit_status = 2
 

@@ -18,7 +18,9 @@ from pipeline.progress import duration
 
 _LINE_EVERY_S = 15.0
 _REPLACE = "replace it with an intact copy, or take it away"
-_MODEL = "the model says nothing of it: look at others' maps and, if they are alike, at the model's training"
+_MODEL = (
+    "the model's prediction cannot be used: look at other photographs' maps and, if they are alike, at the model's training"
+)
 _ADVICE = {
     "empty_file": _REPLACE,
     "not_an_image": _REPLACE,

@@ -1,6 +1,6 @@
 """How a person follows a training: a progress line, metrics.jsonl, and TensorBoard's curves and pictures.
 
-All three show the same numbers. A resumed training goes on where its curves stopped. Only the process of rank 0 writes.
+All three show the same numbers. A resumed training continues its curves. Only the process of rank 0 writes.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class LabelDataset(Dataset[Sample]):
         only_parts: Collection[str] | None = None,
     ) -> None:
         """`teachers`: columns. `read_patches` off leaves the patches out of the samples: a training without
-        L_lg need not decode them. `conversion`: what becomes of teachers' labels that are not disparities. `only_parts`: names;
+        L_lg need not decode them. `conversion`: how teachers' labels that are not disparities are used. `only_parts`: names;
         None takes all that are committed."""
         run = load_run(run_dir)
         columns = matching_columns(run, run_dir, teachers, conversion)

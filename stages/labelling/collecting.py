@@ -1,7 +1,7 @@
 """From predictions, as they come, to the labels of whole images, in the order of their rows.
 
-An image's labels are handed on when its last view has come and every image before it is done. A view that says nothing
-rejects its image, with the reason; its neighbours stay.
+An image's labels are handed on when its last view has come and every image before it is done. A view whose prediction
+is constant or not finite rejects its image, with the reason; its neighbours stay.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class TarMember:
 
 
 class _DamageError(Exception):
-    """Reading cannot go on; `kind` as in a catalogue's problems."""
+    """Nothing more can be read; `kind` as in a catalogue's problems."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

@@ -52,7 +52,7 @@ DEEDS: dict[str, Callable[[], None]] = {
     "KeyboardInterrupt": lambda: _raise(KeyboardInterrupt()),
     "Ctrl-C": lambda: _send(signal.SIGINT),
 }
-"""In turn those that end a command, and those after which it goes on, or ends when the part has come to its end."""
+"""In turn those that end a command, and those after which it continues, or ends when the part has come to its end."""
 GO_ON = frozenset({"EIO", "MemoryError", "Ctrl-C"})
 IN_THREADS = ("SIGTERM", "EIO", "Ctrl-C twice", "MemoryError")
 """What can come about in any thread: Python raises a signal's exception in the main one."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while Ray's workers are busy: an orderly end, and a run that goes on where it was."""
+"""Ctrl-C and SIGTERM while Ray's workers are busy: an orderly end, and a run that resumes where it was."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.training_run import write_run, write_student
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven contexts, which batches of four do not divide: a training goes on in the midst of an epoch. No photograph and no
+    """Eleven contexts, which batches of four do not divide: a training resumes in the midst of an epoch. No photograph and no
     teacher is there."""
     return write_run(tmp_path_factory.mktemp("train") / "run", images=11)
 

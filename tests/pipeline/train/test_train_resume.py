@@ -1,4 +1,4 @@
-"""A training goes on exactly where it ended, however it ended, and with nothing but what it began with."""
+"""A training resumes exactly where it ended, however it ended, and with nothing but what it began with."""
 
 from __future__ import annotations
 
