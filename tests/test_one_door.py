@@ -24,6 +24,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "stages/distillation/student.py",
         "stages/models/checkpoints.py",
         "stages/models/diffusion_parts.py",
+        "stages/models/find.py",
         "stages/models/genpercept.py",
         "stages/models/stated.py",
         "stages/models/transformers_models.py",
@@ -33,7 +34,9 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
     "photographs and tars of them, as they are given": (
         "stages/prediction.py",
         "stages/sources/catalogue.py",
+        "stages/sources/folders.py",
         "stages/sources/tar_members.py",
+        "stages/sources/tars.py",
         "pipeline/demo/command.py",
         "pipeline/label/sources.py",
         "pipeline/predict/command.py",
