@@ -16,8 +16,8 @@ from stages.distillation.joined import JoinedLabels
 from stages.distillation.losses import LossTerms
 from stages.distillation.model_card import CardContent, CardTeacher, model_card
 from stages.distillation.student import pinned_folder
-from stages.models import KNOWN
 from stages.models.checkpoints import is_hub_id
+from stages.models.known import known_of
 from stages.models.stated import read_licence
 
 _SAID_ELSEWHERE = (
@@ -38,9 +38,9 @@ def write_card(config: TrainConfig, dataset: JoinedLabels) -> str:
     sources = [source for run in runs for source in run.sources]
     contexts = int(dataset.plan.get("contexts_per_image", 1))
     images = len(dataset) // contexts
-    known, demo = KNOWN.get(config.student), config.student == "demo"
+    known, demo = known_of(config.student), config.student == "demo"
     encoder = config.feature_encoder if config.feature_weight else None
-    known_encoder = KNOWN.get(encoder or "")
+    known_encoder = known_of(encoder or "")
     return model_card(
         CardContent(
             name=config.output.resolve().name,
@@ -65,8 +65,8 @@ def write_card(config: TrainConfig, dataset: JoinedLabels) -> str:
 
 def _licence(checkpoint: str, revision: str | None) -> str | None:
     """That of a checkpoint's weights, as it is known here or as its own files say; None where they are silent or gone."""
-    if checkpoint in KNOWN:
-        return KNOWN[checkpoint].licence
+    if known := known_of(checkpoint):
+        return known.licence
     try:
         said = read_licence(pinned_folder(checkpoint, revision))
     except OSError:

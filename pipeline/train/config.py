@@ -33,7 +33,25 @@ _DEMO: dict[str, Any] = {
     "device": "cpu",
     "checkpoint_every": 100,
 }
-PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "baseline": _BASELINE, "demo": _DEMO, "demo-baseline": _DEMO | _BASELINE}
+_PAPER: dict[str, Any] = {
+    "student": "depth-anything/Depth-Anything-V2-Large-hf",
+    "fresh_head": True,
+    "feature_encoder": "facebook/dinov2-large",
+    "bf16": True,
+    "tf32": True,
+    "compile": True,
+}
+_ABLATION = _PAPER | {"images": 50_000}
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "baseline": _BASELINE,
+    "paper": _PAPER,
+    "paper-ablation": _ABLATION,
+    "paper-baseline": _ABLATION | _BASELINE,
+    "demo": _DEMO,
+    "demo-baseline": _DEMO | _BASELINE,
+}
+"""The loss is the paper's in all but the baselines; docs/paper.md says what each setting is in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +62,10 @@ class LabelSettings:
     """The labelled run, or several of one plan and the same teachers."""
     output: Path
     """Folder of the trained checkpoint, its curves, and the states to resume from."""
-    preset: str = "paper"
-    """paper, baseline (the usual loss: one global normalisation of whole pictures, no patches), demo or demo-baseline
-    (small, for a CPU)."""
+    preset: str = "default"
+    """default (Depth Anything v2 Small as it is), paper (table 5: the Large encoder with a new head), paper-ablation
+    (the same on 50,000 images), demo (small, for a CPU); baseline, paper-baseline and demo-baseline have the usual loss: one
+    global normalisation of whole pictures, no patches."""
     config: Path | None = None
     """TOML file with any of these settings."""
     allow_partial: bool = False
@@ -63,6 +82,8 @@ class LabelSettings:
     approximate also inverts affine-invariant depth, whose shift nobody knows."""
     context: Literal["any", "whole", "square"] = "any"
     """Refuse a run whose contexts are not whole pictures, or random squares."""
+    images: int | None = None
+    """Learn from this many of the labelled images alone: the same ones in every training, fewer a part of more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +134,8 @@ class StepSettings:
     """Seed of order, teachers, augmentation and new weights."""
     bf16: bool = False
     """Run encoder and neck in bfloat16."""
+    tf32: bool = False
+    """Let a GPU's float32 matrix products and convolutions round their inputs to TF32: faster."""
     compile: bool = False
     """Compile the student with `torch.compile`: minutes at the start, faster afterwards."""
 
@@ -164,14 +187,14 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
         weights = ("shared_weight", "local_global_weight", "feature_weight", "gradient_weight", "anchor_weight")
         counts = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "num_workers", "picture_every")
         others = ("loader_workers", "warmup_steps", "seed", "weight_decay", "max_restarts")
-        least: dict[str, float] = {**dict.fromkeys(counts, 1), **dict.fromkeys((*weights, *others), 0)}
+        least: dict[str, float] = {**dict.fromkeys((*counts, "images"), 1), **dict.fromkeys((*weights, *others), 0)}
         found = at_least(self, least)
         found += [
             f"{name}: found {getattr(self, name)}, expected more than 0"
             for name in ("lr_encoder", "lr_decoder", "max_gradient_norm")
             if not getattr(self, name) > 0
         ]
-        found += self._column_problems()
+        found += self._column_problems() + self._scale_problems()
         found += [
             f"{name}: found {getattr(self, name)}, expected 0 or more and less than 1"
             for name in ("trim_fraction", "ema_decay", "color_jitter")
@@ -218,6 +241,18 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
     def loss(self) -> LossConfig:
         """The part of the settings that is the loss; its fields have the same names."""
         return LossConfig(**{field.name: getattr(self, field.name) for field in fields(LossConfig)})
+
+    def _scale_problems(self) -> list[str]:
+        """Under select the teachers alternate from step to step, and each has a scale of its own."""
+        used = {"shared": self.shared_weight, "local": self.local_global_weight}
+        raw = [f"normalization_{name}" for name in used if used[name] and getattr(self, f"normalization_{name}") == "none"]
+        drawn = [name for name, share in zip(self.columns, self.shares, strict=False) if share > 0]
+        if not raw or len(drawn) < 2 or self.strategy != "select" or self.convert_depth == "metric":
+            return []
+        return [
+            f"{' and '.join(raw)}: none compares raw values, and {', '.join(drawn)} have scales of their own; learn from one, "
+            f"as in --columns {drawn[0]}"
+        ]
 
     def _column_problems(self) -> list[str]:
         found = []

@@ -40,7 +40,8 @@ def open_dataset(config: TrainConfig) -> JoinedLabels:
                 only_parts=locked[i] if locked else None,
             )
             for i, run in enumerate(config.run)
-        ]
+        ],
+        images=config.images,
     )
 
 

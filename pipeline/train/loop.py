@@ -29,6 +29,7 @@ from pipeline.train.state import lock_dataset, remove_states, save_state
 from stages.distillation.dataset import Batch
 from stages.distillation.step import Learner, StepOutcome, gradient_step, not_finite
 from stages.distillation.student import save_student
+from stages.models.precision import allow_tf32
 
 STOPPING = "Saving the state after this step; interrupt again to end at once."
 _CONSTANT = 1e-6  # a spread below this share of the output's magnitude is rounding
@@ -73,6 +74,7 @@ def run_training(
     TrainingStoppedError before an update that would do harm, TrainingInterruptedError once the state is saved after
     `stop_requested`.
     """
+    allow_tf32(config.tf32)
     with ExitStack() as held:
         ready = _prepared_alike(config, process, held)
         log = None

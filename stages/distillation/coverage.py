@@ -30,6 +30,8 @@ class Coverage:
     """Not yet labelled, by the first column that lacks them."""
     newer: int
     """In parts that all columns have, but that are not among those the training began with."""
+    not_chosen: int = 0
+    """Labelled, but not among those that were chosen of all that are."""
 
     @property
     def unfinished(self) -> bool:
@@ -44,7 +46,8 @@ class Coverage:
         failed = (f"{count} failed in {column!r}" for column, count in self.failed.items())
         pending = (f"{count} not yet labelled in {column!r}" for column, count in self.pending.items())
         newer = [f"{self.newer} in parts labelled since the training began"] * bool(self.newer)
-        reasons = [*rejected, *failed, *pending, *newer]
+        chosen = [f"{self.not_chosen} are more than was asked for"] * bool(self.not_chosen)
+        reasons = [*rejected, *failed, *pending, *newer, *chosen]
         return f"{self.used} of {self.catalogued} images are in use" + f"; left out: {', '.join(reasons)}" * bool(reasons)
 
 

@@ -121,14 +121,31 @@ class LabelDataset(Dataset[Sample]):
         self.depth_space: DepthSpace = common_space(self._spaces, conversion)
         """Of the labels as they come out; fused ones are affine-invariant even where this is metric."""
         self.parts = trainable_parts(run, run_dir, columns, only_parts)
-        self.part_sizes = tuple(len(part.rows) for part in self.parts)
+        self.contexts_per_image = int(run.plan.get("contexts_per_image", 1))
         self.run_dir = run_dir
         self.coverage: Coverage = coverage_of(run, run_dir, [column.name for column in columns], self.parts)
         """How many of the run's images are in use, and why the others are not."""
-        self._start = np.concatenate([[0], np.cumsum(self.part_sizes, dtype=np.int64)])
+        self._count()
         if not len(self):
             advice = ". Finish labelling first, or train on the columns that are complete" * self.coverage.unfinished
             raise RefusedError(f"{run_dir}: no image is labelled in all columns: {self.coverage}{advice}")
+
+    def keep(self, images: Sequence[Collection[int]]) -> None:
+        """Use only these images of each part, by their index among the part's images in use."""
+        contexts, parts = self.contexts_per_image, []
+        for part, kept in zip(self.parts, images, strict=True):
+            chosen = [image * contexts + context for image in sorted(kept) for context in range(contexts)]
+            keys = part.keys
+            rows, joined = tuple(part.rows[i] for i in chosen), "\0".join(keys[i] for i in chosen)
+            parts.append(dataclasses.replace(part, rows=rows, joined_keys=joined))
+        used = sum(map(len, images))
+        self.coverage = dataclasses.replace(self.coverage, used=used, not_chosen=self.coverage.used - used)
+        self.parts = tuple(parts)
+        self._count()
+
+    def _count(self) -> None:
+        self.part_sizes = tuple(len(part.rows) for part in self.parts)
+        self._start = np.concatenate([[0], np.cumsum(self.part_sizes, dtype=np.int64)])
 
     def __len__(self) -> int:
         return int(self._start[-1])

@@ -1,9 +1,10 @@
-"""Several runs as one dataset: the samples of one after those of the other."""
+"""Several runs as one dataset, or a part of their images: the samples of one run after those of the other."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -19,14 +20,18 @@ _OF_ONE_RUN = ("seed", "part_size")
 class JoinedLabels(Dataset[Sample]):
     """The labels of one run or more, which have the same plan and the same teachers; only seeds and sizes of parts may differ.
 
-    Raises ValueError, naming the runs, the column and the field, for runs that cannot be trained on together.
+    Raises ValueError, naming the runs, the column and the field, for runs that cannot be trained on together, and for more
+    images than they have.
     """
 
-    def __init__(self, runs: Sequence[LabelDataset]) -> None:
-        """runs: in their order, which decides that of the samples."""
+    def __init__(self, runs: Sequence[LabelDataset], images: int | None = None) -> None:
+        """runs: in their order, which decides that of the samples. images: how many to use; None uses all. Which they are is
+        decided by parts' names and images' keys alone: the same for every training, and fewer are a part of more."""
         self.runs, first = tuple(runs), runs[0]
         for other in self.runs[1:]:
             _refuse_unlike(first, other)
+        if images is not None:
+            _keep(self.runs, images)
         self.teachers, self.context_px, self.context_kind = first.teachers, first.context_px, first.context_kind
         self.depth_space, self.plan, self.columns = first.depth_space, first.plan, first.columns
         self.part_sizes = tuple(size for run in self.runs for size in run.part_sizes)
@@ -66,6 +71,29 @@ class JoinedLabels(Dataset[Sample]):
 
     def _named(self, run: LabelDataset, key: str) -> str:
         return key if len(self.runs) == 1 else f"{run.run_dir.name}/{key}"
+
+
+def _keep(runs: Sequence[LabelDataset], images: int) -> None:
+    """Leaves the runs that many of their images: those with the smallest digests."""
+    usable = sum(run.coverage.used for run in runs)
+    if images > usable:
+        raise RefusedError(
+            f"images is {images:,}, but {usable:,} are labelled in all columns of the runs; label more, or ask for fewer"
+        )
+    kept = [[set[int]() for _ in run.parts] for run in runs]
+    for _, run, part, image in heapq.nsmallest(images, _ranked(runs)):
+        kept[run][part].add(image)
+    for run, chosen in zip(runs, kept, strict=True):
+        run.keep(chosen)
+
+
+def _ranked(runs: Sequence[LabelDataset]) -> Iterator[tuple[bytes, int, int, int]]:
+    """Each image's digest, with the numbers of its run, its part and itself among the part's images in use."""
+    for run, labels in enumerate(runs):
+        for part, rows in enumerate(labels.parts):
+            keys = rows.keys[:: labels.contexts_per_image] if rows.rows else []
+            for image, key in enumerate(keys):
+                yield hashlib.sha256(f"{rows.name}\0{key}".encode("utf-8", "surrogatepass")).digest(), run, part, image
 
 
 def _refuse_unlike(one: LabelDataset, other: LabelDataset) -> None:

@@ -36,7 +36,7 @@ from stages.models.checkpoints import (
     refuse_foreign,
     require_safetensors,
 )
-from stages.models.known import KNOWN
+from stages.models.known import known_of
 from stages.models.loading import load_transformers, read_config
 
 StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
@@ -144,8 +144,8 @@ def pinned_folder(checkpoint: str, revision: str | None = None) -> Path:
 
     Raises ValueError for a hub id without one, because a branch moves, and FileNotFoundError for no checkpoint at all.
     """
-    if revision is None and checkpoint in KNOWN:
-        revision = KNOWN[checkpoint].revision
+    if revision is None and (known := known_of(checkpoint)):
+        revision = known.revision
     if is_hub_id(checkpoint) and not re.fullmatch("[0-9a-f]{40}", revision or ""):
         raise RefusedError(
             f"revision is {revision!r}, expected the full commit of {checkpoint}, 40 hexadecimal digits, because a branch "

@@ -25,6 +25,14 @@ class KnownCheckpoint:
     """Long side it was made for, where it is worse at others; None where it takes pictures as they come."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnownEncoder:
+    """What is known of a published image encoder, which tells no depth."""
+
+    licence: str
+    revision: str | None = None
+
+
 _METRIC_LICENCES = {"Small": "Apache-2.0", "Base": "CC-BY-NC-4.0", "Large": "CC-BY-NC-4.0"}
 
 KNOWN: Mapping[str, KnownCheckpoint] = {
@@ -56,3 +64,14 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         loader="genpercept", depth_space="depth_affine_invariant", licence="unresolved; research only"
     ),
 }
+
+KNOWN_ENCODERS: Mapping[str, KnownEncoder] = {
+    "facebook/dinov2-small": KnownEncoder(licence="Apache-2.0", revision="ed25f3a31f01632728cabb09d1542f84ab7b0056"),
+    "facebook/dinov2-base": KnownEncoder(licence="Apache-2.0", revision="f9e44c814b77203eaa57a6bdbbd535f21ede1415"),
+    "facebook/dinov2-large": KnownEncoder(licence="Apache-2.0", revision="47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"),
+}
+
+
+def known_of(checkpoint: str) -> KnownCheckpoint | KnownEncoder | None:
+    """What is known of a hub id."""
+    return KNOWN.get(checkpoint) or KNOWN_ENCODERS.get(checkpoint)

@@ -33,6 +33,8 @@ def test_every_cell_of_the_papers_tables_is_a_command() -> None:
     assert [(c.shared_weight > 0, c.local_global_weight > 0) for c in one] == [(True, False), (False, True)] * 4
     names = [c.normalization_shared if c.shared_weight else c.normalization_local for c in one]
     assert names == [name for name in ("global", "none", "local", "hybrid") for _ in range(2)]
+    raw = [c for c in one if "none" in (c.normalization_shared, c.normalization_local)]
+    assert [c.columns for c in raw] == [("primary",)] * 2
     two = table_cells("table 2")
     assert [(str(*c.run), c.local_global_weight, c.context) for c in two] == [
         ("whole", 0, "whole"),
@@ -60,6 +62,25 @@ def test_presets_differ_in_size_or_in_the_loss(preset: str) -> None:
     assert (config.normalization_shared == "global") is ("baseline" in preset)
     assert (config.local_global_weight == 0) is ("baseline" in preset)
     assert (config.steps, config.batch_size) == ((300, 8) if "demo" in preset else (20_000, 8))
+
+
+def test_the_papers_preset_is_the_model_of_table_5_and_its_ablations_see_50_000_images() -> None:
+    paper, ablation, baseline = (parse("--preset", f"paper{name}") for name in ("", "-ablation", "-baseline"))
+    assert (paper.student, paper.start) == ("depth-anything/Depth-Anything-V2-Large-hf", "fresh-head")
+    assert (paper.steps, paper.batch_size, paper.feature_encoder) == (20_000, 8, "facebook/dinov2-large")
+    assert [c.images for c in (paper, ablation, baseline)] == [None, 50_000, 50_000]
+    assert [c.student for c in (ablation, baseline)] == [paper.student] * 2
+
+
+@pytest.mark.parametrize("kind", ["shared", "local"])
+def test_raw_values_of_teachers_with_scales_of_their_own_are_refused(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flag = f"--normalization-{kind}"
+    with pytest.raises(SystemExit):
+        parse(flag, "none")
+    assert f"normalization_{kind}: none compares raw values, and primary, assistant have scales" in capsys.readouterr().err
+    weight = {"shared": "--shared-weight", "local": "--local-global-weight"}[kind]
+    for sound in (["--columns", "primary"], ["--ratios", "1", "0"], ["--strategy", "average"], [weight, "0"]):
+        parse(flag, "none", *sound)
 
 
 def test_values_that_cannot_be_accepted_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
