@@ -103,7 +103,7 @@ def _seen(models: Sequence[EvaluatedModel]) -> str:
     """The size at which each network saw the pictures; where it is one for all, without their names."""
     names: dict[str, list[str]] = {}
     for model in models:
-        names.setdefault(f"{model.found.input_size} px".replace("native px", "native pixels"), []).append(model.name)
+        names.setdefault(f"{model.input_size} px".replace("native px", "native pixels"), []).append(model.name)
     one = len(names) == 1
     return "networks see " + ", ".join(size if one else f"{size} ({', '.join(who)})" for size, who in names.items())
 

@@ -47,6 +47,8 @@ class ScoringConfig:
     """Side of the scenes' pictures."""
     network_px: Annotated[int | Literal["native"] | None, tyro.conf.arg(metavar="PX|native")] = None
     """Long side of the picture as networks see it, or as the protocol gives it; by default what each checkpoint states."""
+    network_square: bool = False
+    """Show networks squares of --network-px, whatever a picture's aspect: the paper's authors do so, with 700."""
     depth_space: DepthSpace | None = None
     """What the numbers of models mean that do not say it."""
     seed: int = 0
@@ -85,6 +87,8 @@ class ScoringConfig:
         if self.lists and len(self.lists) != len(self.public):
             found.append(f"--list: {len(self.lists)} files for {len(self.public)} benchmarks, expected one for each")
         found += [f"--list {path}: no such file" for path in self.lists if not path.is_file()]
+        if self.network_square and self.network_long_side_px is None:
+            found.append("--network-square: expected --network-px with the side of the square, such as 700")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             found.append(f"--device is {self.device}, but torch sees no CUDA device here; use cpu or auto")
         return found

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float32, UInt8
+from PIL import Image
 from tqdm import tqdm
 
 from pipeline.evaluate.cache import PredictionStore, picture_key
@@ -27,7 +29,10 @@ from stages.depth_space import DepthSpace
 from stages.evaluation.benchmarks import BenchmarkSample
 from stages.models.batches import Predictor, in_batches
 from stages.models.find import FoundModel, ModelError, find_model
+from stages.models.pixels import resize_maps
+from stages.sources.photographs import resize_region
 from stages.threads import ahead
+from stages.views import SourceBox
 
 ScoreT = TypeVar("ScoreT")
 Score = Callable[[Float32[np.ndarray, "h w"], BenchmarkSample], ScoreT]
@@ -38,10 +43,15 @@ _SHOWN = 5
 
 
 class EvaluatedModel:
-    """A model under its name in the tables; loaded when the first picture needs it, which may be never."""
+    """A model under its name in the tables; loaded when the first picture needs it, which may be never.
 
-    def __init__(self, found: FoundModel, *, device: str = "auto", batch: int = 8, seed: int = 0) -> None:
-        self.found, self.name = found, found.spec.name
+    square_px: it is shown pictures as squares of this side, and its maps are brought back to their aspect.
+    """
+
+    def __init__(
+        self, found: FoundModel, *, device: str = "auto", batch: int = 8, seed: int = 0, square_px: int | None = None
+    ) -> None:
+        self.found, self.name, self._square_px = found, found.spec.name, square_px
         self._device, self._batch, self._seed = device, batch, seed
 
     @property
@@ -51,10 +61,15 @@ class EvaluatedModel:
         assert space is not None  # of a resolved spec
         return space
 
+    @property
+    def input_size(self) -> str:
+        """The size at which it is shown pictures, as results record it."""
+        return f"{self._square_px} x {self._square_px}" if self._square_px else self.found.input_size
+
     def settings(self) -> dict[str, Any]:
         """All that decides its prediction of a picture."""
         spec = self.found.spec
-        own = {"loader": spec.loader, "dtype": spec.dtype, "input_px": self.found.input_size}
+        own = {"loader": spec.loader, "dtype": spec.dtype, "input_px": self.input_size}
         if spec.loader == "marigold":
             own |= {"steps": spec.steps, "ensemble": spec.ensemble, "seed": self._seed}
         libraries = ("torch", *(() if spec.is_custom else ("transformers" if spec.loader == "transformers" else "diffusers",)))
@@ -69,9 +84,18 @@ class EvaluatedModel:
         """63 bits that depend on the seed and the image's name alone."""
         return int.from_bytes(hashlib.sha256(f"{self._seed}\0{image}".encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
 
+    def predict(self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]], names: Sequence[str]) -> Float32[np.ndarray, "b h w"]:
+        """Maps of pictures of one size, whose noise is drawn from their names. Raises ModelError, and as `Predictor` does."""
+        seeds = [self.noise_seed(name) for name in names]
+        if self._square_px is None:
+            return self._predictor.predict(pictures, seeds)
+        height, width, _ = pictures[0].shape
+        side, whole = self._square_px, SourceBox(0, 0, height, width)
+        squares = [resize_region(Image.fromarray(picture), whole, side, side) for picture in pictures]
+        return resize_maps(torch.from_numpy(self._predictor.predict(squares, seeds)), height, width).numpy()
+
     @cached_property
-    def predictor(self) -> Predictor:
-        """Raises ModelError."""
+    def _predictor(self) -> Predictor:
         return Predictor(self.found.load(self._device), self._batch)
 
 
@@ -123,10 +147,13 @@ def score_all(
                 checkpoint,
                 name=name,
                 depth_space=config.depth_space,
-                input_px=config.network_px or "stated",
+                input_px="native" if config.network_square else config.network_px or "stated",
                 device=config.device,
             )
-            models[name] = EvaluatedModel(found, device=config.device, batch=config.batch_size, seed=config.seed)
+            square_px = config.network_long_side_px if config.network_square else None
+            models[name] = EvaluatedModel(
+                found, device=config.device, batch=config.batch_size, seed=config.seed, square_px=square_px
+            )
         except ModelError as error:
             failures.append(str(error))
     sets = []
@@ -234,8 +261,8 @@ def _answers(
 
 def _predict(model: EvaluatedModel, asked: Sequence[_Question]) -> Iterator[_Answer]:
     new = [question for question in asked if model.name not in question.kept]
-    pictures, seeds = [q.picture for q in new], [model.noise_seed(q.sample.name) for q in new]
-    predicted = dict(zip((q.index for q in new), model.predictor.predict(pictures, seeds), strict=True)) if new else {}
+    pictures, names = [q.picture for q in new], [q.sample.name for q in new]
+    predicted = dict(zip((q.index for q in new), model.predict(pictures, names), strict=True)) if new else {}
     for question in asked:
         kept = question.kept.get(model.name)
         prediction = predicted[question.index] if kept is None else kept

@@ -22,6 +22,7 @@ import pipeline.evaluate.run
 from pipeline.evaluate.cache import PredictionStore, picture_key
 from pipeline.evaluate.command import EvaluationError, evaluate_models, main, protocol
 from pipeline.evaluate.data import open_set
+from pipeline.evaluate.run import EvaluatedModel
 from stages.demo_networks import build_depth_anything, save_depth_anything
 from stages.distillation.model_card import RESULTS_END, RESULTS_START
 from stages.evaluation.benchmarks import LIST_NAMES
@@ -29,6 +30,8 @@ from stages.evaluation.fixtures import write_benchmark
 from stages.evaluation.metrics import mean_metrics
 from stages.evaluation.protocols import BENCHMARKS, rules
 from stages.evaluation.rendered import HELD_OUT_SEED
+from stages.models import ModelSpec
+from stages.models.find import FoundModel
 from tests.pipeline.forked import ended_by
 from tests.stages.models.tiny_teachers import save_genpercept, save_marigold
 
@@ -259,6 +262,38 @@ def test_the_size_at_which_each_network_saw_the_pictures_is_recorded(checkpoint:
     assert native["results"][0]["about"].count("networks see native pixels") == 1
     assert native["results"][0]["means"]["tiny"] != both["results"][0]["means"]["tiny"]
     assert len(_kept(tmp_path / "kept")) == 6
+    square = evaluated("--model", checkpoint, "--network-px", "56", "--network-square")
+    assert "networks see 56 x 56 px" in square["results"][0]["about"]
+    assert square["models"]["tiny"]["input_px"] == "56 x 56"
+    assert len({str(each["results"][0]["means"]["tiny"]) for each in (both, native, square)}) == 3
+
+
+class _Red:
+    """A depth model that takes a picture's red for its depth, and remembers what it was shown."""
+
+    spec = ModelSpec(loader="tests:red", checkpoint="", depth_space="disparity_affine_invariant")
+
+    def predict(self, images: np.ndarray, seeds: object = None) -> np.ndarray:
+        self.shown = images.shape
+        return images[..., 0].astype(np.float32)
+
+
+def test_a_square_shows_the_whole_picture_and_its_map_is_brought_back_in_place():
+    red = _Red()
+    found = FoundModel(spec=red.spec, folder=None, sha256="", stated_px=None, loaded=red)
+    y, x = np.mgrid[:30, :90]
+    pictures = [np.repeat((2 * x + y)[..., None], 3, 2).astype(np.uint8), np.repeat((y + 50)[..., None], 3, 2).astype(np.uint8)]
+    maps = EvaluatedModel(found, square_px=70).predict(pictures, ["a", "b"])
+    assert red.shown == (2, 70, 70, 3)
+    for picture, values in zip(pictures, maps, strict=True):
+        assert values.shape == (30, 90)
+        assert np.abs(values - picture[..., 0]).max() < 1.5
+
+
+def test_a_square_needs_a_side(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--model", ".", "--network-square"])
+    assert "--network-square: expected --network-px with the side" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
