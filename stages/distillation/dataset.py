@@ -51,6 +51,8 @@ class Batch(LossTargets):
 
     image: UInt8[Tensor, "b 3 c c"]
     extent: Int[Tensor, "b 2"]
+    sizes: tuple[tuple[int, int], ...]
+    """The extents again, height and width, where they can be asked for without waiting for the device."""
     keys: tuple[str, ...]
     """part/key of each sample, for messages; followed by #context where images have several."""
     teacher: str
@@ -238,6 +240,7 @@ def collated(samples: Sequence[Sample], context_px: int) -> Batch:
         patch_label=torch.from_numpy(patch_label),
         patch_valid=torch.from_numpy(patch_valid),
         patch_box=torch.from_numpy(patch_box),
+        sizes=tuple((sample.image.shape[0], sample.image.shape[1]) for sample in samples),
         keys=tuple(sample.key for sample in samples),
         teacher=samples[0].teacher,
         color=torch.tensor([sample.color for sample in samples], dtype=torch.float32),

@@ -29,6 +29,7 @@ from stages.distillation.student import (
     patch_tokens,
     pinned_folder,
     prepare_images,
+    tiled,
 )
 from stages.models.checkpoints import (
     read_image_statistics,
@@ -52,18 +53,15 @@ class FeatureTarget:
     """From the student's width to the frozen encoder's, and trained; None where they are the same."""
 
     @torch.no_grad()
-    def tokens(self, images: UInt8[Tensor, "b 3 c c"], grid: tuple[int, int], *, bf16: bool = False) -> Float[Tensor, "b n d"]:
+    def tokens(self, images: UInt8[Tensor, "b 3 h w"], grid: tuple[int, int], *, bf16: bool = False) -> Float[Tensor, "b n d"]:
         """The frozen encoder's tokens on the student's grid of (rows, columns), row by row; float32.
 
         Pictures that its patches do not tile, and maps on another grid, are resized bilinearly.
         """
-        pixels = prepare_images(images, self.mean, self.std)
-        tiled_px = max(round(images.shape[-1] / self.patch_px), 1) * self.patch_px
-        if tiled_px != images.shape[-1]:
-            pixels = F.interpolate(pixels, (tiled_px, tiled_px), mode="bilinear", align_corners=False)
+        pixels, (rows, columns) = tiled(prepare_images(images, self.mean, self.std), self.patch_px)
         with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
             output = self.encoder(pixel_values=pixels)
-        tokens, own_grid = patch_tokens(final_map(output), tiled_px, self.patch_px)
+        tokens, own_grid = patch_tokens(final_map(output), rows, columns)
         if own_grid != grid:
             own_map = tokens.transpose(1, 2).unflatten(2, own_grid)
             tokens = F.interpolate(own_map, grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)

@@ -19,12 +19,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from stages.distillation.augmentation import color_jitter
 from stages.distillation.dataset import Batch
-from stages.distillation.features import FeatureTarget, token_mask
+from stages.distillation.features import FeatureTarget
+from stages.distillation.forward import forward_batch
 from stages.distillation.losses import (
     LossConfig,
     LossTerms,
     OutputScale,
-    TokenPair,
     count_maps,
     cross_context_loss,
     output_scale,
@@ -135,7 +135,7 @@ def gradient_step(
 @torch.no_grad()
 def measured_scale(student: Student, batches: Sequence[Batch]) -> OutputScale:
     """The student's level and spread as it is now, over all the batches together."""
-    disparity = torch.cat([student.disparity(batch.image) for batch in batches])
+    disparity = torch.cat([forward_batch(student, batch, batch.image)[0] for batch in batches])
     return output_scale(disparity, torch.cat([batch.valid for batch in batches]))
 
 
@@ -150,19 +150,10 @@ def _forward(
     learner: Learner, batch: Batch, counts: Float[Tensor, "3"] | None, bf16: bool
 ) -> tuple[LossTerms, Float[Tensor, "b c c"]]:
     """The loss of one forward pass, which serves all terms. Only the student sees the jittered colours."""
-    target = learner.target
-    output = learner.student.forward(
-        color_jitter(batch.image, batch.color, batch.extent), bf16=bf16, with_tokens=target is not None
-    )
-    tokens = None
-    if target is not None and output.tokens is not None:
-        tokens = TokenPair(
-            student=target.project(output.tokens),
-            frozen=target.tokens(batch.image, output.grid, bf16=bf16),
-            valid=token_mask(batch.extent, batch.image.shape[-1], output.grid),
-        )
-    terms = cross_context_loss(output.disparity, batch, learner.loss, tokens=tokens, anchor=learner.anchor, counts=counts)
-    return terms, output.disparity
+    images = color_jitter(batch.image, batch.color, batch.extent)
+    disparity, tokens = forward_batch(learner.student, batch, images, learner.target, bf16=bf16)
+    terms = cross_context_loss(disparity, batch, learner.loss, tokens=tokens, anchor=learner.anchor, counts=counts)
+    return terms, disparity
 
 
 def _output_statistics(disparity: Float[Tensor, "b c c"], batch: Batch) -> list[Tensor]:
@@ -181,7 +172,9 @@ def _output_statistics(disparity: Float[Tensor, "b c c"], batch: Batch) -> list[
 def _one_by_one(batch: Batch) -> list[Batch]:
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
     return [
-        dataclasses.replace(batch, keys=(key,), **{name: value[i : i + 1] for name, value in tensors.items()})
+        dataclasses.replace(
+            batch, keys=(key,), sizes=(batch.sizes[i],), **{name: value[i : i + 1] for name, value in tensors.items()}
+        )
         for i, key in enumerate(batch.keys)
     ]
 

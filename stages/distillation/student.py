@@ -43,6 +43,7 @@ StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
 
 PREPROCESSOR, WEIGHTS, TRAINING, CARD = "preprocessor_config.json", "model.safetensors", "training.json", "README.md"
 FAMILIES = ("depth_anything", "dpt")
+_ANY_ASPECT = ("dinov2", "dinov2_with_registers")
 _ENCODERS = ("backbone.", "dpt.")  # Depth Anything and DPT with a backbone; DPT without
 _ALIVE = 0.3  # first value of a map from a new head, which ends in a ReLU
 
@@ -51,7 +52,7 @@ _ALIVE = 0.3  # first value of a map from a new head, which ends in a ReLU
 class StudentOutput:
     """One forward pass."""
 
-    disparity: Float[Tensor, "b c c"]
+    disparity: Float[Tensor, "b h w"]
     """In the labels' space up to scale and shift; float32."""
     tokens: Float[Tensor, "b n d"] | None
     """The encoder's last feature map, after its norm and without class and register tokens, row by row; float32."""
@@ -80,14 +81,23 @@ class Student:
         named = list(self.network.named_parameters())
         return tuple([p for name, p in named if name.startswith(_ENCODERS) is encoder] for encoder in (True, False))  # type: ignore
 
-    def forward(self, images: UInt8[Tensor, "b 3 c c"], *, bf16: bool = False, with_tokens: bool = False) -> StudentOutput:
+    @property
+    def takes_any_aspect(self) -> bool:
+        """Whether its encoder is known to take pictures of any sides that its patches tile, not squares only."""
+        backbone = getattr(self.network.config, "backbone_config", None)
+        kind = self.network.config if backbone is None else backbone
+        return kind.model_type in _ANY_ASPECT and not getattr(self.network.config, "is_hybrid", False)
+
+    def forward(self, images: UInt8[Tensor, "b 3 h w"], *, bf16: bool = False, with_tokens: bool = False) -> StudentOutput:
         """The student's map of each picture and, with tokens, what its encoder handed on in the same pass.
 
+        Sides that its patches do not tile are resized, bilinearly, to the nearest that they do, and the map is resized back.
         bf16 speeds up all but the head: eight bits of mantissa in the output would be steps in every slope.
         """
+        pixels, (rows, columns) = tiled(prepare_images(images, self.mean, self.std), self.patch_px)
         with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
-            output = self._run(pixel_values=prepare_images(images, self.mean, self.std)).predicted_depth
-        tokens, grid = patch_tokens(self.encoder.final_map, images.shape[-1], self.patch_px)
+            output = self._run(pixel_values=pixels).predicted_depth
+        tokens, grid = patch_tokens(self.encoder.final_map, rows, columns)
         self.encoder.final_map = None  # else this step's graph would live until the next
         if output.shape[-2:] != images.shape[-2:]:
             size = (images.shape[-2], images.shape[-1])
@@ -206,15 +216,23 @@ def final_map(output: Any) -> Tensor:
     return output.last_hidden_state if maps is None else maps[-1]
 
 
-def patch_tokens(final_map: Tensor, image_px: int, patch_px: int) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
+def tiled(pixels: Float[Tensor, "b 3 h w"], patch_px: int) -> tuple[Float[Tensor, "b 3 h2 w2"], tuple[int, int]]:
+    """Pictures at the nearest size that patches tile, resized bilinearly where need be; and the patches' rows and columns."""
+    rows, columns = (max(round(length / patch_px), 1) for length in pixels.shape[-2:])
+    size = (rows * patch_px, columns * patch_px)
+    if size != tuple(pixels.shape[-2:]):
+        pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
+    return pixels, (rows, columns)
+
+
+def patch_tokens(final_map: Tensor, rows: int, columns: int) -> tuple[Float[Tensor, "b n d"], tuple[int, int]]:
     """Tokens of the patches alone, row by row, in float32, and the rows and columns of their grid.
 
-    final_map: of square pictures; a map (b, d, rows, columns), or tokens (b, prefix + n, d) with others before the patches'.
+    final_map: a map (b, d, rows, columns), whose own size counts, or tokens (b, prefix + n, d) with others before the patches'.
     """
     if final_map.ndim == 4:
         return final_map.flatten(2).transpose(1, 2).float(), (final_map.shape[-2], final_map.shape[-1])
-    side = image_px // patch_px
-    return final_map[:, -side * side :].float(), (side, side)
+    return final_map[:, -rows * columns :].float(), (rows, columns)
 
 
 def prepare_images(

@@ -175,8 +175,8 @@ def test_other_encoders_are_refused(folder: Path, student: Student, tmp_path: Pa
         load_feature_target(str(tmp_path), student)
     with pytest.raises(ValueError, match="model_type is a hybrid dpt"):
         load_feature_target(str(folder / "dpt_hybrid"), student)
-    with pytest.raises(ValueError, match="expected the full commit of facebook/dinov2-small"):
-        load_feature_target("facebook/dinov2-small", student)
+    with pytest.raises(ValueError, match="expected the full commit of facebook/dinov2-giant"):
+        load_feature_target("facebook/dinov2-giant", student)
 
 
 def test_tokens_count_where_at_least_half_of_them_is_picture() -> None:

@@ -65,7 +65,8 @@ def test_micro_batches_leave_the_gradient_of_the_whole_batch(tmp_path: Path, spl
         outcome, _ = gradient_step(learner, _parts(whole, sizes), max_gradient_norm=torch.inf, bf16=False)
         gradients.append([p.grad for p in learner.trained() if p.grad is not None])
         outcomes.append(outcome)
-    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+    # The library interpolates the position embeddings of the narrow context in float32: 3e-8. All else agrees to 1e-10.
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-7)
     for term in ("total", "shared_context", "local_global", "gradient", "anchor", "gradient_norm"):
         one, other = (getattr(outcome, term) for outcome in outcomes)
         assert one == pytest.approx(other, rel=1e-6), term  # they are told in float32
@@ -94,7 +95,11 @@ def _without_some_labels(batch: Batch) -> Batch:
 
 def _parts(batch: Batch, sizes: tuple[int, ...]) -> list[Batch]:
     tensors = {name: value.split(sizes) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return [dataclasses.replace(batch, **{name: parts[i] for name, parts in tensors.items()}) for i in range(len(sizes))]
+    extents = [tuple(batch.sizes[sum(sizes[:i]) : sum(sizes[: i + 1])]) for i in range(len(sizes))]
+    return [
+        dataclasses.replace(batch, sizes=extents[i], **{name: parts[i] for name, parts in tensors.items()})
+        for i in range(len(sizes))
+    ]
 
 
 def test_a_batch_without_a_valid_pixel_says_nothing_and_moves_nothing(learner: Learner, batch: Batch) -> None:
