@@ -41,7 +41,8 @@ class LabelConfig:
     add_new_files: bool = False
     """Take in the files that were added to a folder since the run was made, as a further source of the run."""
     preset: str = "paper"
-    """`paper`: random squares at 560 px, the paper's teachers. `demo`: whole pictures at 192 px, the demo's teachers."""
+    """`paper`: random squares at 560 px, the paper's teachers. `lotus`: the same with Lotus-D for its assistant. `demo`: whole
+    pictures at 192 px, the demo's teachers."""
     config: Path | None = None
     """A TOML file with the same keys; flags win over it."""
     plan: ViewPlan = field(default_factory=ViewPlan)
@@ -140,6 +141,10 @@ def demo_teacher(name: str, loader: str | None = None) -> TeacherSpec:
 
 PRESETS = {
     "paper": {"teachers": _PAPER_TEACHERS},
+    "lotus": {
+        "teachers": _PAPER_TEACHERS
+        | {"assistant": TeacherSpec(name="assistant", checkpoint="jingheya/lotus-depth-d-v2-0-disparity")}
+    },
     "demo": {
         "plan": ViewPlan(context="whole", context_px=192, patch_px=192, patches_per_side=2),
         "teachers": {name: demo_teacher(name) for name in ("primary", "assistant")},

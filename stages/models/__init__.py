@@ -2,8 +2,9 @@
 
 One door: a spec, resolved with what its checkpoint says of itself, is loaded by the family that its loader names, or by a
 function of the user's own. `transformers` takes `AutoModelForDepthEstimation` checkpoints (Depth Anything, DPT, Depth Pro),
-`genpercept` a one-step diffusion estimator, `marigold` a diffusion estimator that starts from noise. What the numbers mean is
-said by the checkpoint or, where it says nothing, by the spec; nothing is guessed, and no code from a checkpoint is run.
+`genpercept` and `lotus` one-step diffusion estimators, `marigold` a diffusion estimator that starts from noise. What the
+numbers mean is said by the checkpoint or, where it says nothing, by the spec; nothing is guessed, and no code from a checkpoint
+is run.
 
 A prediction depends on its picture and seed alone. In float32 on a CPU it is the same to the bit for batches of the same shape;
 across batch sizes sums are rounded otherwise, and it differs by less than 1e-4 of the map's range (measured on random

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.models import genpercept, marigold, transformers_models
+from stages.models import genpercept, lotus, marigold, transformers_models
 from stages.models.family import Family
 
 FAMILIES: Mapping[str, Family] = {
     "marigold": marigold.FAMILY,
+    "lotus": lotus.FAMILY,
     "genpercept": genpercept.FAMILY,
     "transformers": transformers_models.FAMILY,
 }

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
+from manifests.errors import RefusedError
 from stages.models.checkpoints import read_json
 from stages.models.diffusion_parts import empty_text_embedding
 from stages.models.family import Family, FamilyStatements, no_noise, training_size
@@ -29,6 +30,7 @@ class GenPerceptModel:
     @out_of_memory()
     def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
+        _refuse_other_networks(folder)
         self._vae = load_diffusers("AutoencoderKL", folder / "vae", self._dtype, device)
         unet = load_diffusers("UNet2DConditionModel", folder / "unet", self._dtype, device)
         self._text = empty_text_embedding(folder, unet.config.cross_attention_dim).to(device, self._dtype)
@@ -59,8 +61,19 @@ def is_marigold(folder: Path) -> bool:
     return is_diffusion(folder) and "Marigold" in str(read_json(folder / "model_index.json").get("_class_name", ""))
 
 
+def _refuse_other_networks(folder: Path) -> None:
+    """Raises RefusedError for a UNet that wants more than the picture's latent."""
+    config = read_json(folder / "unet" / "config.json")
+    if kind := config.get("class_embed_type"):
+        raise RefusedError(f"{folder}/unet/config.json: takes a task (class_embed_type {kind}), as those of Lotus do")
+    channels, expected = config.get("in_channels", 4), read_json(folder / "vae" / "config.json").get("latent_channels", 4)
+    if isinstance(expected, int) and channels == 2 * expected:
+        what = "it takes noise, as those of Marigold do"
+        raise RefusedError(f"{folder}/unet/config.json: in_channels is {channels}, expected {expected}: {what}")
+
+
 FAMILY = Family(
-    recognises=lambda folder: is_diffusion(folder) and not is_marigold(folder),
+    recognises=lambda folder: is_diffusion(folder) and not is_marigold(folder),  # nor Lotus', which is asked first
     states=lambda folder: FamilyStatements(input_px=training_size(folder)),
     load=GenPerceptModel,
     problems=no_noise,

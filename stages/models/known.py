@@ -1,7 +1,8 @@
 """Published checkpoints, by hub id: what their numbers mean, how large a picture they want, their licence and their commit.
 
-A revision is the full commit, given only where independent public projects pin the very same one; where it is None, the user
-pins it, and `problems_of` says how. What is not here can be used all the same, once the spec states what it is.
+A revision is the full commit, given only where independent public projects pin the very same one, or where the hub's own page
+of it shows it; where it is None, the user pins it, and `problems_of` says how. What is not here can be used all the same, once
+the spec states what it is.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     "apple/DepthPro-hf": KnownCheckpoint(depth_space="depth_metric", licence="apple-amlr"),
     "prs-eth/marigold-depth-v1-1": KnownCheckpoint(
         loader="marigold", depth_space="depth_affine_invariant", licence="OpenRAIL++"
+    ),
+    # The head of its branch since November 2024, by its page (tree/COMMIT); its card says the licence.
+    "jingheya/lotus-depth-d-v2-0-disparity": KnownCheckpoint(
+        loader="lotus", licence="Apache-2.0", revision="ddc9f4aee19e11612a2961f8efc4b3c21d657fcb"
     ),
     "guangkaixu/genpercept-disparity": KnownCheckpoint(loader="genpercept", licence="unresolved; research only"),
     "guangkaixu/genpercept-depth": KnownCheckpoint(

@@ -21,8 +21,8 @@ class ModelSpec:
     name: str = "model"
     """What it is called: by its column, in results and in messages."""
     loader: str | None = None
-    """transformers, genpercept, marigold, or a function of your own, `module:function` (docs/labelling.md). None takes the one
-    that the checkpoint is laid out for."""
+    """transformers, lotus, genpercept, marigold, or a function of your own, `module:function` (docs/labelling.md). None takes
+    the one that the checkpoint is laid out for."""
     checkpoint: str
     """A folder, or a hub id; what a function of your own takes is its own affair."""
     depth_space: DepthSpace | None = None

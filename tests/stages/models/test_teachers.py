@@ -23,6 +23,7 @@ FAMILIES = {
     "metric": ModelSpec(loader="transformers", checkpoint="metric", depth_space="depth_metric"),
     "depth_pro": ModelSpec(loader="transformers", checkpoint="depth_pro", depth_space="depth_metric"),
     "genpercept": ModelSpec(loader="genpercept", checkpoint="genpercept_2", depth_space="disparity_affine_invariant"),
+    "lotus": ModelSpec(loader="lotus", checkpoint="lotus", depth_space="disparity_affine_invariant"),
     "marigold": ModelSpec(loader="marigold", checkpoint="marigold", depth_space="depth_affine_invariant", steps=2),
     "ensemble": ModelSpec(loader="marigold", checkpoint="marigold", depth_space="depth_affine_invariant", steps=1, ensemble=3),
 }

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from stages.models import ModelSpec, load_model
 from stages.models.marigold import MarigoldModel
+from tests.stages.models.tiny_teachers import save_lotus
 
 
 def _genpercept(folder: Path, depth_space: Any = "disparity_affine_invariant") -> ModelSpec:
@@ -87,6 +88,45 @@ def test_a_text_that_is_a_pickle_is_not_loaded(families: Path, tmp_path: Path):
     np.save(tmp_path / "copy/empty_text_embed.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="a pickle is never loaded"):
         load_model(_genpercept(tmp_path / "copy"))
+
+
+def test_lotus_is_its_bare_forward_pass_on_sides_that_are_multiples_of_8(families: Path):
+    """To the bit, written out from the published code, but for the latent's mean in the place of a sample."""
+    folder, images = families / "lotus", _pictures(2, 40, 72)
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
+    with torch.inference_mode():
+        text = _text(folder)
+        assert text.shape[1] == 2
+        pixels = torch.tensor(images).permute(0, 3, 1, 2) / 255 * 2 - 1
+        mean, _ = vae.quant_conv(vae.encoder(pixels)).chunk(2, 1)
+        task = torch.tensor([1, 0]).float()[None]
+        task = torch.cat([torch.sin(task), torch.cos(task)], dim=-1).repeat(2, 1)
+        output = unet(mean * 0.18215, torch.tensor(999), text.repeat(2, 1, 1), class_labels=task).sample
+        wanted = (vae.decoder(vae.post_quant_conv(output / 0.18215)) / 2 + 0.5).clip(0, 1).mean(1)
+    found = load_model(ModelSpec(checkpoint=str(folder), depth_space="disparity_affine_invariant"))
+    assert found.spec.loader == "lotus"
+    assert (found.predict(images) == wanted.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "loader", "message"),
+    [
+        ("genpercept_2", "lotus", "takes no task"),
+        ("marigold", "lotus", "takes no task"),
+        ("lotus", "genpercept", "takes a task .* Lotus"),
+        ("marigold", "genpercept", "in_channels is 8, expected 4"),
+    ],
+)
+def test_a_folder_of_another_diffusion_family_is_refused_by_name(families: Path, family: str, loader: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_model(ModelSpec(checkpoint=str(families / family), loader=loader, depth_space="disparity_affine_invariant"))
+
+
+def test_lotus_g_is_refused_because_it_starts_from_noise(tmp_path: Path):
+    save_lotus(tmp_path / "lotus", in_channels=8)
+    with pytest.raises(ValueError, match="in_channels is 8, expected 4: this is Lotus-G"):
+        load_model(ModelSpec(checkpoint=str(tmp_path / "lotus"), depth_space="disparity_affine_invariant"))
 
 
 @pytest.mark.parametrize(

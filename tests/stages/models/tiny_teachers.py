@@ -134,7 +134,51 @@ def save_genpercept(folder: Path, *, text: str) -> None:
         _tokenizer(folder / "tokenizer").save_pretrained(folder / "tokenizer")
 
 
-def _unet(*, in_channels: int) -> Any:
+def save_lotus(folder: Path, *, in_channels: int = 4) -> None:
+    """Lotus-D as `jingheya/lotus-depth-d-v2-0-disparity`; Lotus-G's UNet has 8 channels, for the noise."""
+    _unet(in_channels=in_channels, class_embed_type="projection", projection_class_embeddings_input_dim=4).save_pretrained(
+        folder / "unet"
+    )
+    save_stable_diffusion_parts(folder)
+    (folder / "scheduler").mkdir()
+    scheduler = {"_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (folder / "feature_extractor").mkdir()
+    (folder / "feature_extractor" / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
+    index = {
+        "_class_name": "DirectRegressionPipeline",
+        "_diffusers_version": "0.28.0.dev0",
+        "_name_or_path": "stabilityai/stable-diffusion-2-base",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\npipeline_tag: depth-estimation\n---\n# Lotus\n")
+
+
+def save_stable_diffusion_parts(folder: Path) -> None:
+    """`vae/`, `text_encoder/` and `tokenizer/`, file by file as Stable Diffusion 2 has them."""
+    _vae().save_pretrained(folder / "vae")
+    _text_encoder().save_pretrained(folder / "text_encoder")
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    words = ["!", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
+    (tokenizer / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    special = {"bos_token": words[3], "eos_token": words[4], "pad_token": "!", "unk_token": words[4]}
+    (tokenizer / "special_tokens_map.json").write_text(json.dumps(special))
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def _unet(*, in_channels: int, **more: Any) -> Any:
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=in_channels,
@@ -146,6 +190,7 @@ def _unet(*, in_channels: int) -> Any:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=8,
         norm_num_groups=4,
+        **more,
     )
 
 
