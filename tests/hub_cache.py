@@ -22,5 +22,5 @@ def cached(cache: Path, hub_id: str, commit: str, save: Callable[[Path], None], 
 
 def use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes it the cache of this process, as HF_HOME does when one starts."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(cache.parent))
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(cache.parent / "assets"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))

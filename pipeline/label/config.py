@@ -25,8 +25,8 @@ DEMO_CHECKPOINTS = Path(__file__).parents[1] / "demo_checkpoints"
 # Presets name checkpoints only: loader, licence and depth space are the checkpoint's own, and go when another one is named.
 _PAPER_TEACHERS = {
     "primary": TeacherSpec(name="primary", checkpoint="depth-anything/Depth-Anything-V2-Large-hf"),
-    # GenPercept's disparity weights have no hub repository in this layout, so the folder must be named.
-    "assistant": TeacherSpec(name="assistant", checkpoint=""),
+    # The UNet alone: its other parts are those of the base that is known for it.
+    "assistant": TeacherSpec(name="assistant", checkpoint="guangkaixu/genpercept-models/unet_disparity_v2"),
 }
 
 

@@ -23,9 +23,11 @@ from pipeline.label.queue import WORKER_TROUBLE, TeacherUnusableError
 from pipeline.label.sources import FoundSource, RunMismatchError, add_sources, match_sources
 from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import Unit
-from stages.models import checkpoint_folder, checkpoint_sha256, resolve
+from stages.models import checkpoint_sha256, located, resolve
 from stages.models.checkpoints import require_safetensors
 from stages.models.custom import load as load_custom
+from stages.models.located import with_known
+from stages.models.spec import LATEST
 from stages.sources.source import CatalogueRow, Source
 from stages.views import ViewPlan
 
@@ -83,7 +85,7 @@ def open_run(config: LabelConfig, found: Sequence[FoundSource]) -> OpenRun:
 
 def describe_run(config: LabelConfig) -> WantedRun:
     """What the run is to be; reads checkpoints, and nothing of the run. Raises OSError or ValueError for a bad checkpoint."""
-    examined = [_examined(teacher) for teacher in config.chosen]
+    examined = [_examined(_as_recorded(teacher, config.run)) for teacher in config.chosen]
     content = {"format_version": manifests.FORMAT_VERSION, "seed": config.seed, "part_size": config.part_size}
     content |= {f"plan.{name}": value for name, value in asdict(config.plan).items()}
     images = manifests.ColumnRecord(name=IMAGES, depth_space=None, fingerprint=content, configuration={})
@@ -109,8 +111,8 @@ def _examined(spec: TeacherSpec) -> tuple[TeacherSpec, str]:
             where = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
             raise TeacherUnusableError(f"teacher {spec.name} cannot be loaded: {where}") from error
         return replace(spec, depth_space=model.spec.depth_space, licence=model.spec.licence), model.weights_sha256
-    spec = _located(resolve(spec))
-    folder = checkpoint_folder(spec.checkpoint, spec.revision)
+    spec, folder = located(_absolute(resolve(spec)))
+    spec = resolve(spec, folder)
     if not any(folder.rglob("*.safetensors")):
         require_safetensors(folder)  # refused here, before anything is made with it
     return spec, checkpoint_sha256(folder)
@@ -191,9 +193,28 @@ def _digests(run_dir: Path, columns: Sequence[manifests.ColumnRecord]) -> dict[s
     return {name: hashlib.sha256(content).hexdigest() for name, content in zip(names, contents, strict=True)}
 
 
-def _located(spec: TeacherSpec) -> TeacherSpec:
-    """A folder by its absolute path: a worker elsewhere has another working directory."""
-    return replace(spec, checkpoint=str(Path(spec.checkpoint).absolute())) if Path(spec.checkpoint).is_dir() else spec
+def _absolute(spec: TeacherSpec) -> TeacherSpec:
+    """Folders by their absolute paths: a worker elsewhere has another working directory."""
+    folders = {name: path for name in ("checkpoint", "base") if (path := getattr(spec, name)) and Path(path).is_dir()}
+    return replace(spec, **{name: str(Path(path).absolute()) for name, path in folders.items()})
+
+
+def _as_recorded(spec: TeacherSpec, run_dir: Path) -> TeacherSpec:
+    """A teacher at its newest commits, at those that the run's column was made with: they are looked up once."""
+    wanted = with_known(spec)
+    if LATEST not in (wanted.revision, wanted.base_revision) or not manifests.place_of(run_dir).exists(RUN_RECORD):
+        return spec
+    columns = manifests.load_run(run_dir).columns
+    recorded = next((column.configuration for column in columns if column.name == spec.name), {})
+    pinned = {"revision": ("checkpoint", wanted.revision), "base_revision": ("base", wanted.base_revision)}
+    return replace(
+        spec,
+        **{
+            name: str(recorded[name])
+            for name, (whose, revision) in pinned.items()
+            if revision == LATEST and recorded.get(name) and recorded.get(whose) == getattr(wanted, whose)
+        },
+    )
 
 
 def _differing_columns(run: manifests.Run, wanted: WantedRun) -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ from stages.models.checkpoints import checkpoint_folder, checkpoint_sha256, refu
 from stages.models.families import FAMILIES
 from stages.models.family import DepthModel
 from stages.models.known import KNOWN, KnownCheckpoint
+from stages.models.located import located
 from stages.models.resolve import problems_of, resolve
 from stages.models.spec import InputSize, ModelSpec
 from stages.models.stated import read_stated
@@ -34,6 +35,7 @@ __all__ = [
     "checkpoint_folder",
     "checkpoint_sha256",
     "load_model",
+    "located",
     "problems_of",
     "read_stated",
     "resolve",
@@ -51,7 +53,8 @@ def load_model(spec: ModelSpec, folder: Path | None = None, *, device: str = "cp
     spec = resolve(spec, folder)
     if spec.is_custom:
         return custom.load(spec, device, sha256)
-    folder = folder or checkpoint_folder(spec.checkpoint, spec.revision)
+    if folder is None:
+        spec, folder = located(spec)
     spec = resolve(spec, folder)
     model = FAMILIES[str(spec.loader)].load(spec, folder, device)
     if sha256 is not None:

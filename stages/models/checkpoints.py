@@ -1,7 +1,7 @@
 """Checkpoints in the hub's formats: where one is, what decides its output, whether it is whole, and whether it is only data.
 
 A checkpoint is a folder, or a hub id fetched into one, and may come from a stranger. Nothing in it is ever executed: only
-safetensors, NumPy arrays, JSON and text are fetched or read, pickled weights (`.bin`, `.pt`, `.pth`) never, and it cannot name
+safetensors, NumPy arrays, JSON and text are read, pickled weights (`.bin`, `.pt`, `.pth`) never, and it cannot name
 code, weights or another checkpoint that lie elsewhere. A network that lacks a weight is refused, because both libraries fill
 gaps with random numbers. Knows nothing of any particular network, and imports none.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ network takes the library's choice for it, `sdpa` or `eager`, whatever its confi
 
 _WORDS = ("*.json", "README.md")
 _FETCHED = (*_WORDS, "*.safetensors", "*.npy", "merges.txt", "*/merges.txt")
-_NOT_FETCHED = ("*.fp16.safetensors", "*.non_ema.safetensors")  # other copies of the same weights
+NOT_FETCHED = ("*.fp16.safetensors", "*.non_ema.safetensors")
+"""Other copies of the same weights."""
+_HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(/(?P<inner>[\w.-]+(/[\w.-]+)*))?")
 _LARGEST_JSON_BYTES = 32 << 20
 _DEEPEST_JSON = 32
 _DECIDING = (".safetensors", ".npy", "config.json", "index.json", "vocab.json", "merges.txt", "tokenizer.json", "_map.json")
@@ -37,28 +40,52 @@ class CheckpointChangedError(DistillError, ValueError):
     """A checkpoint is not the one that was looked at before."""
 
 
-def checkpoint_folder(checkpoint: str, revision: str | None = None, *, words_only: bool = False) -> Path:
-    """The local folder of a checkpoint: itself, or the hub's snapshot at a revision.
+def checkpoint_folder(
+    checkpoint: str, revision: str | None = None, *, words_only: bool = False, patterns: Sequence[str] = _FETCHED
+) -> Path:
+    """The local folder of a checkpoint: itself, or the hub's snapshot at a revision, or a folder in that.
 
-    words_only: of a hub id, fetch what it says of itself and no weights. Raises FileNotFoundError for what is neither a folder
-    nor a hub id, and OSError where the hub has or gives no such thing.
+    words_only: of a hub id, fetch what it says of itself and no weights. patterns: of the files that are fetched otherwise.
+    Raises FileNotFoundError for what is neither a folder nor a hub id, and OSError where the hub has or gives no such thing.
     """
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
-    if not is_hub_id(checkpoint):
-        raise FileNotFoundError(f"checkpoint {checkpoint!r}: no such folder, and not a hub id of the form owner/name")
+    found = _HUB_ID.fullmatch(checkpoint) if is_hub_id(checkpoint) else None
+    if not found:
+        raise FileNotFoundError(
+            f"checkpoint {checkpoint!r}: no such folder, and not a hub id of the form owner/name (or owner/name/folder)"
+        )
+    inner = found["inner"] or ""
     fetched = snapshot_download(
-        checkpoint,
+        found["repository"],
         revision=revision,
-        allow_patterns=list(_WORDS if words_only else _FETCHED),
-        ignore_patterns=list(_NOT_FETCHED),
+        allow_patterns=[f"{inner}/{pattern}".lstrip("/") for pattern in (_WORDS if words_only else patterns)],
+        ignore_patterns=list(NOT_FETCHED),
     )
-    return Path(fetched)
+    folder = Path(fetched) / inner
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{found['repository']} at {Path(fetched).name}: has no folder {inner}, or it is not in the cache"
+        )
+    return folder
 
 
 def is_hub_id(checkpoint: str) -> bool:
-    """Whether a name that is no folder here has the form owner/name."""
-    return not Path(checkpoint).is_dir() and not checkpoint.startswith((".", "/")) and checkpoint.count("/") == 1
+    """Whether a name that is no folder here has the form owner/name, or owner/name/folder.
+
+    A longer one whose beginning is a folder here is a misspelt path.
+    """
+    parts = checkpoint.split("/")
+    if Path(checkpoint).is_dir() or not _HUB_ID.fullmatch(checkpoint) or checkpoint.startswith(".") or {".", ".."} & {*parts}:
+        return False
+    return len(parts) == 2 or not Path(parts[0]).exists()
+
+
+def commit_of(checkpoint: str, folder: Path) -> str | None:
+    """The commit of a hub id's folder, as `checkpoint_folder` gives it; None for a checkpoint that is a folder."""
+    if not is_hub_id(checkpoint):
+        return None
+    return [folder, *folder.parents][checkpoint.count("/") - 1].name
 
 
 def checkpoint_sha256(folder: Path) -> str:
@@ -66,7 +93,7 @@ def checkpoint_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         # A variant that another program fetched beside ours is not what we load.
-        variant = any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in _NOT_FETCHED)
+        variant = any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in NOT_FETCHED)
         if variant or not path.name.endswith(_DECIDING) or not path.is_file():
             continue
         digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())

@@ -17,12 +17,14 @@ from stages.models.loading import load_transformers
 EMPTY_TEXT = "empty_text_embedding.safetensors"
 EMPTY_TEXT_NUMPY = "empty_text_embed.npy"
 """The name in GenPercept's repository."""
+EMPTY_TEXT_CONFIG = "empty_text_config.json"
+"""How many `tokens` the text encoder is to be shown; 2 where there is no such file."""
 _TOKENS = (2, 77)
 _LARGEST_TEXT = 77 * 8192
 
 
 def empty_text_embedding(folder: Path, width: int) -> Float32[Tensor, "1 tokens width"]:
-    """The embedding of the empty text that a checkpoint comes with: a stored one, or its text encoder's (2 tokens).
+    """The embedding of the empty text that a checkpoint comes with: a stored one, or its text encoder's.
 
     The published ones of 77 and of 2 tokens give different results, so none is guessed. Raises FileNotFoundError where the
     folder has none, ValueError where it has several or one of another shape.
@@ -67,12 +69,14 @@ def _from_numpy(folder: Path) -> Tensor:
 
 @torch.inference_mode()
 def _from_encoder(folder: Path) -> Tensor:
-    """Begin and end of text without padding, as Marigold and GenPercept v2 do; the encoder is not kept."""
+    """Begin and end of text without padding, as Marigold, Lotus and GenPercept v2 have it, or padded to 77 tokens, as
+    GenPercept v1 has it; the encoder is not kept."""
     from transformers import CLIPTokenizer
 
     for path in (folder / "tokenizer").glob("*.json"):
         read_json(path)
     encoder = load_transformers("CLIPTextModel", folder / "text_encoder", torch.float32, "CLIPTextConfig").eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
-    tokens = tokenizer("", padding="do_not_pad", return_tensors="pt").input_ids
+    padding = "max_length" if read_json(folder / EMPTY_TEXT_CONFIG).get("tokens") == max(_TOKENS) else "do_not_pad"
+    tokens = tokenizer("", padding=padding, max_length=max(_TOKENS), return_tensors="pt").input_ids
     return encoder(tokens)[0]

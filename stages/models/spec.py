@@ -11,6 +11,10 @@ InputSize = int | Literal["stated", "native"]
 """A long side in pixels, the size that the checkpoint states for itself, or that of the picture as it comes."""
 
 
+LATEST = "latest"
+"""In the place of a commit: the newest, looked up once and recorded."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A depth model: how it is loaded, and what its numbers mean; in whatever role.
@@ -24,11 +28,17 @@ class ModelSpec:
     """transformers, lotus, genpercept, marigold, or a function of your own, `module:function` (docs/labelling.md). None takes
     the one that the checkpoint is laid out for."""
     checkpoint: str
-    """A folder, or a hub id; what a function of your own takes is its own affair."""
+    """A folder, or a hub id, owner/name or owner/name/folder; what a function of your own takes is its own affair."""
     depth_space: DepthSpace | None = None
     """What the numbers mean; to be stated for a checkpoint that does not say it."""
     revision: str | None = None
-    """Full commit of the hub id. None for one that is known here with its commit."""
+    """Full commit of the hub id, or `latest`, the newest, which is looked up once and recorded. None for one that is known here
+    with its commit."""
+    base: str | None = None
+    """Where the other parts are of a UNet that is published alone, as GenPercept's are: a folder, or a hub id, in the layout of
+    Stable Diffusion 2. None for a whole checkpoint, and for one that is known here with its base."""
+    base_revision: str | None = None
+    """Full commit of a base that is a hub id, or `latest`."""
     licence: str | None = None
     """Licence of the weights, recorded with every label; unknown where neither this nor the checkpoint says it."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -98,12 +98,15 @@ def _known_licence(licence: str, path: Path) -> Statement | None:
 
 def _refuse_other_folders(folder: Path) -> None:
     """Raises ValueError for a folder that is not a checkpoint, saying what it is."""
-    if any((folder / name).exists() for name in ("config.json", "unet", "vae")):
+    unets = sorted(path.name for path in folder.glob("unet_*") if path.is_dir())
+    if any((folder / name).exists() for name in ("config.json", "unet", *(() if unets else ("vae",)))):
         return
     if (folder / "run.json").exists() and (folder / "columns").is_dir():
         what = f"a run of labels, not a checkpoint; train a student on it: python -m pipeline.train --run {folder} --output ..."
     elif (folder / "states").is_dir() or (folder / "dataset.lock.json").exists():
         what = "a training that is not finished: it has no weights yet; the command that began it resumes it"
+    elif unets:
+        what = f"UNets alone ({', '.join(unets)}); name one, as in guangkaixu/genpercept-models/unet_disparity_v2, and its base"
     else:
         what = "no checkpoint: found neither config.json (transformers) nor unet/ and vae/ (diffusers)"
     raise RefusedError(f"{folder}: {what}")

@@ -163,6 +163,27 @@ def save_lotus(folder: Path, *, in_channels: int = 4) -> None:
     (folder / "README.md").write_text("---\nlicense: apache-2.0\npipeline_tag: depth-estimation\n---\n# Lotus\n")
 
 
+def save_genpercept_unets(folder: Path, *, config: bool = True, suffix: str = "safetensors") -> None:
+    """GenPercept's repository of UNets, as `guangkaixu/genpercept-models`: flat folders beside an index and a licence.
+
+    config: they come with their configuration. suffix: `bin` is a safetensors file by the name of a pickle.
+    """
+    for name in ("unet_depth_v1", "unet_disparity_v2"):
+        _unet(in_channels=4).save_pretrained(folder / name)
+        if not config:
+            (folder / name / "config.json").unlink()
+        (folder / name / "diffusion_pytorch_model.safetensors").rename(folder / name / f"diffusion_pytorch_model.{suffix}")
+    parts = {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "GenPerceptPipeline", **parts}))
+    (folder / "LICENSE.txt").write_text("BSD 2-Clause License\n")
+
+
+def save_stable_diffusion(folder: Path, *, in_channels: int = 4) -> None:
+    """Stable Diffusion 2.1 as a base is fetched: without the weights of its UNet. Marigold's configuration has 8 channels."""
+    _unet(in_channels=in_channels).save_config(folder / "unet")
+    save_stable_diffusion_parts(folder)
+
+
 def save_stable_diffusion_parts(folder: Path) -> None:
     """`vae/`, `text_encoder/` and `tokenizer/`, file by file as Stable Diffusion 2 has them."""
     _vae().save_pretrained(folder / "vae")
