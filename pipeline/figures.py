@@ -61,8 +61,12 @@ class Fig5:
     states, and else the paper's 560."""
     depth_space: DepthSpace | None = None
     """What the numbers of a model mean that does not say it."""
+    steps: int | None = None
+    """Denoising steps of a model that starts from noise; by default what its checkpoint states."""
+    ensemble: int = 1
+    """Predictions of such a model that are merged into one, each from its own noise."""
     seed: int = 0
-    """Seed of the noise that a diffusion model starts from."""
+    """Seed of that noise."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
 
@@ -112,7 +116,13 @@ def _fig5(config: Fig5) -> int:
     try:
         image = decode_upright(config.image.read_bytes())
         box = region_box(image, config.box)
-        model = find_model(config.model, depth_space=config.depth_space, device=config.device)
+        model = find_model(
+            config.model,
+            depth_space=config.depth_space,
+            steps=config.steps,
+            ensemble=config.ensemble,
+            device=config.device,
+        )
         stated_px = max(model.stated_px) if isinstance(model.stated_px, tuple) else model.stated_px
         teacher = model.at("native").load(config.device)  # it is given pictures of the size that it shall see
         input_px = config.input_px or stated_px or _PAPER_PX

@@ -51,8 +51,12 @@ class ScoringConfig:
     """Show networks squares of --network-px, whatever a picture's aspect: the paper's authors do so, with 700."""
     depth_space: DepthSpace | None = None
     """What the numbers of models mean that do not say it."""
+    steps: int | None = None
+    """Denoising steps of the models that start from noise; by default what each checkpoint states."""
+    ensemble: int = 1
+    """Predictions of such a model that are merged into one, each from its own noise."""
     seed: int = 0
-    """Seed of the noise that diffusion models start from."""
+    """Seed of that noise."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
     batch_size: int = 8
@@ -72,7 +76,17 @@ class ScoringConfig:
 
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
-        least = {"scenes": 1, "seed_start": 0, "input_px": 16, "network_px": 16, "seed": 0, "batch_size": 1, "workers": 1}
+        least = {
+            "scenes": 1,
+            "seed_start": 0,
+            "input_px": 16,
+            "network_px": 16,
+            "steps": 1,
+            "ensemble": 1,
+            "seed": 0,
+            "batch_size": 1,
+            "workers": 1,
+        }
         found = at_least(self, least)
         if not self.model:
             found.append("--model: nothing given, expected one or more checkpoints")

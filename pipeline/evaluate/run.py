@@ -70,7 +70,7 @@ class EvaluatedModel:
         """All that decides its prediction of a picture."""
         spec = self.found.spec
         own = {"loader": spec.loader, "dtype": spec.dtype, "input_px": self.input_size}
-        if spec.loader == "marigold":
+        if self.found.has_noise:
             own |= {"steps": spec.steps, "ensemble": spec.ensemble, "seed": self._seed}
         libraries = ("torch", *(() if spec.is_custom else ("transformers" if spec.loader == "transformers" else "diffusers",)))
         return {"checkpoint_sha256": self.found.sha256, **own, **{name: version(name) for name in libraries}}
@@ -148,6 +148,8 @@ def score_all(
                 name=name,
                 depth_space=config.depth_space,
                 input_px="native" if config.network_square else config.network_px or "stated",
+                steps=config.steps,
+                ensemble=config.ensemble,
                 device=config.device,
             )
             square_px = config.network_long_side_px if config.network_square else None
@@ -156,6 +158,8 @@ def score_all(
             )
         except ModelError as error:
             failures.append(str(error))
+    if (config.steps, config.ensemble) != (None, 1) and models and not any(model.found.has_noise for model in models.values()):
+        failures.append("--steps and --ensemble are for models that start from noise, as Marigold; none of these does")
     sets = []
     for benchmark in config.benchmark:
         output = config.output or (None if benchmark == "scenes" else _DEFAULT_OUTPUT)

@@ -25,6 +25,7 @@ import tyro
 from jaxtyping import Float32, UInt8
 
 import manifests
+from manifests.errors import RefusedError
 from pipeline.config import at_least, parse_command
 from pipeline.exits import DONE, PROBLEMS, exit_status, say
 from pipeline.predict.files import (
@@ -74,6 +75,10 @@ class PredictConfig:
     """What the model's numbers mean, where the checkpoint does not say it."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
+    steps: int | None = None
+    """Denoising steps of a model that starts from noise; by default what its checkpoint states."""
+    ensemble: int = 1
+    """Predictions of such a model that are merged into one, each from its own noise."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of weights and activations; maps are float32 all the same."""
     device: str = "auto"
@@ -91,7 +96,7 @@ class PredictConfig:
 
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
-        found = at_least(self, {"long_side": 8, "tile": 32, "batch": 1, "threads": 1})
+        found = at_least(self, {"long_side": 8, "tile": 32, "batch": 1, "threads": 1, "steps": 1, "ensemble": 1})
         if not self.inputs:
             found.append("IN: none given; expected photographs or folders of them")
         if not 0.05 <= self.tile_overlap <= 0.9:
@@ -137,8 +142,12 @@ def predict(config: PredictConfig) -> PredictProgress:
         depth_space=config.depth_space,
         revision=config.revision,
         input_px=config.long_side or "stated",
+        steps=config.steps,
+        ensemble=config.ensemble,
         device=config.device,
     )
+    if (config.steps, config.ensemble) != (None, 1) and not model.has_noise:
+        raise RefusedError(f"--steps and --ensemble are for models that start from noise, as Marigold; {config.model} does not")
     if config.tile and not config.long_side and model.stated_px is None and not model.spec.is_custom:
         model = model.at(config.tile)
     model = dataclasses.replace(model, spec=dataclasses.replace(model.spec, dtype=config.dtype))
@@ -155,7 +164,9 @@ def predict(config: PredictConfig) -> PredictProgress:
 
 def _recipe(config: PredictConfig, model: FoundModel) -> dict[str, str]:
     """All that decides a map beside its photograph, as the PNG records it."""
+    noise = {"steps": str(model.spec.steps), "ensemble": str(model.spec.ensemble)} if model.has_noise else {}
     return {
+        **noise,
         "depth_space": str(model.spec.depth_space),
         "model_sha256": model.sha256,
         "input_px": model.input_size,

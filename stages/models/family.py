@@ -54,6 +54,8 @@ class FamilyStatements:
     """What the family's checkpoints give, where the folder does not say it itself."""
     input_px: int | tuple[int, int] | None = None
     """The size it was made for: a long side, or height and width."""
+    steps: int | None = None
+    """Denoising steps, of a family that has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,14 @@ class Family:
 
     recognises: whether a folder is laid out as the family's checkpoints are. states: reads JSON alone. load: the spec is
     resolved; raises ValueError, FileNotFoundError or OSError for a checkpoint that cannot be loaded. problems: what is wrong
-    with a resolved spec, in words.
+    with a resolved spec, in words. has_noise: its predictions start from noise, and take steps and an ensemble.
     """
 
     recognises: Callable[[Path], bool]
     states: Callable[[Path], FamilyStatements]
     load: Callable[[ModelSpec, Path, str], DepthModel]
     problems: Callable[[ModelSpec], list[str]]
+    has_noise: bool = False
 
 
 def no_noise(spec: ModelSpec) -> list[str]:

@@ -18,6 +18,7 @@ from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
 from stages.models import DepthModel, InputSize, ModelSpec, custom, load_model, located, read_stated, resolve
 from stages.models.checkpoints import checkpoint_sha256
+from stages.models.families import FAMILIES
 from stages.models.located import with_known
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
@@ -44,6 +45,11 @@ class FoundModel:
     stated_px: int | tuple[int, int] | None
     """The size that the checkpoint states: a long side, or height and width."""
     loaded: DepthModel | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether its predictions start from noise, and so take steps, an ensemble and a seed."""
+        return not self.spec.is_custom and FAMILIES[str(self.spec.loader)].has_noise
 
     @property
     def input_size(self) -> str:
@@ -80,13 +86,16 @@ def find_model(
     depth_space: DepthSpace | None = None,
     revision: str | None = None,
     input_px: InputSize = "stated",
+    steps: int | None = None,
+    ensemble: int = 1,
     device: str = "auto",
 ) -> FoundModel:
     """A student or a teacher, of any family; a hub id is fetched, and a function of the user's own is called on `device`.
 
     checkpoint: a folder, a hub id, or `module:function=CHECKPOINT` for a function of the user's own. depth_space: of a
     checkpoint that does not say it. revision: of a hub id; the spec has the commit that was fetched.
-    input_px: `stated` is `native` for a checkpoint that states no size. Raises ModelError.
+    input_px: `stated` is `native` for a checkpoint that states no size. steps, ensemble: of a model that starts from noise,
+    ignored by others; None is what the checkpoint states. Raises ModelError.
     """
     name = name or checkpoint
     if own := own_function(checkpoint):
@@ -103,11 +112,17 @@ def find_model(
     try:
         given = ModelSpec(name=name, checkpoint=checkpoint, revision=revision, depth_space=depth_space, input_px=input_px)
         spec, folder = located(with_known(given))
+        if _has_noise(spec, folder):
+            spec = replace(spec, steps=steps, ensemble=ensemble)
         spec = resolve(spec, folder)
         stated = read_stated(checkpoint, folder, spec.loader)
         return FoundModel(spec=spec, folder=folder, sha256=checkpoint_sha256(folder), stated_px=stated.input_px)
     except (OSError, ValueError) as error:
         raise _cannot(name, checkpoint, error) from error
+
+
+def _has_noise(spec: ModelSpec, folder: Path) -> bool:
+    return FAMILIES[read_stated(spec.checkpoint, folder).loader].has_noise
 
 
 def own_function(model: str) -> re.Match[str] | None:

@@ -3,7 +3,8 @@
 One UNet call at t = 1 on the mean latent of the picture and the embedding of the empty text; minus its output, decoded, mean
 of the three channels, clipped to [-1, 1], mapped to [0, 1]. The same for the depth and the disparity checkpoint: only the spec
 tells which it is. Sides that are multiples of 8 are not resized. Layout: `unet/`, `vae/` of diffusers, and the embedding (see
-`empty_text_embedding`), as GenPercept v1 (`empty_text_embed.npy`, 77 tokens) and v2 (`text_encoder/`, 2 tokens) come.
+`empty_text_embedding`): v1's is `empty_text_embed.npy`, of 77 tokens, v2's that of a text encoder, of 2. What is published are
+UNets alone, which `assembled` puts together with the rest.
 """
 
 from __future__ import annotations

@@ -65,9 +65,13 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     "xingyang1/Distill-Any-Depth-Large-hf": KnownCheckpoint(licence="CC-BY-NC-4.0"),
     "Intel/dpt-large": KnownCheckpoint(licence="Apache-2.0", revision="bc15f29aa3a80d532f2ed650b5e16ac48d8958f9", input_px=384),
     "apple/DepthPro-hf": KnownCheckpoint(depth_space="depth_metric", licence="apple-amlr"),
-    "prs-eth/marigold-depth-v1-1": KnownCheckpoint(
-        loader="marigold", depth_space="depth_affine_invariant", licence="OpenRAIL++"
-    ),
+    # By their authors' LICENSE-MODEL.txt; the cards of v1-0 and of the LCM version have said Apache-2.0.
+    **{
+        f"prs-eth/marigold-depth-{version}": KnownCheckpoint(
+            loader="marigold", depth_space="depth_affine_invariant", licence="OpenRAIL++"
+        )
+        for version in ("v1-0", "v1-1", "lcm-v1-0")
+    },
     # The head of its branch since November 2024, by its page (tree/COMMIT); its card says the licence.
     "jingheya/lotus-depth-d-v2-0-disparity": KnownCheckpoint(
         loader="lotus", licence="Apache-2.0", revision="ddc9f4aee19e11612a2961f8efc4b3c21d657fcb"

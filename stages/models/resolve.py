@@ -67,6 +67,8 @@ def _examined(spec: SpecT, folder: Path | None) -> tuple[SpecT, list[str]]:
             f"depth_space is None, and nothing in {spec.checkpoint} says what its numbers mean; give --depth-space, one of "
             f"{', '.join(DEPTH_SPACES)}"
         )
+    if folder and FAMILIES[stated.loader].has_noise and filled.steps is None:
+        found.append(f"steps is None, and {spec.checkpoint} states no default_denoising_steps; give --steps, of 1 or more")
     return filled, _named(spec, [*found, *FAMILIES[stated.loader].problems(filled)])
 
 
@@ -145,4 +147,5 @@ def _filled(spec: SpecT, stated: Stated) -> SpecT:
         depth_space=cast("DepthSpace | None", space),
         licence=stated.licence.value if stated.licence else spec.licence or UNKNOWN,
         input_px=size,
+        steps=spec.steps or stated.steps,
     )

@@ -48,10 +48,11 @@ class ModelSpec:
     input_px: InputSize | None = None
     """Long side of the picture as the network sees it; `stated` is the size that the checkpoint states, `native` the
     picture's own. None is native too, but for known checkpoints that are worse at other sizes than their own."""
-    steps: int = 4
-    """Denoising steps; marigold only. 4 is what its checkpoint v1-1 recommends."""
+    steps: int | None = None
+    """Denoising steps; marigold only. None takes those that the checkpoint states (`default_denoising_steps`)."""
     ensemble: int = 1
-    """Predictions, each from its own noise, that are aligned and merged by their median; marigold only."""
+    """Predictions, each from its own noise, that are aligned and merged by their median; marigold only. No checkpoint states
+    it; its authors score with 10."""
 
     @property
     def long_side_px(self) -> int | None:

@@ -36,6 +36,8 @@ class Stated:
     licence: Statement | None = None
     input_px: int | tuple[int, int] | None = None
     """The size it was made for: a long side, or height and width as its library's processor reads them."""
+    steps: int | None = None
+    """Denoising steps."""
 
 
 def read_stated(checkpoint: str, folder: Path | None, loader: str | None = None) -> Stated:
@@ -61,6 +63,7 @@ def read_stated(checkpoint: str, folder: Path | None, loader: str | None = None)
         usual_space=said.usual_space,
         licence=Statement(value=known.licence, source=_TABLE) if known else read_licence(folder),
         input_px=said.input_px,
+        steps=said.steps,
     )
 
 

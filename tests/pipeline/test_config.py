@@ -35,11 +35,12 @@ def test_the_preset_gives_way_to_the_file_and_the_file_to_the_flag(tmp_path: Pat
     assert _parse(*_DEMO).part_size == 16
 
 
-def test_the_paper_is_the_default_and_asks_for_the_assistants_folder(capsys: pytest.CaptureFixture[str]):
+def test_the_paper_is_the_default_and_names_what_it_cannot_look_up(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_status:
         _parse(*_REQUIRED)
     assert exit_status.value.code == 2
-    assert "--assistant.checkpoint: none given" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "the latest commit of guangkaixu/genpercept-models/unet_disparity_v2 cannot be looked up" in message
     config = LabelConfig(run=Path("r"), sources=("a",))
     assert (config.plan.context, config.plan.context_px, config.plan.min_square_px) == ("square", 560, 644)
 

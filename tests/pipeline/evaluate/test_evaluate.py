@@ -416,6 +416,21 @@ def test_the_noise_of_a_picture_depends_on_the_seed_and_on_nothing_around_it(ben
     assert len(_kept(tmp_path / "kept" / "diode")) == 4
 
 
+def test_steps_and_ensemble_are_for_the_models_that_start_from_noise(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """They stand in the results, as what the checkpoint states does; models without noise are scored beside it."""
+    save_marigold(tmp_path / "marigold")
+    arguments = ("--model", tmp_path / "marigold", checkpoint, "--scenes", "1", "--input-px", "48")
+    stated = _evaluate(tmp_path, *arguments)
+    told = _evaluate(tmp_path, *arguments, "--steps", "2", "--ensemble", "3")
+    found = [(result["models"]["marigold"]["steps"], result["models"]["marigold"]["ensemble"]) for result in (stated, told)]
+    assert found == [(4, 1), (2, 3)]
+    assert "steps" not in told["models"]["tiny"]
+    _evaluate(tmp_path, *("--model", checkpoint, "--scenes", "1", "--steps", "2"), expected=1)
+    assert "--steps and --ensemble are for models that start from noise" in capsys.readouterr().err
+
+
 def test_the_results_go_into_the_model_card_between_its_markers(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

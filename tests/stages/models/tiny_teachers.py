@@ -121,6 +121,27 @@ def save_marigold(folder: Path) -> None:
     pipeline.save_pretrained(folder)
 
 
+def save_marigold_version(folder: Path, version: str) -> None:
+    """Marigold with the index and the scheduler of `v1-0`, of `v1-1` or of `lcm-v1-0`, as these are published."""
+    save_marigold(folder)
+    steps, class_name = {"v1-0": 10, "v1-1": 4, "lcm-v1-0": 1}[version], "MarigoldPipeline"
+    index = json.loads((folder / "model_index.json").read_text())
+    scheduler: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    if version == "v1-0":
+        for name in ("timestep_spacing", "rescale_betas_zero_snr"):
+            del scheduler[name]
+    elif version == "lcm-v1-0":
+        del index["prediction_type"]
+        index["scheduler"] = ["diffusers", "LCMScheduler"]
+        more = {"original_inference_steps": 50, "timestep_scaling": 10.0, "timestep_spacing": "leading", "steps_offset": 1}
+        scheduler |= {"_class_name": "LCMScheduler", "rescale_betas_zero_snr": False, **more}
+    else:
+        class_name = "MarigoldDepthPipeline"
+    index |= {"_class_name": class_name, "default_denoising_steps": steps}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+
+
 def save_genpercept(folder: Path, *, text: str) -> None:
     """GenPercept with one of its empty texts: `77` in .npy, `2` in .safetensors, or `encoder`, as v2's repositories have it."""
     _unet(in_channels=4).save_pretrained(folder / "unet")
