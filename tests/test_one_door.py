@@ -22,10 +22,12 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
     "checkpoints: weights, their configurations and cards": (
         "stages/demo_networks.py",
         "stages/distillation/student.py",
+        "stages/models/assembled.py",
         "stages/models/checkpoints.py",
         "stages/models/diffusion_parts.py",
         "stages/models/find.py",
         "stages/models/genpercept.py",
+        "stages/models/located.py",
         "stages/models/stated.py",
         "stages/models/transformers_models.py",
         "pipeline/demo_models.py",
@@ -151,7 +153,7 @@ def test_modules_that_know_runs_touch_nothing_else_than_what_is_written_here(fou
         "manifests/__main__.py": {"os.open(os.devnull, os.O_WRONLY)"},
         "pipeline/label/estimate.py": {"tempfile.TemporaryDirectory(prefix='label-estimate-')"},
         "pipeline/label/sources.py": {"Path(family[0].location).exists()", "Path(place).exists()"},
-        "pipeline/label/run.py": {"Path(spec.checkpoint).is_dir()", "folder.rglob('*.safetensors')"},
+        "pipeline/label/run.py": {"Path(path).is_dir()", "folder.rglob('*.safetensors')"},
         "pipeline/train/setup.py": {
             "(config.output / WEIGHTS).exists()",
             "config.output.mkdir(parents=True, exist_ok=True)",
