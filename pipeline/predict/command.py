@@ -43,6 +43,7 @@ from stages.depth_space import DepthSpace
 from stages.models import DepthModel
 from stages.models.batches import in_batches
 from stages.models.find import FoundModel, find_model
+from stages.models.spec import Precision
 from stages.prediction import MapRejectedError, PicturePredictor
 from stages.sources.photographs import PictureRejectedError, decode_upright
 from stages.threads import ahead
@@ -79,8 +80,8 @@ class PredictConfig:
     """Denoising steps of a model that starts from noise; by default what its checkpoint states."""
     ensemble: int = 1
     """Predictions of such a model that are merged into one, each from its own noise."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of weights and activations; maps are float32 all the same."""
+    dtype: Precision = "float32"
+    """Precision of weights and activations; maps are float32 all the same. tf32 lets a GPU round products of float32."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
     batch: int = 4

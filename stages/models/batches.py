@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from stages.models.family import DepthModel
+from stages.models.precision import tf32
 
 ItemT = TypeVar("ItemT")
 
@@ -65,7 +66,8 @@ class Predictor:
         """None where memory ran out; the batch size is halved then."""
         pictures = np.stack(some)
         try:
-            depth = self.model.predict(pictures, seeds)
+            with tf32(self.model.spec.dtype == "tf32"):
+                depth = self.model.predict(pictures, seeds)
         except torch.OutOfMemoryError:
             if len(some) == 1:
                 raise

@@ -30,7 +30,7 @@ class GenPerceptModel:
 
     @out_of_memory()
     def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
-        self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
+        self.spec, self._dtype, self._device = spec, getattr(torch, spec.weights_dtype), device
         _refuse_other_networks(folder)
         self._vae = load_diffusers("AutoencoderKL", folder / "vae", self._dtype, device)
         unet = load_diffusers("UNet2DConditionModel", folder / "unet", self._dtype, device)

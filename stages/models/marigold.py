@@ -38,7 +38,7 @@ class MarigoldModel:
     def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
         from diffusers import MarigoldDepthPipeline
 
-        self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
+        self.spec, self._dtype, self._device = spec, getattr(torch, spec.weights_dtype), device
         kind = _prediction_type(spec, folder)
         vae = load_diffusers("AutoencoderKL", folder / "vae", self._dtype, device)
         unet = load_diffusers("UNet2DConditionModel", folder / "unet", self._dtype, device)

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "CUDA out of memory", "CUDA error: out of memory", "ALLOC_FAILED")
+_OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "not enough memory", "CUDA out of memory", "CUDA error: out of memory", "ALLOC_FAILED"),
+    *("unable to find an engine", "Unable to find a valid cuDNN algorithm"),  # cuDNN's, where none fits into what is left
+)
 
 
 @contextmanager

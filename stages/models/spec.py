@@ -7,6 +7,7 @@ from typing import Literal
 
 from stages.depth_space import DepthSpace
 
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 InputSize = int | Literal["stated", "native"]
 """A long side in pixels, the size that the checkpoint states for itself, or that of the picture as it comes."""
 
@@ -41,8 +42,9 @@ class ModelSpec:
     """Full commit of a base that is a hub id, or `latest`."""
     licence: str | None = None
     """Licence of the weights, recorded with every label; unknown where neither this nor the checkpoint says it."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of weights and activations; labels are float32 all the same."""
+    dtype: Precision = "float32"
+    """Precision of weights and activations; labels are float32 all the same. tf32 is float32 whose matrix products and
+    convolutions a GPU may round to TF32. The last layers of a DPT head stay in float32."""
     compile: bool = False
     """Compile the network with `torch.compile`: minutes at the start, faster afterwards."""
     input_px: InputSize | None = None
@@ -53,6 +55,11 @@ class ModelSpec:
     ensemble: int = 1
     """Predictions, each from its own noise, that are aligned and merged by their median; marigold only. No checkpoint states
     it; its authors score with 10."""
+
+    @property
+    def weights_dtype(self) -> str:
+        """What weights and activations are kept in."""
+        return "float32" if self.dtype == "tf32" else self.dtype
 
     @property
     def long_side_px(self) -> int | None:

@@ -82,14 +82,14 @@ class TransformersModel:
     """An `AutoModelForDepthEstimation` checkpoint with safetensors weights."""
 
     def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
-        self.spec, self._dtype, self._device = spec, getattr(torch, spec.dtype), device
+        self.spec, self._dtype, self._device = spec, getattr(torch, spec.weights_dtype), device
         processor = read_preprocessor(folder)
-        model = load_transformers("AutoModelForDepthEstimation", folder, self._dtype)
+        model = load_transformers("AutoModelForDepthEstimation", folder, torch.float32)
         self._rule = read_input_rule(processor, model.config, folder)
         self._is_depth_pro = model.config.model_type == "depth_pro"
         _refuse_contradictions(spec, model.config, self._rule, folder)
         with out_of_memory():
-            model = model.to(device).eval()
+            model = _all_but_head(model, self._dtype).to(device).eval()
         self._model = torch.compile(model) if spec.compile else model
 
     @out_of_memory()
@@ -111,6 +111,21 @@ class TransformersModel:
         else:
             maps = resize_maps(output.predicted_depth, height, width)
         return maps.cpu().numpy()
+
+
+def _all_but_head(network: Any, dtype: torch.dtype) -> Any:
+    """The network in this precision, its head in float32: eight bits of mantissa in a map would be steps in every slope."""
+    for name, part in network.named_children():
+        part.to(torch.float32 if name == "head" else dtype)
+    if dtype != torch.float32:
+        network.head.register_forward_pre_hook(lambda _, inputs: _in_float32(inputs))
+    return network
+
+
+def _in_float32(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float()
+    return type(value)(map(_in_float32, value)) if isinstance(value, list | tuple) else value
 
 
 def metres(

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.models import KNOWN, DepthModel, ModelSpec, load_model, problems_of, resolve
+from stages.models.batches import Predictor
 from stages.models.pixels import network_size, out_of_memory
+from stages.models.transformers_models import TransformersModel
 
 FAMILIES = {
     "dpt": ModelSpec(loader="transformers", checkpoint="dpt", depth_space="disparity_affine_invariant"),
@@ -104,6 +106,46 @@ def test_half_precision_gives_nearly_the_same_map_in_float32(
     half = load_model(replace(family_spec(families, family), dtype=dtype)).predict(images)
     assert half.dtype == np.float32
     assert 0 < difference(half, teachers[family].predict(images)) < tolerance
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["depth_anything", "dpt"])
+def test_the_head_stays_in_float32_so_that_a_map_has_no_steps(families: Path, family: str, dtype: str):
+    if dtype == "bfloat16" and not bfloat16_attention_works():
+        pytest.skip("torch has no bfloat16 attention with this ATEN_CPU_CAPABILITY on this processor")
+    model = load_model(replace(family_spec(families, family), dtype=dtype))
+    assert isinstance(model, TransformersModel)
+    assert {p.dtype for p in model._model.head.parameters()} == {torch.float32}
+    assert {p.dtype for p in model._model.neck.parameters()} == {getattr(torch, dtype)}
+    depth = model.predict(pictures(1, 64, 64))
+    levels = len(np.unique(depth[depth > 0]))
+    assert levels > 0.8 * (depth > 0).sum()
+    assert len(np.unique(depth.astype(np.float16))) < 0.8 * levels  # a head in half precision would have fewer
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", False), ("tf32", True)])
+def test_tf32_is_allowed_while_a_model_that_asks_for_it_predicts_and_not_else(dtype: str, allowed: bool):
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    class Model:
+        spec = ModelSpec(checkpoint="", dtype=dtype)  # type: ignore[arg-type]
+
+        def predict(self, images: np.ndarray, seeds: object = None) -> np.ndarray:
+            self.flags = flags()
+            return images[..., 0].astype(np.float32)
+
+    model, before = Model(), flags()
+    Predictor(model, 2).predict(list(pictures(2, 8, 8)))
+    assert model.flags == (allowed, allowed)
+    assert flags() == before
+
+
+@all_families
+def test_tf32_is_float32_where_there_is_no_gpu(teachers: dict[str, DepthModel], families: Path, family: str):
+    images = pictures(1, 64, 64)
+    found = load_model(replace(family_spec(families, family), dtype="tf32")).predict(images)
+    assert np.array_equal(found, teachers[family].predict(images))
 
 
 @all_families
@@ -203,7 +245,14 @@ def test_memory_that_runs_out_in_a_network_is_always_the_same_error(
         teachers["dpt"].predict(pictures(1, 64, 64))
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+    ],
+)
 def test_memory_that_runs_out_elsewhere_is_that_error_too(error: Exception):
     with pytest.raises(torch.OutOfMemoryError), out_of_memory():
         raise error
