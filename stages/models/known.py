@@ -64,6 +64,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     "xingyang1/Distill-Any-Depth-Small-hf": KnownCheckpoint(licence="Apache-2.0"),
     "xingyang1/Distill-Any-Depth-Large-hf": KnownCheckpoint(licence="CC-BY-NC-4.0"),
     "Intel/dpt-large": KnownCheckpoint(licence="Apache-2.0", revision="bc15f29aa3a80d532f2ed650b5e16ac48d8958f9", input_px=384),
+    "Intel/dpt-hybrid-midas": KnownCheckpoint(licence="Apache-2.0", input_px=384),
     "apple/DepthPro-hf": KnownCheckpoint(depth_space="depth_metric", licence="apple-amlr"),
     # By their authors' LICENSE-MODEL.txt; the cards of v1-0 and of the LCM version have said Apache-2.0.
     **{

@@ -5,6 +5,7 @@ The libraries are imported when they are needed: each takes seconds, and most pr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,20 @@ import torch
 from manifests.errors import DistillError, RefusedError
 from stages.models.checkpoints import OWN_ATTENTION, complete, require_safetensors
 
+_LOG = logging.getLogger(__name__)
+_NEVER_RUN = {"dpt": "neck.fusion_stage.layers.0.residual_layer1"}
+"""By model type, a module that the forward pass of transformers never calls. DPT's first fusion layer has no map to add to its
+own, so MiDaS' weights, as `Intel/dpt-large` has them, lack its first residual unit (huggingface/transformers issue 28292)."""
+
 
 def load_transformers(
     name: str, folder: Path, dtype: torch.dtype, config_name: str = "AutoConfig", *, needed: tuple[str, ...] = ("",)
 ) -> Any:
     """A network by the name of its class in transformers, or of an auto class, in this precision.
 
-    needed: beginnings of the names of weights that must be there; others are made anew afterwards. Raises FileNotFoundError or
-    ValueError for missing, pickled or incomplete weights, and for a configuration that names code or weights elsewhere.
+    needed: beginnings of the names of weights that must be there; others are made anew afterwards. A module that is never run
+    (`_NEVER_RUN`) may lack all of its weights, is zeroed then, and a warning is logged. Raises FileNotFoundError or ValueError
+    for missing, pickled or incomplete weights, and for a configuration that names code or weights elsewhere.
     """
     import transformers
 
@@ -41,7 +48,21 @@ def load_transformers(
             attn_implementation=OWN_ATTENTION,
         )
     gaps = {kind: [name for name in map(str, names) if name.startswith(needed)] for kind, names in report.items()}
+    if never_run := _NEVER_RUN.get(config.model_type):
+        gaps["missing_keys"] = _zeroed(network, never_run, gaps["missing_keys"], folder)
     return complete((network, gaps), folder)
+
+
+@torch.no_grad()
+def _zeroed(network: Any, module: str, missing: list[str], folder: Path) -> list[str]:
+    """The missing names without those of this module, which is zeroed where all of its weights are missing."""
+    weights = {f"{module}.{name}": tensor for name, tensor in network.get_submodule(module).state_dict().items()}
+    if not weights.keys() <= set(missing):
+        return missing
+    for tensor in weights.values():
+        tensor.zero_()
+    _LOG.warning("%s: has no weights for %s, which the network never uses: zeros were taken", folder, module)
+    return [name for name in missing if name not in weights]
 
 
 def load_diffusers(name: str, folder: Path, dtype: torch.dtype, device: str) -> Any:

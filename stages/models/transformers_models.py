@@ -5,6 +5,7 @@ the size where the spec says `stated`), in torch, because the library's processo
 
 - Depth Anything v2, Distill Any Depth, DPT: `predicted_depth` as it is, affine-invariant disparity >= 0, near = large. A DPT
   without a backbone of another family (`Intel/dpt-large`) takes squares only; its processor squeezes pictures, and so do we.
+  A hybrid one (`Intel/dpt-hybrid-midas`) takes those of its configuration's `image_size` only.
 - Depth Anything v2 Metric: `predicted_depth` as it is, depth in metres.
 - Depth Pro: its `predicted_depth` is the inverse depth of a camera whose focal length is the picture's width. Depth in metres
   is 1 / (predicted_depth * width / focal length), within [1e-4, 1e4] m, with the field of view that the network itself
@@ -171,9 +172,17 @@ def read_input_rule(processor: dict[str, Any], config: Any, folder: Path) -> Inp
         keep_aspect=bool(processor.get("keep_aspect_ratio", False)),
         # The library's DPT learns the shape of its patches' grid from a backbone, and takes a root without one.
         square=config.model_type == "dpt" and (backbone is None or config.is_hybrid),
-        fixed_px=stated_px if kind == _DEPTH_PRO and isinstance(stated_px, tuple) else None,
-        stated_px=stated_px if isinstance(stated_px, tuple) else None,
+        fixed_px=_fixed_px(kind, config, stated_px),
+        stated_px=stated_px,
     )
+
+
+def _fixed_px(kind: str, config: Any, stated_px: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width of a network that takes no other: Depth Pro, and a hybrid DPT, which the library refuses all else."""
+    if config.model_type == "dpt" and config.is_hybrid:
+        sides = config.image_size if isinstance(config.image_size, list | tuple) else [config.image_size] * 2
+        return cast("tuple[int, int]", tuple(sides))
+    return stated_px if kind == _DEPTH_PRO else None
 
 
 def _multiple(processor: dict[str, Any], where: str) -> int:

@@ -125,7 +125,7 @@ def test_the_head_stays_in_float32_so_that_a_map_has_no_steps(families: Path, fa
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("float32", False), ("tf32", True)])
 def test_tf32_is_allowed_while_a_model_that_asks_for_it_predicts_and_not_else(dtype: str, allowed: bool):
-    def flags() -> tuple[bool, bool]:
+    def flags() -> tuple[object, bool]:
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
     class Model:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForDepthEstimation
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 from stages.models import ModelSpec, load_model
 from stages.models.transformers_models import TransformersModel
+from tests.stages.distillation.tiny_students import save_network
 from tests.stages.models.tiny_teachers import save_depth_anything, save_depth_pro
 
 
@@ -107,6 +109,65 @@ def test_a_network_that_takes_squares_only_is_given_squares(families: Path, inpu
     wanted = F.interpolate(raw, (96, 64), mode="bilinear", antialias=True)[:, 0].numpy()
     found = load_model(_spec(families / "dpt", input_px=input_px)).predict(_smooth(96, 64))
     assert np.allclose(found, wanted, atol=1e-4 * np.ptp(wanted))
+
+
+_NEVER_RUN = {
+    f"neck.fusion_stage.layers.0.residual_layer1.convolution{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")
+}
+
+
+def _rewrite(
+    folder: Path, copy: Path, *, without: set[str] | frozenset[str] = frozenset(), filled: float | None = None
+) -> Path:
+    """A copy of a checkpoint without some weights, and with another value in those that are never used."""
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    assert without <= weights.keys()
+    assert weights.keys() >= _NEVER_RUN
+    changed = {
+        name: torch.full_like(tensor, filled) if filled is not None and name in _NEVER_RUN else tensor
+        for name, tensor in weights.items()
+        if name not in without
+    }
+    save_file(changed, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("family", ["dpt", "dpt_hybrid"])
+def test_midas_may_lack_the_weights_that_it_never_uses_and_no_other(
+    tmp_path: Path, family: str, caplog: pytest.LogCaptureFixture
+):
+    """As `Intel/dpt-large` and `Intel/dpt-hybrid-midas` are published; huggingface/transformers issue 28292."""
+    torch.manual_seed(4)
+    whole, images = save_network(family, tmp_path / "whole"), _smooth(64, 64)
+    wanted = load_model(_spec(_rewrite(whole, tmp_path / "other", filled=1e3))).predict(images)
+    assert not caplog.messages
+    found = load_model(_spec(_rewrite(whole, tmp_path / "published", without=_NEVER_RUN)))
+    assert (found.predict(images) == wanted).all()
+    assert np.ptp(wanted) > 0
+    assert isinstance(found, TransformersModel)
+    zeroed = dict(found._model.named_parameters())
+    assert not any(zeroed[name].any() for name in _NEVER_RUN)
+    assert [message for message in caplog.messages if "published" in message and "zeros were taken" in message]
+    used = "neck.fusion_stage.layers.1.residual_layer1.convolution1.bias"
+    with pytest.raises(ValueError, match=r"1 weights are missing .*layers\.1\.residual_layer1"):
+        load_model(_spec(_rewrite(whole, tmp_path / "one more", without={*_NEVER_RUN, used})))
+    with pytest.raises(ValueError, match=r"1 weights are missing .*layers\.0\.residual_layer1"):
+        load_model(_spec(_rewrite(whole, tmp_path / "one of them", without={min(_NEVER_RUN)})))
+
+
+def test_depth_anything_must_have_the_weights_that_it_never_uses(families: Path, tmp_path: Path):
+    """The published ones have them, so that a gap is damage."""
+    with pytest.raises(ValueError, match="4 weights are missing"):
+        load_model(_spec(_rewrite(families / "depth_anything", tmp_path / "copy", without=_NEVER_RUN)))
+
+
+def test_a_hybrid_dpt_sees_the_one_size_that_it_takes(tmp_path: Path):
+    torch.manual_seed(4)
+    folder = save_network("dpt_hybrid", tmp_path / "hybrid")
+    assert load_model(_spec(folder)).predict(_smooth(96, 80)).shape == (1, 96, 80)
+    with pytest.raises(ValueError, match="input_px is 96, but this network takes 64 only"):
+        load_model(_spec(folder, input_px=96))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (100, 80)])
