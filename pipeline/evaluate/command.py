@@ -36,6 +36,7 @@ from pipeline.evaluate.tables import (
 from pipeline.exits import DONE, PROBLEMS, exit_status, say
 from stages.depth_space import DepthSpace
 from stages.distillation.model_card import replace_results
+from stages.evaluation.published import Table
 from stages.evaluation.rendered import CONTEXT_PX, SceneResult
 from stages.models.find import ModelError, find_model
 
@@ -69,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _PROGRAM, error, "When the cause is gone, the same command resumes." if exit_status(error) == PROBLEMS else ""
         )
     if done.results:
-        print(result_table(list(done.models), done.results))
-    for note in notes(done.results):
+        print(result_table(list(done.models), done.results, config.table))
+    for note in notes(done.results, config.table):
         print(note)
     failures = [*done.failures, *_write(config, done)]
     for failure in failures:
@@ -147,10 +148,10 @@ def _write(config: EvaluateConfig, done: Evaluation) -> list[str]:
             name: {"checkpoint": model.found.spec.checkpoint, "depth_space": model.space, **model.settings()}
             for name, model in done.models.items()
         }
-        content = as_json(resolved(config), models, done.results) | {"failures": list(done.failures)}
+        content = as_json(resolved(config), models, done.results, config.table) | {"failures": list(done.failures)}
         problems.append(_replace(config.json_file, (json.dumps(content, indent=2) + "\n").encode()))
     if config.markdown:
-        problems.append(_replace(config.markdown, _markdown(done, names).encode()))
+        problems.append(_replace(config.markdown, _markdown(done, names, config.table).encode()))
     if config.per_image:
         problems.append(_replace(config.per_image, per_image_file(done.results, config.per_image.suffix)))
     if config.write_card:
@@ -174,8 +175,8 @@ def _write_card(done: Evaluation, name: str) -> str | None:
     return _replace(card, text.encode())
 
 
-def _markdown(done: Evaluation, names: Sequence[str]) -> str:
-    return markdown({name: done.models[name].describe() for name in names}, done.results)
+def _markdown(done: Evaluation, names: Sequence[str], table: Table | None = None) -> str:
+    return markdown({name: done.models[name].describe() for name in names}, done.results, table)
 
 
 def _replace(path: Path, content: bytes) -> str | None:

@@ -12,6 +12,7 @@ import tyro
 from pipeline.config import at_least
 from stages.depth_space import DepthSpace
 from stages.evaluation.protocols import BenchmarkName, ProtocolName
+from stages.evaluation.published import Table
 from stages.evaluation.rendered import CONTEXT_PX, HELD_OUT_SEED
 from stages.models.checkpoints import is_hub_id
 from stages.models.find import own_function
@@ -118,6 +119,8 @@ class EvaluateConfig(ScoringConfig):
     """Write the table, with all metrics, to this file."""
     per_image: Path | None = None
     """Write every image's metrics to this file: .csv, or .parquet."""
+    table: Annotated[Table | None, tyro.conf.arg(metavar="1..5")] = None
+    """Set the figures of this table of the paper beside ours; by default those of table 5 and of third parties."""
     write_card: bool = False
     """Put the table into the README.md of each model's folder, between its markers for results, and the means into its YAML."""
     preset: str = "default"

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult
 from manifests.tables import aligned, markdown_table
 from stages.evaluation.boundaries import BoundaryScore
 from stages.evaluation.metrics import DepthMetrics
-from stages.evaluation.published import CAVEAT, PublishedRow, published_rows
+from stages.evaluation.published import CAVEAT, PublishedRow, Table, published_rows
 from stages.evaluation.scoring import ImageScore, MeanScore, mean_scores
 
 _REFUSED = "refused"
@@ -69,14 +69,15 @@ def format_table(means: Mapping[str, DepthMetrics], num_scenes: int) -> str:
     return "\n".join(aligned([["model", "AbsRel", "delta1", "scenes"], *rows]))
 
 
-def result_table(models: Sequence[str], results: Sequence[SetResult]) -> str:
-    """Models down, benchmarks across, AbsRel/delta1, as in the paper's table 5, with published figures below ours."""
-    return "\n".join(aligned(_rows(models, results)))
+def result_table(models: Sequence[str], results: Sequence[SetResult], table: Table | None = None) -> str:
+    """Models down, benchmarks across, AbsRel/delta1, with published figures below ours: those of one of the paper's tables, or
+    of table 5 and third parties."""
+    return "\n".join(aligned(_rows(models, results, table)))
 
 
-def markdown(models: Mapping[str, str], results: Sequence[SetResult]) -> str:
+def markdown(models: Mapping[str, str], results: Sequence[SetResult], table: Table | None = None) -> str:
     """The table, all metrics, the protocols, and the models' own lines, as GitHub's Markdown."""
-    head, *rows = _rows(list(models), results)
+    head, *rows = _rows(list(models), results, table)
     lines = ["AbsRel/delta1, mean over images.", "", *markdown_table(head, rows), ""]
     details = [
         [name, result.benchmark, *_numbers(flat(mean)), f"{mean.images_with_edges} of {mean.images}"]
@@ -86,17 +87,20 @@ def markdown(models: Mapping[str, str], results: Sequence[SetResult]) -> str:
     ]
     if details:
         lines += [*markdown_table(["model", "benchmark", *_FLAT_NAMES, "images with edges"], details), ""]
-    about = [*notes(results), *(f"{name}: {about}" for name, about in models.items())]
+    about = [*notes(results, table), *(f"{name}: {about}" for name, about in models.items())]
     return "\n".join([*lines, *(f"- {note}" for note in about), ""])
 
 
-def notes(results: Sequence[SetResult]) -> list[str]:
+def notes(results: Sequence[SetResult], table: Table | None = None) -> list[str]:
     """What the table's numbers depend on: ours, and the published ones where there are any."""
-    return [*(result.about() for result in results), *([CAVEAT] if _published(results) else [])]
+    return [*(result.about() for result in results), *([CAVEAT] if _published(results, table) else [])]
 
 
 def as_json(
-    configuration: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], results: Sequence[SetResult]
+    configuration: Mapping[str, Any],
+    models: Mapping[str, Mapping[str, Any]],
+    results: Sequence[SetResult],
+    table: Table | None = None,
 ) -> dict[str, Any]:
     """Everything but the images: settings of the models, protocols, means, failures, and the published figures."""
     return {
@@ -118,7 +122,7 @@ def as_json(
             }
             for result in results
         ],
-        "published": [dataclasses.asdict(row) for row in _published(results)],
+        "published": [dataclasses.asdict(row) for row in _published(results, table)],
         "published_caveat": CAVEAT,
     }
 
@@ -177,18 +181,18 @@ def _numbers(values: Mapping[str, float | None]) -> list[str]:
     return [_ABSENT if value is None else f"{value:.4f}" for value in values.values()]
 
 
-def _rows(models: Sequence[str], results: Sequence[SetResult]) -> list[list[str]]:
+def _rows(models: Sequence[str], results: Sequence[SetResult], table: Table | None) -> list[list[str]]:
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
     rows = [["model", *benchmarks]]
     rows += [[name, *(_cell(name, benchmark, results) for benchmark in benchmarks)] for name in models]
-    for row in _published(results):
+    for row in _published(results, table):
         figures = (row.figures.get(benchmark) for benchmark in benchmarks)
         rows.append([f"{row.model} (published, {row.source})", *(_figures(*f) if f else _ABSENT for f in figures)])
     return rows
 
 
-def _published(results: Sequence[SetResult]) -> tuple[PublishedRow, ...]:
-    return published_rows(tuple(dict.fromkeys(result.benchmark for result in results)))
+def _published(results: Sequence[SetResult], table: Table | None) -> tuple[PublishedRow, ...]:
+    return published_rows(tuple(dict.fromkeys(result.benchmark for result in results)), table)
 
 
 def _cell(model: str, benchmark: str, results: Sequence[SetResult]) -> str:

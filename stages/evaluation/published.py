@@ -1,6 +1,6 @@
 """Figures that others published or measured on the benchmarks, to stand beside ours; never taken as ours.
 
-AbsRel and delta1 per benchmark, as Distill Any Depth (arXiv 2502.19204 v2) prints them in table 5, and as third parties
+AbsRel and delta1 per benchmark, as Distill Any Depth (arXiv 2502.19204 v2) prints them in tables 1 to 5, and as third parties
 measured the public checkpoints; CAVEAT says what keeps them from being compared with ours to the digit.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+Table = Literal[1, 2, 3, 4, 5]
 _ORDER = ("nyuv2", "kitti", "diode", "scannet", "eth3d")
 _TABLE_5 = "table 5"
 _DISPARITY = "third party, KITTI as in dav2"
@@ -24,9 +26,10 @@ class PublishedRow:
     figures: Mapping[str, tuple[float, float | None]]
 
 
-def published_rows(benchmarks: tuple[str, ...]) -> tuple[PublishedRow, ...]:
-    """The rows that have a figure for one of these benchmarks."""
-    return tuple(row for row in PUBLISHED if any(name in row.figures for name in benchmarks))
+def published_rows(benchmarks: tuple[str, ...], table: Table | None = None) -> tuple[PublishedRow, ...]:
+    """The rows with a figure for one of these benchmarks: of one of the paper's tables, or of table 5 and third parties."""
+    rows = PUBLISHED if table is None else tuple(row for row in (*ABLATIONS, *PUBLISHED) if row.source == f"table {table}")
+    return tuple(row for row in rows if any(name in row.figures for name in benchmarks))
 
 
 def _table_5(model: str, *figures: tuple[float, float]) -> PublishedRow:
@@ -48,6 +51,37 @@ PUBLISHED: tuple[PublishedRow, ...] = (
     _measured("Depth Anything v2 Large", 0.0428, 0.0710),
     _measured("Marigold v1-1", 0.0577, 0.1090, _DEPTH),
 )
+
+
+def _ablation(table: Table, model: str, eth3d: float, diode: float) -> PublishedRow:
+    return PublishedRow(model=model, source=f"table {table}", figures={"eth3d": (eth3d, None), "diode": (diode, None)})
+
+
+ABLATIONS: tuple[PublishedRow, ...] = (
+    _ablation(1, "shared context, global", 0.064, 0.259),
+    _ablation(1, "shared context, none", 0.057, 0.239),
+    _ablation(1, "shared context, local", 0.070, 0.245),
+    _ablation(1, "shared context, hybrid", 0.057, 0.238),
+    _ablation(1, "local-global, global", 0.065, 0.239),
+    _ablation(1, "local-global, none", 0.273, 0.300),
+    _ablation(1, "local-global, local", 0.076, 0.244),
+    _ablation(1, "local-global, hybrid", 0.064, 0.238),
+    _ablation(2, "neither", 0.075, 0.270),
+    _ablation(2, "L_lg", 0.064, 0.238),
+    _ablation(2, "L_sc", 0.058, 0.237),
+    _ablation(2, "both", 0.056, 0.232),
+    _ablation(3, "DA-L to DA-S, base", 0.110, 0.290),
+    _ablation(3, "DA-L to DA-S", 0.098, 0.262),
+    _ablation(3, "DA-L to MiDaS-L, base", 0.147, 0.313),
+    _ablation(3, "DA-L to MiDaS-L", 0.126, 0.295),
+    _ablation(3, "MiDaS-L to MiDaS-S, base", 0.150, 0.303),
+    _ablation(3, "MiDaS-L to MiDaS-S", 0.120, 0.272),
+    _ablation(4, "Depth Anything v2 alone", 0.131, 0.262),
+    _ablation(4, "GenPercept alone", 0.096, 0.226),
+    _ablation(4, "average", 0.228, 0.371),
+    _ablation(4, "select", 0.054, 0.258),
+)
+"""AbsRel in tables 1 to 4, whose cells docs/training.md gives as commands."""
 
 CAVEAT = (
     "published: as printed, under lists, crops and alignments of their own, of all images, whatever protocol is above;"

@@ -290,6 +290,24 @@ def test_a_square_shows_the_whole_picture_and_its_map_is_brought_back_in_place()
         assert np.abs(values - picture[..., 0]).max() < 1.5
 
 
+@pytest.mark.parametrize(
+    ("table", "row", "rows"),
+    [("2", "both (published, table 2)", 4), ("4", "select (published, table 4)", 4), ("5", "Marigold (published, table 5)", 5)],
+)
+def test_the_figures_of_one_table_of_the_paper_stand_beside_ours(
+    checkpoint: Path, benchmarks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, row: str, rows: int
+):
+    arguments = ["--model", checkpoint, "--benchmark", "eth3d", "--data", benchmarks, "--device", "cpu", "--table", table]
+    arguments += ["--output", tmp_path / "kept", "--json", tmp_path / "a.json", "--markdown", tmp_path / "a.md"]
+    assert main([str(argument) for argument in arguments]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "(published, " in line]
+    assert len(lines) == rows
+    assert any(line.startswith(row) for line in lines)
+    published = json.loads((tmp_path / "a.json").read_text())["published"]
+    assert {each["source"] for each in published} == {f"table {table}"}
+    assert row.partition(" (")[0] in (tmp_path / "a.md").read_text()
+
+
 def test_a_square_needs_a_side(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["--model", ".", "--network-square"])
