@@ -80,6 +80,9 @@ class LabelSettings:
     convert_depth: DepthConversion = "refuse"
     """What to do with columns that are not disparity: refuse where spaces differ; metric inverts metric depth, exactly;
     approximate also inverts affine-invariant depth, whose shift nobody knows."""
+    patch_agreement: float = -1
+    """Leave out patches whose label correlates less than this with the same place in the whole view's label, such as crops of
+    sky; -1 keeps all, as the paper does."""
     context: Literal["any", "whole", "square"] = "any"
     """Refuse a run whose contexts are not whole pictures, or random squares."""
     images: int | None = None
@@ -214,6 +217,8 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
                 f"batch_size: found {self.batch_size}, expected at least num_workers x accumulation = "
                 f"{self.num_workers * self.accumulation}"
             )
+        if not -1 <= self.patch_agreement <= 1:
+            found.append(f"patch_agreement: found {self.patch_agreement}, expected a correlation, between -1 and 1")
         if not -1 <= self.feature_margin <= 1:
             found.append(f"feature_margin: found {self.feature_margin}, expected a cosine, between -1 and 1")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -38,6 +38,7 @@ def open_dataset(config: TrainConfig) -> JoinedLabels:
                 read_patches=config.local_global_weight > 0,
                 conversion=config.convert_depth,
                 only_parts=locked[i] if locked else None,
+                patch_agreement=config.patch_agreement,
             )
             for i, run in enumerate(config.run)
         ],

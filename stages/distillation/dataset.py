@@ -37,6 +37,7 @@ from stages.distillation.coverage import Coverage, coverage_of
 from stages.distillation.fusion import agreement_weighted_average, fused_patches
 from stages.distillation.losses import LossTargets
 from stages.distillation.order import AVERAGE, PARTS_IN_WINDOW, UNCHANGED, BatchPlan, Color, SampleRequest
+from stages.distillation.patch_filter import agreeing_patches
 from stages.label_store import Label, LabelReader, PatchLabel, PictureReader
 from stages.views import Box
 
@@ -107,13 +108,15 @@ class LabelDataset(Dataset[Sample]):
         read_patches: bool = True,
         conversion: DepthConversion = "refuse",
         only_parts: Collection[str] | None = None,
+        patch_agreement: float = -1,
     ) -> None:
         """`teachers`: columns. `read_patches` off leaves the patches out of the samples: a training without
         L_lg need not decode them. `conversion`: how teachers' labels that are not disparities are used. `only_parts`: names;
-        None takes all that are committed."""
+        None takes all that are committed. `patch_agreement`: patches that correlate less with the whole view's label are left
+        out (see `agreeing_patches`); -1 takes all."""
         run = load_run(run_dir)
         columns = matching_columns(run, run_dir, teachers, conversion)
-        self.teachers, self.read_patches = teachers, read_patches
+        self.teachers, self.read_patches, self.patch_agreement = teachers, read_patches, patch_agreement
         self.conversion: DepthConversion = conversion
         self.plan, self.columns = run.plan, columns
         self.context_px = int(run.plan["context_px"])
@@ -181,10 +184,12 @@ class LabelDataset(Dataset[Sample]):
         sizes = [None if picture is None else picture.shape[:2], *(context.values.shape for context in contexts)]
         if picture is None or len(set(sizes)) > 1:
             raise RefusedError(f"{where}: picture and label are {sizes}, expected one size; verify the run")
+        whole = agreement_weighted_average(contexts) if fuse else contexts[0]
+        close = fused_patches(patches, where) if fuse else patches[0]
         sample = Sample(
             image=picture,
-            context=agreement_weighted_average(contexts) if fuse else contexts[0],
-            patches=fused_patches(patches, where) if fuse else patches[0],
+            context=whole,
+            patches=close if self.patch_agreement <= -1 else agreeing_patches(whole, close, self.patch_agreement),
             key=self.key_of(index.sample),
             teacher="average" if fuse else self.teachers[index.teacher],
             color=index.color,
