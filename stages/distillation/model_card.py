@@ -141,7 +141,7 @@ def _metadata(content: CardContent) -> ModelCardData:
     identifier = re.sub(r"[^a-z0-9.+]+", "-", strictest).strip("-")
     known = identifier if _HUB_LICENCES.fullmatch(identifier) else None
     return ModelCardData(
-        base_model=content.student if is_hub_id(content.student) and content.start != "scratch" else None,
+        base_model=content.student if _is_repository(content.student) and content.start != "scratch" else None,
         library_name="transformers",
         license=known or "other",
         license_name=None if known else identifier,
@@ -168,6 +168,11 @@ from transformers import pipeline
 estimate = pipeline("depth-estimation", model=".")
 depth = estimate("photo.jpg")["predicted_depth"]  # float32, at the photograph's size; {content.depth_space}
 ```"""
+
+
+def _is_repository(checkpoint: str) -> bool:
+    """The hub knows a base model by its repository, not by a folder in one."""
+    return is_hub_id(checkpoint) and checkpoint.count("/") == 1
 
 
 def _origin(content: CardContent) -> str:
