@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from manifests.errors import DistillError, RefusedError
@@ -56,12 +57,18 @@ def checkpoint_folder(
             f"checkpoint {checkpoint!r}: no such folder, and not a hub id of the form owner/name (or owner/name/folder)"
         )
     inner = found["inner"] or ""
-    fetched = snapshot_download(
-        found["repository"],
-        revision=revision,
-        allow_patterns=[f"{inner}/{pattern}".lstrip("/") for pattern in (_WORDS if words_only else patterns)],
-        ignore_patterns=list(NOT_FETCHED),
-    )
+    try:
+        fetched = snapshot_download(
+            found["repository"],
+            revision=revision,
+            allow_patterns=[f"{inner}/{pattern}".lstrip("/") for pattern in (_WORDS if words_only else patterns)],
+            ignore_patterns=list(NOT_FETCHED),
+        )
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{found['repository']} at {revision or 'its main branch'}: not in the hub's cache here, and the hub is "
+            "not asked or cannot be reached; fetch it where it can be (hf download), or name a local folder"
+        ) from error
     folder = Path(fetched) / inner
     if not folder.is_dir():
         raise FileNotFoundError(

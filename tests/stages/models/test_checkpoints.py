@@ -54,3 +54,9 @@ def test_pickled_weights_are_refused_by_name_with_what_to_do(tmp_path: Path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"only pytorch_model\.bin, which can run code.*save_pretrained"):
         require_safetensors(tmp_path)
+
+
+def test_a_hub_id_that_is_not_at_hand_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"some/network at 1{40}: not in the hub's cache here.*hf download"):
+        checkpoint_folder("some/network", "1" * 40)
