@@ -30,7 +30,7 @@ from stages.evaluation.metrics import align_scale_shift
 from stages.evaluation.published import FIGURE_2
 from stages.evaluation.rendered import resize_bilinear
 from stages.models import DepthModel
-from stages.models.find import ModelError, find_model
+from stages.models.find import ModelError, find_model, refuse_unused_noise
 from stages.sources.photographs import decode_upright, resize_region
 from stages.views import SourceBox
 
@@ -123,6 +123,7 @@ def _fig5(config: Fig5) -> int:
             ensemble=config.ensemble,
             device=config.device,
         )
+        refuse_unused_noise([model], config.steps, config.ensemble)
         stated_px = max(model.stated_px) if isinstance(model.stated_px, tuple) else model.stated_px
         teacher = model.at("native").load(config.device)  # it is given pictures of the size that it shall see
         input_px = config.input_px or stated_px or _PAPER_PX

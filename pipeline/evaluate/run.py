@@ -28,7 +28,7 @@ from pipeline.evaluate.data import EvaluationSet, open_set
 from stages.depth_space import DepthSpace
 from stages.evaluation.benchmarks import BenchmarkSample
 from stages.models.batches import Predictor, in_batches
-from stages.models.find import FoundModel, ModelError, find_model
+from stages.models.find import FoundModel, ModelError, find_model, refuse_unused_noise
 from stages.models.pixels import resize_maps
 from stages.sources.photographs import resize_region
 from stages.threads import ahead
@@ -72,7 +72,9 @@ class EvaluatedModel:
         own = {"loader": spec.loader, "dtype": spec.dtype, "input_px": self.input_size}
         if self.found.has_noise:
             own |= {"steps": spec.steps, "ensemble": spec.ensemble, "seed": self._seed}
-        libraries = ("torch", *(() if spec.is_custom else ("transformers" if spec.loader == "transformers" else "diffusers",)))
+        libraries = ["torch"]
+        if not spec.is_custom:
+            libraries.append("transformers" if spec.loader == "transformers" else "diffusers")
         return {"checkpoint_sha256": self.found.sha256, **own, **{name: version(name) for name in libraries}}
 
     def describe(self) -> str:
@@ -158,8 +160,10 @@ def score_all(
             )
         except ModelError as error:
             failures.append(str(error))
-    if (config.steps, config.ensemble) != (None, 1) and models and not any(model.found.has_noise for model in models.values()):
-        failures.append("--steps and --ensemble are for models that start from noise, as Marigold; none of these does")
+    try:
+        refuse_unused_noise([model.found for model in models.values()], config.steps, config.ensemble)
+    except ModelError as error:
+        failures.append(str(error))
     sets = []
     for benchmark in config.benchmark:
         output = config.output or (None if benchmark == "scenes" else _DEFAULT_OUTPUT)

@@ -32,8 +32,6 @@ from stages.sources.source import CatalogueRow, Source
 from stages.views import ViewPlan
 
 _DECIDING = ("loader", "depth_space", "dtype", "input_px", "compile", "steps", "ensemble")
-_NO_STEPS = 4
-"""What the column of a model without steps records: the number that stood there when none could be left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +122,6 @@ def _column(
     spec: TeacherSpec, weights_sha256: str, content: Mapping[str, str | int | float | bool | None]
 ) -> manifests.ColumnRecord:
     own = {name: getattr(spec, name) for name in _DECIDING} | {"weights_sha256": weights_sha256}
-    if spec.steps is None:
-        own["steps"] = _NO_STEPS
     return manifests.ColumnRecord(
         name=spec.name, depth_space=spec.depth_space, fingerprint={**content, **own}, configuration=asdict(spec)
     )

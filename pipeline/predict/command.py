@@ -25,7 +25,6 @@ import tyro
 from jaxtyping import Float32, UInt8
 
 import manifests
-from manifests.errors import RefusedError
 from pipeline.config import at_least, parse_command
 from pipeline.exits import DONE, PROBLEMS, exit_status, say
 from pipeline.predict.files import (
@@ -42,7 +41,7 @@ from pipeline.predict.progress import PredictProgress
 from stages.depth_space import DepthSpace
 from stages.models import DepthModel
 from stages.models.batches import in_batches
-from stages.models.find import FoundModel, find_model
+from stages.models.find import FoundModel, find_model, refuse_unused_noise
 from stages.models.spec import Precision
 from stages.prediction import MapRejectedError, PicturePredictor
 from stages.sources.photographs import PictureRejectedError, decode_upright
@@ -147,8 +146,7 @@ def predict(config: PredictConfig) -> PredictProgress:
         ensemble=config.ensemble,
         device=config.device,
     )
-    if (config.steps, config.ensemble) != (None, 1) and not model.has_noise:
-        raise RefusedError(f"--steps and --ensemble are for models that start from noise, as Marigold; {config.model} does not")
+    refuse_unused_noise([model], config.steps, config.ensemble)
     if config.tile and not config.long_side and model.stated_px is None and not model.spec.is_custom:
         model = model.at(config.tile)
     model = dataclasses.replace(model, spec=dataclasses.replace(model.spec, dtype=config.dtype))

@@ -104,10 +104,6 @@ class Student:
             output = F.interpolate(output[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
         return StudentOutput(disparity=output.float(), tokens=tokens if with_tokens else None, grid=grid)
 
-    def disparity(self, images: UInt8[Tensor, "b 3 c c"], *, bf16: bool = False) -> Float[Tensor, "b c c"]:
-        """`forward(images).disparity`."""
-        return self.forward(images, bf16=bf16).disparity
-
     @cached_property
     def _run(self) -> Callable[..., Any]:
         return torch.compile(self.network) if self.compile else self.network

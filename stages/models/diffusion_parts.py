@@ -1,18 +1,19 @@
-"""The embedding of the empty text, with which a diffusion network is asked for depth."""
+"""What diffusion networks have in common: a UNet, a VAE, and the embedding of the empty text, by which they are asked."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from safetensors.torch import load_file
 from torch import Tensor
 
 from manifests.errors import RefusedError
 from stages.models.checkpoints import read_json
-from stages.models.loading import load_transformers
+from stages.models.loading import load_diffusers, load_transformers
 
 EMPTY_TEXT = "empty_text_embedding.safetensors"
 EMPTY_TEXT_NUMPY = "empty_text_embed.npy"
@@ -21,6 +22,22 @@ EMPTY_TEXT_CONFIG = "empty_text_config.json"
 """How many `tokens` the text encoder is to be shown; 2 where there is no such file."""
 _TOKENS = (2, 77)
 _LARGEST_TEXT = 77 * 8192
+
+
+class DiffusionParts(NamedTuple):
+    """The networks of a checkpoint, and its empty text as they take it; the text encoder is used once and not kept."""
+
+    vae: Any
+    unet: Any
+    text: Float[Tensor, "1 tokens width"]
+
+
+def load_parts(folder: Path, dtype: torch.dtype, device: str) -> DiffusionParts:
+    """Raises as `load_diffusers` and `empty_text_embedding` do."""
+    vae = load_diffusers("AutoencoderKL", folder / "vae", dtype, device)
+    unet = load_diffusers("UNet2DConditionModel", folder / "unet", dtype, device)
+    text = empty_text_embedding(folder, unet.config.cross_attention_dim).to(device, dtype)
+    return DiffusionParts(vae=vae, unet=unet, text=text)
 
 
 def empty_text_embedding(folder: Path, width: int) -> Float32[Tensor, "1 tokens width"]:

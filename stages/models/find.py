@@ -7,6 +7,7 @@ are shown at the size that the checkpoint states, unless another one is asked fo
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -99,14 +100,13 @@ def find_model(
     """
     name = name or checkpoint
     if own := own_function(checkpoint):
-        sizes: dict[InputSize, None] = {"stated": None, "native": None}  # it is shown pictures as they come
         spec = ModelSpec(
             name=name,
             loader=own["loader"],
             checkpoint=own["checkpoint"] or "",
             revision=revision,
             depth_space=depth_space,
-            input_px=sizes.get(input_px, input_px),
+            input_px=None if input_px in ("stated", "native") else input_px,  # it is shown pictures as they come
         )
         return _called(spec, device)
     try:
@@ -119,6 +119,13 @@ def find_model(
         return FoundModel(spec=spec, folder=folder, sha256=checkpoint_sha256(folder), stated_px=stated.input_px)
     except (OSError, ValueError) as error:
         raise _cannot(name, checkpoint, error) from error
+
+
+def refuse_unused_noise(models: Collection[FoundModel], steps: int | None, ensemble: int) -> None:
+    """Raises ModelError where steps or an ensemble were asked for and no model starts from noise."""
+    if (steps, ensemble) != (None, 1) and models and not any(model.has_noise for model in models):
+        names = ", ".join(model.spec.name for model in models)
+        raise ModelError(f"--steps and --ensemble are for models that start from noise, as Marigold does, and not for {names}")
 
 
 def _has_noise(spec: ModelSpec, folder: Path) -> bool:

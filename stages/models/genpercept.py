@@ -18,9 +18,8 @@ from jaxtyping import Float32, UInt8
 
 from manifests.errors import RefusedError
 from stages.models.checkpoints import read_json
-from stages.models.diffusion_parts import empty_text_embedding
+from stages.models.diffusion_parts import load_parts
 from stages.models.family import Family, FamilyStatements, no_noise, training_size
-from stages.models.loading import load_diffusers
 from stages.models.pixels import network_size, out_of_memory, resize_maps, resize_pictures, to_tensor
 from stages.models.spec import ModelSpec
 
@@ -32,9 +31,7 @@ class GenPerceptModel:
     def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.weights_dtype), device
         _refuse_other_networks(folder)
-        self._vae = load_diffusers("AutoencoderKL", folder / "vae", self._dtype, device)
-        unet = load_diffusers("UNet2DConditionModel", folder / "unet", self._dtype, device)
-        self._text = empty_text_embedding(folder, unet.config.cross_attention_dim).to(device, self._dtype)
+        self._vae, unet, self._text = load_parts(folder, self._dtype, device)
         self._unet = torch.compile(unet) if spec.compile else unet
 
     @out_of_memory()

@@ -23,10 +23,9 @@ from torch import Tensor
 from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
 from stages.models.checkpoints import read_json
-from stages.models.diffusion_parts import empty_text_embedding
+from stages.models.diffusion_parts import load_parts
 from stages.models.family import Family, FamilyStatements, Statement, pixels, training_size
 from stages.models.genpercept import is_marigold
-from stages.models.loading import load_diffusers
 from stages.models.pixels import out_of_memory
 from stages.models.spec import ModelSpec
 
@@ -40,9 +39,7 @@ class MarigoldModel:
 
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.weights_dtype), device
         kind = _prediction_type(spec, folder)
-        vae = load_diffusers("AutoencoderKL", folder / "vae", self._dtype, device)
-        unet = load_diffusers("UNet2DConditionModel", folder / "unet", self._dtype, device)
-        text = empty_text_embedding(folder, unet.config.cross_attention_dim).to(device, self._dtype)
+        vae, unet, text = load_parts(folder, self._dtype, device)
         scheduler = _scheduler(folder, spec.steps)
         scheduler.step = functools.partial(self._step, scheduler.step, type(scheduler).__name__ == _LCM)
         self._later_noise: list[torch.Generator] = []

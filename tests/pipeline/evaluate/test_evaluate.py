@@ -22,7 +22,6 @@ import pipeline.evaluate.run
 from pipeline.evaluate.cache import PredictionStore, picture_key
 from pipeline.evaluate.command import EvaluationError, evaluate_models, main, protocol
 from pipeline.evaluate.data import open_set
-from pipeline.evaluate.run import EvaluatedModel
 from stages.demo_networks import build_depth_anything, save_depth_anything
 from stages.distillation.model_card import RESULTS_END, RESULTS_START
 from stages.evaluation.benchmarks import LIST_NAMES
@@ -30,8 +29,6 @@ from stages.evaluation.fixtures import write_benchmark
 from stages.evaluation.metrics import mean_metrics
 from stages.evaluation.protocols import BENCHMARKS, rules
 from stages.evaluation.rendered import HELD_OUT_SEED
-from stages.models import ModelSpec
-from stages.models.find import FoundModel
 from tests.pipeline.forked import ended_by
 from tests.stages.models.tiny_teachers import save_genpercept, save_marigold
 
@@ -266,28 +263,6 @@ def test_the_size_at_which_each_network_saw_the_pictures_is_recorded(checkpoint:
     assert "networks see 56 x 56 px" in square["results"][0]["about"]
     assert square["models"]["tiny"]["input_px"] == "56 x 56"
     assert len({str(each["results"][0]["means"]["tiny"]) for each in (both, native, square)}) == 3
-
-
-class _Red:
-    """A depth model that takes a picture's red for its depth, and remembers what it was shown."""
-
-    spec = ModelSpec(loader="tests:red", checkpoint="", depth_space="disparity_affine_invariant")
-
-    def predict(self, images: np.ndarray, seeds: object = None) -> np.ndarray:
-        self.shown = images.shape
-        return images[..., 0].astype(np.float32)
-
-
-def test_a_square_shows_the_whole_picture_and_its_map_is_brought_back_in_place():
-    red = _Red()
-    found = FoundModel(spec=red.spec, folder=None, sha256="", stated_px=None, loaded=red)
-    y, x = np.mgrid[:30, :90]
-    pictures = [np.repeat((2 * x + y)[..., None], 3, 2).astype(np.uint8), np.repeat((y + 50)[..., None], 3, 2).astype(np.uint8)]
-    maps = EvaluatedModel(found, square_px=70).predict(pictures, ["a", "b"])
-    assert red.shown == (2, 70, 70, 3)
-    for picture, values in zip(pictures, maps, strict=True):
-        assert values.shape == (30, 90)
-        assert np.abs(values - picture[..., 0]).max() < 1.5
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_the_student_trains_in_float32_and_keeps_its_head_so_under_bf16(student:
     loaded = load_student(str(student), CONTEXT_PX)
     assert {p.dtype for p in loaded.network.parameters()} == {torch.float32}
     images = torch.randint(0, 256, (1, 3, CONTEXT_PX, CONTEXT_PX), dtype=torch.uint8)
-    exact, fast = loaded.disparity(images), loaded.disparity(images, bf16=True)
+    exact, fast = loaded.forward(images).disparity, loaded.forward(images, bf16=True).disparity
     assert fast.dtype == torch.float32
     assert not torch.equal(exact, fast)
     assert not torch.equal(fast, fast.bfloat16().float())  # not rounded to eight bits

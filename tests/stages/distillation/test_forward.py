@@ -63,7 +63,7 @@ def test_what_lies_beyond_a_picture_is_not_seen(student: Student, batch: Batch) 
 def test_squares_go_through_the_network_together(student: Student, batch: Batch) -> None:
     square = (CONTEXT_PX, CONTEXT_PX)
     squares = dataclasses.replace(batch, sizes=(square,) * 4, extent=torch.tensor([square] * 4))
-    assert torch.equal(forward_batch(student, squares, batch.image)[0], student.disparity(batch.image))
+    assert torch.equal(forward_batch(student, squares, batch.image)[0], student.forward(batch.image).disparity)
 
 
 def _narrow(side: int) -> Batch:
@@ -97,4 +97,4 @@ def test_networks_that_are_not_known_to_take_any_aspect_are_shown_squares(
     assert student.takes_any_aspect is any_aspect
     disparity, _ = forward_batch(student, batch, batch.image)
     assert disparity.shape == batch.label.shape
-    assert torch.equal(disparity, student.disparity(batch.image)) is not any_aspect
+    assert torch.equal(disparity, student.forward(batch.image).disparity) is not any_aspect

@@ -56,7 +56,7 @@ def test_an_exported_student_gives_the_same_map_in_the_library(networks: dict[st
     images = pictures(CONTEXT_PX[family])
     with torch.no_grad():
         theirs = loaded(pixel_values=prepare_images(images, student.mean, student.std)).predicted_depth
-        ours = student.disparity(images)
+        ours = student.forward(images).disparity
     if theirs.shape == ours.shape:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     else:
@@ -124,7 +124,7 @@ def test_a_fresh_head_keeps_every_bit_of_the_encoder_and_none_of_the_rest(networ
 def test_a_new_head_is_alive_and_shows_a_shape_for_any_seed(networks: dict[str, Path], family: str, start: Any) -> None:
     for seed in range(10):
         student = load(networks, family, start=start, seed=seed)
-        disparity = student.disparity(pictures(CONTEXT_PX[family])).detach()
+        disparity = student.forward(pictures(CONTEXT_PX[family])).disparity.detach()
         assert (disparity > 0).all()
         assert disparity.std() > 1e-3 * disparity.mean()
 
