@@ -131,6 +131,8 @@ def _summary_lines(summary: RunSummary) -> list[str]:
     if summary.columns:
         lines += [*_columns_table(summary.columns), ""]
     for column in summary.columns:
+        if column.not_drawn:
+            lines.append(f"{column.name}: {column.not_drawn} images are never drawn by the training it was labelled for")
         if column.rejected:
             lines.append(f"{column.name}: rejected {_kinds(column.rejected)}")
         lines += [f"{column.name}: rejected {example}" for example in column.examples]

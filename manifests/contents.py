@@ -61,10 +61,13 @@ class _Part:
 
     @cached_property
     def labelled(self) -> np.ndarray:
-        """bool [rows]: whether the row's image is labelled."""
+        """bool [rows]: whether the row has labels: its image is labelled, and the row was to be."""
         import numpy as np
 
-        return np.repeat([image.status == "labelled" for image in self.manifest.images], self.contexts).astype(bool)
+        of_images = np.repeat([image.status == "labelled" for image in self.manifest.images], self.contexts).astype(bool)
+        if self.manifest.rows is None:
+            return of_images
+        return of_images & np.isin(np.arange(len(of_images)), self.manifest.rows)
 
     def faults(self) -> Iterator[Fault]:
         group, space = read_metadata(self.place, self.folder, "zarr.json"), self.manifest.depth_space

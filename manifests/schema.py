@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import typing
@@ -136,18 +137,19 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOutcome:
-    """How one catalogued image ended in a column; rejected images, and only those, have a problem. `content_sha256` is the
+    """How one catalogued image ended in a column; rejected images, and only those, have a problem. `not_drawn`: of a column
+    that has the labels of one training's draw alone, which sees nothing of this image. `content_sha256` is the
     digest of the image file's bytes as the column `images` read them; null in teachers' columns and where it could not be
     read."""
 
     key: str
-    status: Literal["labelled", "rejected"]
+    status: Literal["labelled", "rejected", "not_drawn"]
     problem: Reason | None = None
     content_sha256: Sha256 | None = None
 
     def inconsistencies(self) -> Iterator[ValidationProblem]:
         if (self.status == "rejected") != (self.problem is not None):
-            message = f"found {self.problem!r}, expected a problem for a rejected image, null for a labelled one"
+            message = f"found {self.problem!r}, expected a problem for a rejected image, null for others"
             yield ValidationProblem("problem", "wrong_value", message)
 
 
@@ -189,7 +191,8 @@ class Volatile:
 
 @dataclass(frozen=True, kw_only=True)
 class PartManifest:
-    """columns/<column>/<part>.json: the commit record of a part. `fingerprint` is the column's and its source's rows_sha256."""
+    """columns/<column>/<part>.json: the commit record of a part. `fingerprint` is the column's and its source's rows_sha256.
+    `rows` are the rows that were to be labelled, in a column that has the labels of one training's draw alone; null is all."""
 
     KIND: ClassVar[str] = "part"
     column: Name
@@ -203,10 +206,13 @@ class PartManifest:
     licence: str | None
     versions: Mapping[str, str]
     volatile: Volatile
+    rows: tuple[Count, ...] | None = None
 
     def inconsistencies(self) -> Iterator[ValidationProblem]:
         if not (self.zarr.startswith(f"{self.part}.") and self.zarr.endswith(".zarr")):
             yield ValidationProblem("zarr", "wrong_value", f"found {self.zarr!r}, expected '{self.part}.<attempt>.zarr'")
+        if self.rows is not None and any(b <= a for a, b in itertools.pairwise(self.rows)):
+            yield ValidationProblem("rows", "not_sorted", "found another order, expected rising numbers, each once")
         for i, file in enumerate(self.files):
             if not file.path.startswith(f"{self.zarr}/"):
                 message = f"found {file.path!r}, expected a path under {self.zarr!r}"

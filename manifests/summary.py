@@ -1,7 +1,8 @@
 """How far a run is and what came out of it, in numbers that add up.
 
-For every column: labelled + rejected + failed + pending = catalogued images, whatever state the folder is in. A manifest
-that cannot be trusted, or not be read, counts as pending and is named in `damage`; all its problems are `verify`'s to say.
+For every column: labelled + not_drawn + rejected + failed + pending = catalogued images, whatever state the folder is in. A
+manifest that cannot be trusted, or not be read, counts as pending and is named in `damage`; all its problems are `verify`'s to
+say.
 
 Whether a run is finished is judged as the labelling judges it: by the share of rejected images, and the tolerance of damaged
 sources, that run.json records.
@@ -53,8 +54,9 @@ class LabelTotals:
 @dataclass(frozen=True, kw_only=True)
 class ColumnSummary(LabelTotals):
     """One column. `licences` are those of the weights its labels were made with, `unknown` where none is stated. `rejected` and
-    `failures` count images by kind of problem; `litter` counts .zarr folders that no manifest names; `examples` name the first
-    rejected images, where there are more of them than was allowed."""
+    `failures` count images by kind of problem, `not_drawn` those that the training never sees for which it was labelled;
+    `litter` counts .zarr folders that no manifest names; `examples` name the first rejected images, where there are more of
+    them than was allowed."""
 
     name: str
     depth_space: DepthSpace | None
@@ -69,11 +71,13 @@ class ColumnSummary(LabelTotals):
     pending: int
     litter: int
     damage: tuple[str, ...]
+    not_drawn: int = 0
     examples: tuple[str, ...] = ()
 
     def excess(self, max_rejected_fraction: float | None) -> str | None:
         """That more than this share of the images was rejected, in words; None where it was not, or nothing was asked for."""
-        rejected, images = sum(self.rejected.values()), self.labelled + sum(self.rejected.values())
+        rejected = sum(self.rejected.values())
+        images = self.labelled + self.not_drawn + rejected
         if max_rejected_fraction is None or rejected <= max_rejected_fraction * images:
             return None
         return (
@@ -133,6 +137,7 @@ class PartSummary:
     """A committed part, without its lists."""
 
     labelled: int
+    not_drawn: int
     rejected: Counter[str]
     licence: str | None
     zarr: str
@@ -217,6 +222,7 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
             damage[name] = _first_lines(error)
         failures[kind] += catalogued[name].images
     labelled, rejected = sum(part.labelled for part in done), sum((part.rejected for part in done), Counter())
+    not_drawn = sum(part.not_drawn for part in done)
     images_total = sum(part.images for part in catalogued.values())
     return ColumnSummary(
         name=column.name,
@@ -226,10 +232,11 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
         parts_total=len(catalogued),
         images_total=images_total,
         labelled=labelled,
+        not_drawn=not_drawn,
         rejected=dict(rejected),
         failed=failures.total(),
         failures=dict(failures),
-        pending=images_total - labelled - rejected.total() - failures.total(),
+        pending=images_total - labelled - not_drawn - rejected.total() - failures.total(),
         litter=len(litter),
         damage=tuple(damage.values()),
         **asdict(_measured(done)),
@@ -279,13 +286,14 @@ def read_part(run_dir: Path, column: str, part: PartId) -> PartSummary:
         manifest = load_part(run_dir, column, part.name)
         found = PartSummary(
             labelled=sum(image.status == "labelled" for image in manifest.images),
+            not_drawn=sum(image.status == "not_drawn" for image in manifest.images),
             rejected=Counter(image.problem.kind for image in manifest.images if image.problem),
             licence=manifest.licence,
             zarr=manifest.zarr,
             bytes=sum(file.size_bytes for file in manifest.files),
             statistics=manifest.statistics,
         )
-    if (images := found.labelled + found.rejected.total()) != part.images:
+    if (images := found.labelled + found.rejected.total() + found.not_drawn) != part.images:
         raise ValueError(f"{path}: found {images} images, expected the {part.images} of this part")
     return found
 
@@ -306,6 +314,7 @@ def _skim(raw: bytes, column: str, part: str) -> PartSummary | None:
         return None
     return PartSummary(
         labelled=images.count(b'"labelled"\n'),
+        not_drawn=images.count(b'"not_drawn"\n'),
         rejected=Counter(kind.decode() for kind in _REJECTED_KIND.findall(images)),
         licence=after["licence"],
         zarr=after["zarr"],

@@ -87,6 +87,23 @@ def parse_command(
     return config
 
 
+def settings_named(
+    config_type: type[Any], presets: Mapping[str, Mapping[str, Any]], flag: str, names: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The values that presets and TOML files give a configuration's fields, later ones before earlier ones; and what is wrong
+    with them, in words. names: of presets, or of files that end in .toml."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name in names:
+        if not name.endswith(".toml") and name not in presets:
+            problems.append(_unknown(flag, name, [*presets, "FILE.toml"]))
+            continue
+        given, wrong = (dict(presets[name]), []) if name in presets else _read_toml(config_type, Path(name), flag)
+        values |= given
+        problems += wrong
+    return values, problems
+
+
 def url_problems(config: Any, prefix: str = "") -> list[str]:
     """Every URL in a configuration that stands where a path is expected, in words; also in the configurations within it.
 
@@ -177,11 +194,11 @@ def _with_missing(config_type: type[ConfigT], values: dict[str, Any]) -> ConfigT
     return config_type(**complete)
 
 
-def _read_toml(config_type: type[ConfigT], path: Path) -> tuple[dict[str, Any], list[str]]:
+def _read_toml(config_type: type[Any], path: Path, flag: str = "--config") -> tuple[dict[str, Any], list[str]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        return {}, [f"--config {path}: cannot be read: {error}"]
+        return {}, [f"{flag} {path}: cannot be read: {error}"]
     hints = typing.get_type_hints(config_type)
     names = [f.name for f in dataclasses.fields(config_type) if f.name not in ("preset", "config")]
     values, problems = {}, []

@@ -57,7 +57,7 @@ def label(config: LabelConfig) -> LabelReport:
 def label_run(config: LabelConfig) -> tuple[OpenRun, LabelReport]:
     """The same, with the run as it was opened."""
     found = read_sources(config.sources or recorded_sources(config.run))
-    wanted = describe_run(config)
+    wanted = describe_run(config, found)
     correcting = needs_correction(wanted)
     try:
         with manifests.hold_run(config.run, exclusive=config.retry_failed or correcting):

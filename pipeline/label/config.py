@@ -14,8 +14,11 @@ import tyro
 
 import manifests
 from manifests.run import IMAGES, RUN_RECORD
-from pipeline.config import at_least, folder_problems, parse_command
+from pipeline.config import at_least, folder_problems, parse_command, settings_named
 from pipeline.label.pool import Resources
+from pipeline.train.config import PRESETS as TRAIN_PRESETS
+from pipeline.train.config import TrainConfig
+from stages.distillation.draw import Draw
 from stages.labelling.teacher import TeacherSpec
 from stages.models import problems_of
 from stages.views import ViewPlan
@@ -52,6 +55,9 @@ class LabelConfig:
     columns: tuple[str, ...] = ()
     """The teachers to label with, any number of them; names that neither the preset nor the file has are new teachers. None:
     those of the preset and the file."""
+    for_training: tuple[str, ...] = ()
+    """Label only what this training will draw: a preset of `pipeline.train`, a TOML file of its settings,
+    or both. None: all."""
     seed: int = 0
     """Decides every random choice of the views."""
     part_size: int = 64
@@ -93,6 +99,7 @@ class LabelConfig:
         ]
         for teacher in self.chosen:
             found += _problems_of(teacher)
+        found += self._draw_problems()
         found += at_least(
             self, {"part_size": 1, "batch_size": 1, "max_attempts": 1, "seed": 0, "workers": 0, "decode_threads": 1}
         )
@@ -100,6 +107,27 @@ class LabelConfig:
             found.append(f"--max-rejected-fraction is {self.max_rejected_fraction}, expected a share from 0 to 1")
         if not self.stall_timeout_s > 0:
             found.append(f"--stall-timeout-s is {self.stall_timeout_s}, expected more than 0")
+        return found
+
+    @property
+    def draw(self) -> Draw | None:
+        """What the training draws that the labels are for; None where they are for any."""
+        return self._training.draw if self.for_training else None
+
+    @property
+    def _training(self) -> TrainConfig:
+        values, _ = settings_named(TrainConfig, TRAIN_PRESETS, "--for-training", self.for_training)
+        return TrainConfig(**(values | {"run": (self.run,), "output": self.run, "device": "auto"}))
+
+    def _draw_problems(self) -> list[str]:
+        if problems := settings_named(TrainConfig, TRAIN_PRESETS, "--for-training", self.for_training)[1]:
+            return problems
+        found = [f"--for-training: {problem}" for problem in self._training.problems()] if self.for_training else []
+        read = self._training.columns
+        if self.for_training and (others := [teacher.name for teacher in self.chosen if teacher.name not in read]):
+            found.append(
+                f"--for-training: that training reads {', '.join(read)}, not {', '.join(others)}; leave it out with --columns"
+            )
         return found
 
     @property

@@ -73,12 +73,14 @@ def estimate(config: LabelConfig, workers: int) -> Estimate:
     images = sum(len(content.rows) for _, content in sources)
     sampled = _sample(sources, images)
     with tempfile.TemporaryDirectory(prefix="label-estimate-") as folder:
-        run = open_run(replace(config, run=Path(folder), part_size=_SAMPLE_IMAGES), sampled)
+        run = open_run(replace(config, run=Path(folder), part_size=_SAMPLE_IMAGES, for_training=()), sampled)
+        run = replace(run, with_patches=config.draw is None or config.draw.patches)
         worker = LabelWorker(config.batch_size, config.decode_threads)
         teachers = {teacher.name: teacher for teacher in run.teachers}
         for unit in units_left(run):
             worker.do(Task(unit=replace(unit, attempt="sample"), teacher=teachers.get(unit.column)))
-        columns = tuple(_column(run.run_dir, column.name, images, workers) for column in run.columns)
+        wanted = _images_drawn(config, sources)
+        columns = tuple(_column(run.run_dir, name, wanted.get(name, images), workers) for name in (c.name for c in run.columns))
     return Estimate(
         images=images,
         sampled=sum(len(content.rows) for _, content in sampled),
@@ -101,7 +103,16 @@ def _sample(sources: _Sources, images: int) -> _Sources:
     return tuple(sampled)
 
 
-def _column(run_dir: Path, column: str, images: int, workers: int) -> ColumnEstimate:
+def _images_drawn(config: LabelConfig, sources: _Sources) -> dict[str, float]:
+    """How many images' worth of contexts the training draws of each column that the labels are for; none where for any."""
+    if config.draw is None:
+        return {}
+    contexts = config.plan.contexts_per_image
+    rows = config.draw.rows({source.name: len(content.rows) for source, content in sources}, contexts)
+    return {column: sum(map(len, of_parts.values())) / contexts for column, of_parts in rows.items()}
+
+
+def _column(run_dir: Path, column: str, images: float, workers: int) -> ColumnEstimate:
     parts: Sequence[manifests.PartManifest] = [
         manifests.load_part(run_dir, column, part) for part in sorted(manifests.committed_parts(run_dir, column))
     ]

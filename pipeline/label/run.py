@@ -21,6 +21,7 @@ from pipeline.config import resolved
 from pipeline.label.config import LabelConfig
 from pipeline.label.queue import WORKER_TROUBLE, TeacherUnusableError
 from pipeline.label.sources import FoundSource, RunMismatchError, add_sources, match_sources
+from stages.distillation.draw import Draw
 from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import Unit
 from stages.models import checkpoint_sha256, located, resolve
@@ -43,6 +44,8 @@ class WantedRun:
     plan: ViewPlan
     columns: tuple[manifests.ColumnRecord, ...]
     teachers: tuple[TeacherSpec, ...]
+    draw: Draw | None = None
+    """That of the training that the teachers label for, if it is for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,9 @@ class OpenRun:
     sources: tuple[tuple[Source, tuple[CatalogueRow, ...]], ...]
     records: Mapping[str, str]
     """The sha256 of the records of the run and of the columns, by their path in the run."""
+    drawn: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None
+    """The rows to be labelled, by column and part; None is all of them."""
+    with_patches: bool = True
     corrections: tuple[str, ...] = ()
     """Which columns' records were replaced, in words."""
     left_out: tuple[str, ...] = ()
@@ -80,11 +86,14 @@ def open_run(config: LabelConfig, found: Sequence[FoundSource]) -> OpenRun:
 
     Raises RunMismatchError for one that is not, naming every field that differs with both values.
     """
-    return enter_run(describe_run(config), found, add_new_files=config.add_new_files)
+    return enter_run(describe_run(config, found), found, add_new_files=config.add_new_files)
 
 
-def describe_run(config: LabelConfig) -> WantedRun:
-    """What the run is to be; reads checkpoints, and nothing of the run. Raises OSError or ValueError for a bad checkpoint."""
+def describe_run(config: LabelConfig, found: Sequence[FoundSource]) -> WantedRun:
+    """What the run is to be, with these sources; reads checkpoints, and of the run the catalogues at most.
+
+    Raises OSError or ValueError for a bad checkpoint, RunMismatchError for sources that do not fit the run.
+    """
     examined = [_examined(_as_recorded(teacher, config.run)) for teacher in config.chosen]
     content = {"format_version": manifests.FORMAT_VERSION, "seed": config.seed, "part_size": config.part_size}
     content |= {f"plan.{name}": value for name, value in asdict(config.plan).items()}
@@ -92,13 +101,26 @@ def describe_run(config: LabelConfig) -> WantedRun:
     record = manifests.RunRecord(
         seed=config.seed, part_size=config.part_size, plan=asdict(config.plan), configuration=resolved(config)
     )
+    draw = config.draw
+    if draw:
+        content = content | draw.fingerprint(_images_with(config, found))
     return WantedRun(
         run_dir=config.run,
         record=record,
         plan=config.plan,
         columns=(images, *(_column(*teacher, content) for teacher in examined)),
         teachers=tuple(spec for spec, _ in examined),
+        draw=draw,
     )
+
+
+def _images_with(config: LabelConfig, found: Sequence[FoundSource]) -> int:
+    """How many images the run has once these sources are part of it."""
+    if not manifests.place_of(config.run).exists(RUN_RECORD):
+        return sum(len(content.rows) for _, content in found)
+    run = manifests.load_run(config.run)
+    new = match_sources(config.run, run, found, add_new_files=config.add_new_files).new
+    return sum(source.images for source in run.sources) + sum(len(content.rows) for _, content, _ in new)
 
 
 def _examined(spec: TeacherSpec) -> tuple[TeacherSpec, str]:
@@ -162,12 +184,28 @@ def enter_run(wanted: WantedRun, found: Sequence[FoundSource], *, alone: bool = 
         teachers=wanted.teachers,
         sources=(*matched.known, *((source, content.rows) for source, content, _ in matched.new)),
         records=_digests(run_dir, wanted.columns),
+        drawn=_drawn(run, wanted),
+        with_patches=wanted.draw is None or wanted.draw.patches,
         corrections=tuple(
             f"{manifests.column_record_path(run_dir, name)}: corrected, nothing of it was committed: {'; '.join(words)}"
             for name, words in differing.items()
         ),
         left_out=matched.left_out,
     )
+
+
+def _drawn(run: manifests.Run, wanted: WantedRun) -> dict[str, dict[str, tuple[int, ...]]] | None:
+    """The rows that the training draws, by column and part. Raises RunMismatchError where the images are not those that the
+    columns' records count."""
+    if wanted.draw is None:
+        return None
+    sizes = {part.name: part.images for part in manifests.parts(run)}
+    expected = wanted.draw.fingerprint(sum(sizes.values()))
+    for column in wanted.columns[1:]:
+        found = {name: column.fingerprint.get(name) for name in expected}
+        if differences := manifests.fingerprint_differences(found, expected):
+            raise RunMismatchError(f"{wanted.run_dir}: another command has just added images: {'; '.join(differences)}")
+    return wanted.draw.rows(sizes, wanted.plan.contexts_per_image)
 
 
 def needs_correction(wanted: WantedRun) -> bool:
@@ -297,6 +335,7 @@ def _unit(
     run: OpenRun, column: manifests.ColumnRecord, part: manifests.PartId, source: Source, rows: tuple[CatalogueRow, ...]
 ) -> Unit:
     place = manifests.column_record_path(Path(), column.name).as_posix()
+    is_drawn = run.drawn is not None and column.name != IMAGES
     return Unit(
         run_dir=run.run_dir.resolve(),
         records={name: run.records[name] for name in (RUN_RECORD, place)},
@@ -308,4 +347,6 @@ def _unit(
         plan=run.plan,
         seed=run.run.seed,
         fingerprint=manifests.part_fingerprint(column, part.rows_sha256),
+        drawn=run.drawn[column.name][part.name] if run.drawn is not None and is_drawn else None,
+        with_patches=run.with_patches or not is_drawn,
     )

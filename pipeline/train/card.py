@@ -36,8 +36,7 @@ def write_card(config: TrainConfig, dataset: JoinedLabels) -> str:
     runs = [manifests.load_run(run) for run in config.run]
     summaries = [manifests.summarize(run) for run in config.run]
     sources = [source for run in runs for source in run.sources]
-    contexts = int(dataset.plan.get("contexts_per_image", 1))
-    images = len(dataset) // contexts
+    images = sum(run.coverage.used for run in dataset.runs)
     known, demo = known_of(config.student), config.student == "demo"
     encoder = config.feature_encoder if config.feature_weight else None
     known_encoder = known_of(encoder or "")

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.config import at_least
 from stages.depth_space import DepthConversion
+from stages.distillation.draw import Draw
 from stages.distillation.losses import LossConfig
 from stages.distillation.order import Strategy
 from stages.distillation.student import StudentStart
@@ -236,6 +237,20 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
     def start(self) -> StudentStart:
         """Which of the student's weights are new."""
         return "scratch" if self.from_scratch else "fresh-head" if self.fresh_head else "checkpoint"
+
+    @property
+    def draw(self) -> Draw:
+        """What decides which labels are read."""
+        return Draw(
+            seed=self.seed,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            strategy=self.strategy,
+            columns=self.columns,
+            ratios=self.shares,
+            images=self.images,
+            patches=self.local_global_weight > 0,
+        )
 
     @property
     def shares(self) -> tuple[float, ...]:

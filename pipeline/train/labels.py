@@ -14,6 +14,7 @@ from manifests.errors import RefusedError
 from pipeline.train.config import TrainConfig
 from pipeline.train.state import LOCK, OutputMismatchError, locked_parts
 from stages.distillation.dataset import LabelDataset
+from stages.distillation.draw import draw_differences, is_of_a_draw
 from stages.distillation.joined import JoinedLabels
 
 
@@ -30,7 +31,7 @@ def open_dataset(config: TrainConfig) -> JoinedLabels:
         )
     for run, parts in zip(config.run, locked or (), strict=False):
         _refuse_other_run(config, run, parts)
-    return JoinedLabels(
+    dataset = JoinedLabels(
         [
             LabelDataset(
                 run,
@@ -44,6 +45,9 @@ def open_dataset(config: TrainConfig) -> JoinedLabels:
         ],
         images=config.images,
     )
+    for run, labels in zip(config.run, dataset.runs, strict=True):
+        _refuse_other_draw(config, run, labels)
+    return dataset
 
 
 def announce_labels(config: TrainConfig, dataset: JoinedLabels, *, say: bool = True) -> None:
@@ -70,6 +74,25 @@ def _refuse_other_run(config: TrainConfig, run: Path, locked: frozenset[str]) ->
             f"{config.output}: belongs to a training on the labels of another run: {LOCK} names {_few(locked)}, and "
             f"{run} has {_few(known)}. Give the run that it began with, or choose another output"
         )
+
+
+def _refuse_other_draw(config: TrainConfig, run: Path, labels: LabelDataset) -> None:
+    """A column that was labelled for one training has nothing of what others draw."""
+    for column in labels.columns[1:]:
+        if not is_of_a_draw(column.fingerprint):
+            continue
+        differences = draw_differences(column.fingerprint, config.draw, labels.coverage.catalogued)
+        if len(config.run) > 1:
+            differences.append(f"run: found {len(config.run)} of them, expected this one alone")
+        if labels.coverage.unfinished or labels.coverage.newer:
+            differences.append(f"it is to be labelled to its end: {labels.coverage}")
+        if differences:
+            lines = "".join(f"\n  - {difference}" for difference in differences)
+            raise RefusedError(
+                f"{run}: column {column.name!r} has the labels that one training draws (label --for-training), and this is "
+                f"another one:{lines}\nTrain as it was labelled for, with fewer steps at most; or label for this training, in "
+                "another run or under another name"
+            )
 
 
 def _few(names: frozenset[str] | set[str]) -> str:

@@ -25,7 +25,7 @@ from pipeline.train.state import finished_training, library_versions, load_state
 from stages.distillation.dataset import Batch
 from stages.distillation.features import feature_target_of, load_feature_target
 from stages.distillation.joined import JoinedLabels
-from stages.distillation.order import BatchPlan
+from stages.distillation.order import BatchPlan, with_stand_ins
 from stages.distillation.step import Learner, measured_scale
 from stages.distillation.student import WEIGHTS, load_student, pinned_folder
 from stages.models.checkpoints import checkpoint_sha256
@@ -160,8 +160,9 @@ def make_learner(config: TrainConfig, dataset: JoinedLabels, process: Process) -
 
 def make_plan(config: TrainConfig, dataset: JoinedLabels, process: Process, first_step: int) -> BatchPlan:
     """Which samples this process sees in each step from `first_step`."""
-    return BatchPlan(
-        part_sizes=dataset.part_sizes,
+    plan = BatchPlan(
+        part_sizes=dataset.places,
+        samples=dataset.samples_of_places(),
         batch_size=config.batch_size,
         steps=config.steps,
         seed=config.seed,
@@ -174,6 +175,7 @@ def make_plan(config: TrainConfig, dataset: JoinedLabels, process: Process, firs
         world_size=process.world_size,
         accumulation=config.accumulation,
     )
+    return with_stand_ins(plan)
 
 
 def make_batches(config: TrainConfig, plan: BatchPlan, dataset: JoinedLabels, device: str) -> Iterator[Batch]:

@@ -47,12 +47,19 @@ class TrainPart:
     """
 
     name: str
+    places: Sequence[int]
+    """The rows that are drawn from: of all its images, or of those that were chosen, labelled or not."""
     rows: tuple[int, ...]
+    """Those with labels; where columns have the labels of one training's draw alone, in any of them."""
     joined_keys: str
     digests: tuple[str, ...]
     """One for each column, `images` first."""
     rejected: Mapping[tuple[str, str], int]
     """How many of its images are left out, by the first column that rejected them and the kind of problem."""
+
+    def images_in_use(self, contexts_per_image: int) -> set[int]:
+        """The images, by their place in the part, that have rows with labels."""
+        return {row // contexts_per_image for row in self.rows}
 
     @property
     def keys(self) -> list[str]:
@@ -134,11 +141,14 @@ def _trainable_part(run_dir: Path, columns: Sequence[ColumnRecord], contexts: in
     for column, record in zip(columns, records, strict=True):
         _refuse_foreign(run_dir, column, part, record)
         refuse_problems(place_of(run_dir), column.name, differing_sizes(place_of(run_dir), record))
-    status = zip(*(record.images for record in records), strict=True)
-    labelled = [i for i, outcomes in enumerate(status) if all(o.status == "labelled" for o in outcomes)]
-    for image in labelled:
+    outcomes_of_images = zip(*(record.images for record in records), strict=True)
+    sound = [i for i, outcomes in enumerate(outcomes_of_images) if all(o.status != "rejected" for o in outcomes)]
+    for image in sound:
         _refuse_other_input(run_dir, columns, records, image)
-    rows = {image * contexts + c: f"#{c}" if contexts > 1 else "" for image in labelled for c in range(contexts)}
+    rows = {image * contexts + c: f"#{c}" if contexts > 1 else "" for image in sound for c in range(contexts)}
+    if all(record.rows is not None for record in records[1:]):
+        drawn = set().union(*(record.rows or () for record in records[1:]))
+        rows = {row: context for row, context in rows.items() if row in drawn}
     keys = (records[0].images[row // contexts].key.replace("\0", "") + context for row, context in rows.items())
     rejected: Counter[tuple[str, str]] = Counter()
     for outcomes in zip(*(record.images for record in records), strict=True):
@@ -146,6 +156,7 @@ def _trainable_part(run_dir: Path, columns: Sequence[ColumnRecord], contexts: in
         rejected.update([first] if (first := next(reasons, None)) else [])
     return TrainPart(
         name=part.name,
+        places=range(part.images * contexts),
         rows=tuple(rows),
         joined_keys="\0".join(keys),
         digests=tuple(part_digest(record) for record in records),

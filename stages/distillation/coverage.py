@@ -30,6 +30,8 @@ class Coverage:
     """Not yet labelled, by the first column that lacks them."""
     newer: int
     """In parts that all columns have, but that are not among those the training began with."""
+    not_drawn: int = 0
+    """Never drawn by the training that the columns were labelled for."""
     not_chosen: int = 0
     """Labelled, but not among those that were chosen of all that are."""
 
@@ -46,8 +48,9 @@ class Coverage:
         failed = (f"{count} failed in {column!r}" for column, count in self.failed.items())
         pending = (f"{count} not yet labelled in {column!r}" for column, count in self.pending.items())
         newer = [f"{self.newer} in parts labelled since the training began"] * bool(self.newer)
+        drawn = [f"{self.not_drawn} are never drawn by the training they were labelled for"] * bool(self.not_drawn)
         chosen = [f"{self.not_chosen} are more than was asked for"] * bool(self.not_chosen)
-        reasons = [*rejected, *failed, *pending, *newer, *chosen]
+        reasons = [*rejected, *failed, *pending, *newer, *drawn, *chosen]
         return f"{self.used} of {self.catalogued} images are in use" + f"; left out: {', '.join(reasons)}" * bool(reasons)
 
 
@@ -59,12 +62,15 @@ def coverage_of(run: Run, run_dir: Path, columns: Sequence[str], used: Sequence[
     rejected: dict[str, Counter[str]] = {column: Counter() for column in columns}
     failed: Counter[str] = Counter()
     pending: Counter[str] = Counter()
-    newer = 0
+    newer, not_drawn, in_use_images = 0, 0, 0
     for part in parts(run):
         missing = [column for column in columns if part.name not in listings[column].manifests]
         if part.name in in_use:
+            of_part = len(in_use[part.name].images_in_use(contexts))
             for (column, kind), count in in_use[part.name].rejected.items():
                 rejected[column][kind] += count
+            in_use_images += of_part
+            not_drawn += part.images - of_part - sum(in_use[part.name].rejected.values())
         elif not missing:
             newer += part.images
         elif failures := [column for column in missing if part.name in listings[column].failures]:
@@ -73,9 +79,10 @@ def coverage_of(run: Run, run_dir: Path, columns: Sequence[str], used: Sequence[
             pending[missing[0]] += part.images
     return Coverage(
         catalogued=sum(part.images for part in parts(run)),
-        used=sum(len(part.rows) for part in used) // contexts,
+        used=in_use_images,
         rejected={column: dict(kinds) for column, kinds in rejected.items() if kinds},
         failed=dict(failed),
         pending=dict(pending),
         newer=newer,
+        not_drawn=not_drawn,
     )

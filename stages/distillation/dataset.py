@@ -34,6 +34,7 @@ from stages.distillation.columns import (
     trainable_parts,
 )
 from stages.distillation.coverage import Coverage, coverage_of
+from stages.distillation.draw import is_of_a_draw
 from stages.distillation.fusion import agreement_weighted_average, fused_patches
 from stages.distillation.losses import LossTargets
 from stages.distillation.order import AVERAGE, PARTS_IN_WINDOW, UNCHANGED, BatchPlan, Color, SampleRequest
@@ -136,14 +137,13 @@ class LabelDataset(Dataset[Sample]):
             raise RefusedError(f"{run_dir}: no image is labelled in all columns: {self.coverage}{advice}")
 
     def keep(self, images: Sequence[Collection[int]]) -> None:
-        """Use only these images of each part, by their index among the part's images in use."""
+        """Use only these images of each part, by their index among all of the part's."""
         contexts, parts = self.contexts_per_image, []
         for part, kept in zip(self.parts, images, strict=True):
-            chosen = [image * contexts + context for image in sorted(kept) for context in range(contexts)]
-            keys = part.keys
-            rows, joined = tuple(part.rows[i] for i in chosen), "\0".join(keys[i] for i in chosen)
-            parts.append(dataclasses.replace(part, rows=rows, joined_keys=joined))
-        used = sum(map(len, images))
+            chosen = {row: key for row, key in zip(part.rows, part.keys, strict=False) if row // contexts in kept}
+            places = tuple(place for place in part.places if place // contexts in kept)
+            parts.append(dataclasses.replace(part, places=places, rows=tuple(chosen), joined_keys="\0".join(chosen.values())))
+        used = sum(len(part.images_in_use(contexts)) for part in parts)
         self.coverage = dataclasses.replace(self.coverage, used=used, not_chosen=self.coverage.used - used)
         self.parts = tuple(parts)
         self._count()
@@ -155,6 +155,12 @@ class LabelDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return int(self._start[-1])
 
+    def samples_of_places(self) -> Int[np.ndarray, "n"]:
+        """The sample in each place that is drawn from (see `BatchPlan`), part by part; -1 where there is none."""
+        places = [np.isin(np.asarray(part.places, np.int64), part.rows) for part in self.parts]
+        there = np.concatenate(places)
+        return np.where(there, np.cumsum(there) - 1, -1)
+
     def lock(self) -> dict[str, str]:
         """The digest of each part in use by column/part. A part labelled again with the same outcome has the same digest."""
         return {
@@ -165,7 +171,7 @@ class LabelDataset(Dataset[Sample]):
 
     def digest(self) -> str:
         """What a training on this dataset depends on: the content of every part, which of its rows are used, and as what."""
-        rows = [part.rows for part in self.parts]
+        rows = [(part.rows, tuple(part.places)) for part in self.parts]
         content = (sorted(self.lock().items()), self.teachers, rows, self.conversion)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -206,7 +212,8 @@ class LabelDataset(Dataset[Sample]):
         reader = _labels(self.run_dir, self.teachers[teacher], part.name, part.digests[1 + teacher])
         context = reader.context(row)
         if context is None:
-            raise RefusedError(f"{reader.where} row {row}: has no label, though its manifest says it has; verify the run")
+            why = "its training does not draw it" if is_of_a_draw(self.columns[1 + teacher].fingerprint) else "verify the run"
+            raise RefusedError(f"{reader.where} row {row}: has no label: {why}")
         patches = reader.patches(row) if self.read_patches else ()
         return self._converted(context, teacher), tuple(self._converted(patch, teacher) for patch in patches)
 

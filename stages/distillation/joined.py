@@ -7,12 +7,13 @@ import heapq
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int
 from torch.utils.data import Dataset
 
 from manifests import fingerprint_differences
 from manifests.errors import RefusedError
 from stages.distillation.dataset import Batch, LabelDataset, Sample, collated
-from stages.distillation.order import SampleRequest
+from stages.distillation.order import SampleRequest, image_rank
 
 _OF_ONE_RUN = ("seed", "part_size")
 
@@ -25,8 +26,9 @@ class JoinedLabels(Dataset[Sample]):
     """
 
     def __init__(self, runs: Sequence[LabelDataset], images: int | None = None) -> None:
-        """runs: in their order, which decides that of the samples. images: how many to use; None uses all. Which they are is
-        decided by parts' names and images' keys alone: the same for every training, and fewer are a part of more."""
+        """runs: in their order, which decides that of the samples. images: how many to draw from, of all that are catalogued in
+        these parts; None takes all. Which they are is decided by their parts' names and their places there alone: the same for
+        every training, and fewer are a part of more."""
         self.runs, first = tuple(runs), runs[0]
         for other in self.runs[1:]:
             _refuse_unlike(first, other)
@@ -35,10 +37,17 @@ class JoinedLabels(Dataset[Sample]):
         self.teachers, self.context_px, self.context_kind = first.teachers, first.context_px, first.context_kind
         self.depth_space, self.plan, self.columns = first.depth_space, first.plan, first.columns
         self.part_sizes = tuple(size for run in self.runs for size in run.part_sizes)
+        self.places = tuple(len(part.places) for run in self.runs for part in run.parts)
+        """How many contexts of each part are drawn from, labelled or not (see `BatchPlan`)."""
         self._start = np.concatenate([[0], np.cumsum([len(run) for run in self.runs])])
 
     def __len__(self) -> int:
         return int(self._start[-1])
+
+    def samples_of_places(self) -> Int[np.ndarray, "n"]:
+        """The sample in each place that is drawn from, negative where there is none."""
+        of_runs = zip(self.runs, self._start, strict=False)
+        return np.concatenate([np.where((of := run.samples_of_places()) < 0, -1, of + start) for run, start in of_runs])
 
     def lock(self) -> dict[str, str]:
         """The digest of each part in use by column/part; where there are several runs, by number of the run/column/part."""
@@ -75,10 +84,10 @@ class JoinedLabels(Dataset[Sample]):
 
 def _keep(runs: Sequence[LabelDataset], images: int) -> None:
     """Leaves the runs that many of their images: those with the smallest digests."""
-    usable = sum(run.coverage.used for run in runs)
-    if images > usable:
+    there = sum(len(part.places) // run.contexts_per_image for run in runs for part in run.parts)
+    if images > there:
         raise RefusedError(
-            f"images is {images:,}, but {usable:,} are labelled in all columns of the runs; label more, or ask for fewer"
+            f"images is {images:,}, but the parts that all columns of the runs have hold {there:,}; label more, or use fewer"
         )
     kept = [[set[int]() for _ in run.parts] for run in runs]
     for _, run, part, image in heapq.nsmallest(images, _ranked(runs)):
@@ -88,12 +97,11 @@ def _keep(runs: Sequence[LabelDataset], images: int) -> None:
 
 
 def _ranked(runs: Sequence[LabelDataset]) -> Iterator[tuple[bytes, int, int, int]]:
-    """Each image's digest, with the numbers of its run, its part and itself among the part's images in use."""
+    """Each image's digest, with the numbers of its run, its part and itself in the part."""
     for run, labels in enumerate(runs):
-        for part, rows in enumerate(labels.parts):
-            keys = rows.keys[:: labels.contexts_per_image] if rows.rows else []
-            for image, key in enumerate(keys):
-                yield hashlib.sha256(f"{rows.name}\0{key}".encode("utf-8", "surrogatepass")).digest(), run, part, image
+        for number, part in enumerate(labels.parts):
+            for image in range(len(part.places) // labels.contexts_per_image):
+                yield image_rank(part.name, image), run, number, image
 
 
 def _refuse_unlike(one: LabelDataset, other: LabelDataset) -> None:

@@ -6,14 +6,18 @@ share. The step's number is the whole state, so a training resumes exactly, on a
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+
+from manifests.errors import RefusedError
 
 Strategy = Literal["select", "average"]
 Color = tuple[float, float, float, float]
@@ -22,7 +26,7 @@ Color = tuple[float, float, float, float]
 AVERAGE = -1
 UNCHANGED: Color = (1.0, 1.0, 1.0, 0.0)
 PARTS_IN_WINDOW = 4
-_ORDER, _FLIP, _TEACHER, _COLOR = 1, 2, 3, 4  # one random stream for each decision
+_ORDER, _FLIP, _TEACHER, _COLOR, _STAND_IN = 1, 2, 3, 4, 5  # one random stream for each decision
 
 
 class SampleRequest(NamedTuple):
@@ -39,13 +43,16 @@ class SampleRequest(NamedTuple):
 class BatchPlan:
     """Which samples each step sees; batches run on across epochs, so that all have `batch_size` samples.
 
-    A step's batch is cut as evenly as can be into `accumulation * world_size` consecutive chunks; chunk micro * world_size +
-    rank is this process's share of the micro-batch `micro`. Iterating yields the shares of the steps from `first_step` to
-    `steps`, `accumulation` of them for each. `ratios` are those of the dataset's teachers (see `teacher_for_step`).
+    Drawn are places: the contexts of all catalogued images of the parts, so that what a step sees is known before anything is
+    labelled, and no rejected image changes what the others are seen for. A step's batch is cut as evenly as can be into
+    `accumulation * world_size` consecutive chunks; chunk micro * world_size + rank is this process's share of the micro-batch
+    `micro`. Iterating yields the shares of the steps from `first_step` to `steps`, `accumulation` of them for each. `ratios`
+    are those of the dataset's teachers (see `teacher_for_step`).
     Raises ValueError where a chunk would be empty, and for a rank or a strength of colour out of range.
     """
 
     part_sizes: tuple[int, ...]
+    """Places of each part."""
     batch_size: int
     steps: int
     seed: int
@@ -57,6 +64,10 @@ class BatchPlan:
     rank: int = 0
     world_size: int = 1
     accumulation: int = 1
+    samples: Int[np.ndarray, "n"] | None = None
+    """The dataset's sample in each place, negative where there is none; without it each place is a sample."""
+    stand_ins: Mapping[int, int] = field(default_factory=dict)
+    """The place that is taken instead, by the number of the draw (see `with_stand_ins`)."""
 
     def __post_init__(self) -> None:
         if self.batch_size < self.world_size * self.accumulation:
@@ -90,15 +101,59 @@ class BatchPlan:
         return self._drawn(step, *(self.batch_size * n // chunks for n in (number, number + 1)))
 
     def _drawn(self, step: int, start: int, end: int) -> list[SampleRequest]:
-        teacher, samples, first = self.teacher(step), sum(self.part_sizes), step * self.batch_size
-        places = [divmod(drawn, samples) for drawn in range(first + start, first + end)]
-        orders = {epoch: sample_order(self.seed, epoch, self.part_sizes) for epoch in {epoch for epoch, _ in places}}
+        teacher, places, first = self.teacher(step), sum(self.part_sizes), step * self.batch_size
+        drawn = {number: divmod(number, places) for number in range(first + start, first + end)}
+        orders = {epoch: sample_order(self.seed, epoch, self.part_sizes) for epoch in {epoch for epoch, _ in drawn.values()}}
         requests = []
-        for epoch, place in places:
-            sample = int(orders[epoch][place])
-            flip = self.flip and is_flipped(self.seed, epoch, sample)
-            requests.append(SampleRequest(sample, teacher, flip, color_of(self.seed, epoch, sample, self.color_jitter)))
+        for number, (epoch, within) in drawn.items():
+            place = self.stand_ins.get(number, int(orders[epoch][within]))
+            sample = place if self.samples is None else int(self.samples[place])
+            flip = self.flip and is_flipped(self.seed, epoch, place)
+            requests.append(SampleRequest(sample, teacher, flip, color_of(self.seed, epoch, place, self.color_jitter)))
         return requests
+
+
+class Draws(NamedTuple):
+    """Every draw of a training, in order: which place, and whose labels of it (AVERAGE for all teachers')."""
+
+    places: Int[np.ndarray, "n"]
+    teachers: Int[np.ndarray, "n"]
+
+
+def all_draws(plan: BatchPlan) -> Draws:
+    """What the steps from 0 to the last draw, stand-ins left aside; 16 bytes for each draw."""
+    count, places = plan.steps * plan.batch_size, sum(plan.part_sizes)
+    epochs = range(-(-count // places))
+    drawn = np.concatenate([sample_order(plan.seed, epoch, plan.part_sizes) for epoch in epochs])[:count]
+    return Draws(drawn, np.repeat([plan.teacher(step) for step in range(plan.steps)], plan.batch_size))
+
+
+def with_stand_ins(plan: BatchPlan) -> BatchPlan:
+    """The plan with another place for each draw of one without a sample: that of a random draw of the same teacher's.
+
+    So nothing is read that no step draws. Raises RefusedError where nothing that is drawn for a teacher has a sample.
+    """
+    if plan.samples is None or (plan.samples >= 0).all():
+        return plan
+    places, teachers = all_draws(plan)
+    stand_ins: dict[int, int] = {}
+    for teacher in np.unique(teachers):
+        numbers = np.flatnonzero(teachers == teacher)
+        there = plan.samples[places[numbers]] >= 0
+        choices = places[numbers[there]]
+        if not len(choices):
+            raise RefusedError(
+                f"none of the {len(numbers)} samples that are drawn for one of the teachers has labels: too many images are "
+                "rejected; take more steps, or another seed"
+            )
+        for number in numbers[~there].tolist():
+            stand_ins[number] = int(np.random.default_rng([plan.seed, _STAND_IN, number]).choice(choices))
+    return dataclasses.replace(plan, stand_ins=stand_ins)
+
+
+def image_rank(part: str, image: int) -> bytes:
+    """Where an image, by its place in its part, stands among all when some of them are chosen: the lowest are."""
+    return hashlib.sha256(f"{part}\0{image}".encode()).digest()
 
 
 def teacher_for_step(seed: int, step: int, ratios: tuple[float, ...]) -> int:

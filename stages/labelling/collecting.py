@@ -6,7 +6,7 @@ is constant or not finite rejects its image, with the reason; its neighbours sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,30 +14,32 @@ from jaxtyping import Float32
 
 from manifests import Reason
 from stages.label_store import ImageLabels, Label, PatchLabel
-from stages.labelling.flow import View
-from stages.views import Box, ImageViews, onto_grid
+from stages.labelling.flow import PlannedContext, View
+from stages.views import Box, onto_grid
 
 
 @dataclass
 class _OpenImage:
-    """The views of an image in their order, a box for each patch and None for each context, and what came of them."""
+    """The views of an image that are to be labelled, by their numbers: a box for each patch and None for each context; and what
+    came of them."""
 
-    boxes: list[Box | None]
-    labels: list[Label | None]
+    boxes: dict[int, Box | None]
+    labels: dict[int, Label]
     missing: int
 
 
 class Collector:
     """Takes predictions in any order and appends one row per context in the images' order; None where one is rejected.
 
-    append: takes a row. planned: the views of each image, one ImageViews per context; None where `problems` has a reason.
+    append: takes a row. planned: the contexts of each image, None for those that are not to be labelled; None where `problems`
+    has a reason.
     `problems` grows by the images that are rejected here: `non_finite_label`, `constant_label`.
     """
 
     def __init__(
         self,
         append: Callable[[ImageLabels | None], None],
-        planned: Sequence[tuple[ImageViews, ...] | None],
+        planned: Sequence[tuple[PlannedContext | None, ...] | None],
         problems: Sequence[Reason | None],
         contexts_per_image: int,
     ) -> None:
@@ -67,35 +69,31 @@ class Collector:
             raise ValueError(f"image {self._next} has views without a prediction")
 
     def _start(self, image: int) -> _OpenImage:
-        boxes: list[Box | None] = []
-        for views in self._planned[image] or ():
-            boxes += [None, *views.patches]
-        self._open[image] = _OpenImage(boxes=boxes, labels=[None] * len(boxes), missing=len(boxes))
+        boxes: dict[int, Box | None] = {}
+        for context in filter(None, self._planned[image] or ()):
+            boxes |= dict(enumerate([None, *context.boxes], start=context.number))
+        self._open[image] = _OpenImage(boxes=boxes, labels={}, missing=len(boxes))
         return self._open[image]
 
     def _hand_on(self) -> None:
         while self._next < len(self._planned):
-            image = self._open.get(self._next)
-            if self._planned[self._next] is not None and (image is None or image.missing):
+            image, planned = self._open.get(self._next), self._planned[self._next]
+            if planned is not None and any(planned) and (image is None or image.missing):
                 return
             self._open.pop(self._next, None)
-            rows = _rows(image) if image and self.problems[self._next] is None else [None] * self._contexts
-            for row in rows:
-                self._append(row)
+            rejected = self.problems[self._next] is not None
+            for context in planned if planned and not rejected else [None] * self._contexts:
+                self._append(_row(image.labels, context) if image and context else None)
             self._next += 1
 
 
-def _rows(image: _OpenImage) -> list[ImageLabels]:
-    """One for each context, with the patches that follow it."""
-    rows: list[ImageLabels] = []
-    for box, label in zip(image.boxes, image.labels, strict=True):
-        assert label is not None  # nothing is missing, and nothing was rejected
-        if box is None:
-            rows.append(ImageLabels(context=label, patches=()))
-        else:
-            patch = PatchLabel(box=box, values=label.values, valid=label.valid)
-            rows[-1] = ImageLabels(context=rows[-1].context, patches=(*rows[-1].patches, patch))
-    return rows
+def _row(labels: Mapping[int, Label], context: PlannedContext) -> ImageLabels:
+    """A context's label and those of its patches, which follow it."""
+    patches = (
+        PatchLabel(box=box, values=labels[number].values, valid=labels[number].valid)
+        for number, box in enumerate(context.boxes, start=context.number + 1)
+    )
+    return ImageLabels(context=labels[context.number], patches=tuple(patches))
 
 
 def _problem(depth: Float32[np.ndarray, "h w"], number: int, box: Box | None) -> Reason | None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from stages.models.batches import Predictor, in_batches
+from stages.views import Box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,15 @@ class View:
     number: int
     picture: UInt8[np.ndarray, "h w 3"]
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedContext:
+    """A context that is to be labelled: the number of its view in its image, after which those of its patches follow, and the
+    places of these."""
+
+    number: int
+    boxes: tuple[Box, ...]
 
 
 def views_in_batches(views: Iterable[View], batch_size: int, max_waiting: int) -> Iterator[list[View]]:

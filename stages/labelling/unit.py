@@ -32,6 +32,9 @@ class Unit:
     plan: ViewPlan
     seed: int
     fingerprint: Mapping[str, Any]
+    drawn: tuple[int, ...] | None = None
+    """The rows to be labelled, of a training's draw; None is all."""
+    with_patches: bool = True
     excluded: Mapping[int, manifests.Reason] = field(default_factory=dict)
     """Rows that are rejected unseen, because they were seen to take their worker down."""
 

@@ -28,7 +28,7 @@ from manifests.place import NewFolder
 from manifests.run import IMAGES
 from stages.label_store import ContextPicture, ImageLabels, LabelWriter, PictureReader, encode_picture, write_pictures
 from stages.labelling.collecting import Collector
-from stages.labelling.flow import View, predict_views, views_in_batches
+from stages.labelling.flow import PlannedContext, View, predict_views, views_in_batches
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
 from stages.models import DepthModel
 from stages.models.batches import Predictor
@@ -121,8 +121,10 @@ def label_teacher_part(unit: Unit, teacher: DepthModel, clock: Clock, *, batch_s
                     behind.submit(collector.take, (batch, predict_views(predictor, batch)))
                     clock.beat()
             collector.finish()
-        rows = zip(unit.rows, collector.problems, known.digests, strict=True)
-        outcomes = [_outcome(row, problem, digest) for row, problem, digest in rows]
+        rows = zip(unit.rows, collector.problems, known.digests, known.planned, strict=True)
+        outcomes = [
+            _outcome(row, problem, digest, drawn=planned is None or any(planned)) for row, problem, digest, planned in rows
+        ]
         return _commit(unit, folder, outcomes, writer.statistics(), clock, teacher=teacher, batch_size=predictor.batch_size)
 
 
@@ -150,7 +152,8 @@ def label_views(
     flow = (View(image=0, number=number, picture=picture, seed=0) for number, picture in enumerate(pictures))
     predictor = Predictor(teacher, batch_size=len(pictures))
     rows: list[ImageLabels | None] = []
-    collector = Collector(rows.append, [(views,)], [None], contexts_per_image=1)
+    planned = PlannedContext(number=0, boxes=views.patches)
+    collector = Collector(rows.append, [(planned,)], [None], contexts_per_image=1)
     for batch in views_in_batches(flow, len(pictures), max_waiting=len(pictures)):
         collector.take((batch, predict_views(predictor, batch)))
     (problem,), (labels,) = collector.problems, rows
@@ -204,32 +207,48 @@ class KnownImages:
         )
         self.digests = [image.content_sha256 for image in committed.images]
         self.problems = [unit.excluded.get(index, image.problem) for index, image in enumerate(committed.images)]
-        self.usable = [index for index, problem in enumerate(self.problems) if problem is None]
-        self.planned = [self._plan(index) if index in self.usable else None for index in range(len(unit.rows))]
-        """The views of each image, one ImageViews per context; None where it is rejected."""
+        sound = [problem is None for problem in self.problems]
+        self._drawn = None if unit.drawn is None else frozenset(unit.drawn)
+        self.views = [self._views(index) if is_sound else () for index, is_sound in enumerate(sound)]
+        self.planned = [self._planned(index) if is_sound else None for index, is_sound in enumerate(sound)]
+        """The contexts of each image, None for one that is not drawn; None where the image is rejected."""
+        self.usable = [index for index, planned in enumerate(self.planned) if planned and any(planned)]
 
-    def _plan(self, index: int) -> tuple[ImageViews, ...]:
+    def _views(self, index: int) -> tuple[ImageViews, ...]:
         height, width = self._reader.source_size(index * self._unit.plan.contexts_per_image)
         key = self._unit.rows[index].key
         return plan_views(self._unit.plan, seed=self._unit.seed, key=key, height_px=height, width_px=width)
 
+    def _planned(self, index: int) -> tuple[PlannedContext | None, ...]:
+        planned: list[PlannedContext | None] = []
+        number, first_row = 0, index * self._unit.plan.contexts_per_image
+        for row, views in enumerate(self.views[index], start=first_row):
+            boxes = views.patches if self._unit.with_patches else ()
+            is_drawn = self._drawn is None or row in self._drawn
+            planned.append(PlannedContext(number=number, boxes=boxes) if is_drawn else None)
+            number += 1 + len(views.patches)  # the same number, and so the same noise, whatever else is drawn
+        return tuple(planned)
+
     def boxes(self) -> list[Box]:
         """Every patch's box, in the order of the store."""
-        return [box for contexts in self.planned if contexts for views in contexts for box in views.patches]
+        return [box for contexts in self.planned for context in filter(None, contexts or ()) for box in context.boxes]
 
     def cut(self, index: int) -> list[View]:
-        """Every view of an image: the stored contexts, and the patches cut from the photograph itself."""
+        """Every planned view of an image: the stored contexts, and the patches cut from the photograph itself."""
         content = _content(self._unit, index)
         self._refuse_other_bytes(index, content)
-        image = decode_upright(content)
-        pictures: list[UInt8[np.ndarray, "_ _ 3"]] = []
+        planned, views = self.planned[index] or (), self.views[index]
+        image = decode_upright(content) if any(context.boxes for context in filter(None, planned)) else None
+        pictures: dict[int, UInt8[np.ndarray, "_ _ 3"]] = {}
         first_row = index * self._unit.plan.contexts_per_image
-        for row, views in enumerate(self.planned[index] or (), start=first_row):
-            pictures += [self._context(row), *_patches(image, views, self._unit.plan.patch_px)]
+        for row, (context, of_context) in enumerate(zip(planned, views, strict=True), start=first_row):
+            if context is not None:
+                patches = _patches(image, of_context, self._unit.plan.patch_px) if image and context.boxes else ()
+                pictures |= dict(enumerate([self._context(row), *patches], start=context.number))
         key = self._unit.rows[index].key
         return [
             View(image=index, number=number, picture=picture, seed=_view_seed(self._unit.seed, key, number))
-            for number, picture in enumerate(pictures)
+            for number, picture in pictures.items()
         ]
 
     def _context(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -317,12 +336,14 @@ def _commit(
         licence=teacher.spec.licence if teacher else None,
         versions=_versions(),
         volatile=clock.volatile(unit.attempt, batch_size),
+        rows=unit.drawn,
     )
     name = manifests.manifest_path(Path(), unit.column, unit.part).as_posix()
     created = manifests.place_of(unit.run_dir).create(name, manifests.to_json(manifest))
     committed = created or _discard_unless_named(unit)
     labelled = sum(image.status == "labelled" for image in outcomes)
-    return UnitResult(committed=committed, labelled=labelled, rejected=len(outcomes) - labelled, batch_size=batch_size)
+    rejected = sum(image.status == "rejected" for image in outcomes)
+    return UnitResult(committed=committed, labelled=labelled, rejected=rejected, batch_size=batch_size)
 
 
 @cache
@@ -330,6 +351,8 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in _VERSIONED}
 
 
-def _outcome(row: CatalogueRow, problem: manifests.Reason | None, content_sha256: str | None = None) -> manifests.ImageOutcome:
-    status = "labelled" if problem is None else "rejected"
+def _outcome(
+    row: CatalogueRow, problem: manifests.Reason | None, content_sha256: str | None = None, *, drawn: bool = True
+) -> manifests.ImageOutcome:
+    status = "rejected" if problem is not None else "labelled" if drawn else "not_drawn"
     return manifests.ImageOutcome(key=row.key, status=status, problem=problem, content_sha256=content_sha256)

@@ -89,6 +89,7 @@ GOLDEN: dict[str, Any] = {
             "batch_size": 4,
             "device": "cpu",
         },
+        "rows": [0, 2],
     },
     "failure": {
         "format_version": 2,

@@ -366,7 +366,7 @@ def test_a_command_whose_record_was_corrected_under_its_hands_labels_nothing(
     ours = open_run(config, sources)
     unit = next(replace(unit, attempt="ours") for unit in units_left(ours) if unit.column == "assistant")
     student = replace(config.teachers["primary"], name="assistant", checkpoint=str(checkpoints / "student"))
-    theirs = describe_run(with_teachers(config, student))
+    theirs = describe_run(with_teachers(config, student), ())
     assert needs_correction(theirs)
     with pytest.raises(RunMismatchError, match="column assistant: loader: found"):
         enter_run(theirs, sources)

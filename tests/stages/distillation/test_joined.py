@@ -72,9 +72,11 @@ def test_fewer_images_are_a_part_of_more_and_keep_their_order(tmp_path: Path) ->
     run = write_run(tmp_path / "run", images=13, rejected={"primary": [3]})
     every, six, three = (_keys([run], images) for images in (None, 6, 3))
     assert (len(every), len(six), len(three)) == (12, 6, 3)
+    assert [len(_keys([run], images)) for images in (12, 13)] == [11, 12]  # it is among the first twelve
     assert six == [key for key in every if key in six]
     assert three == [key for key in six if key in three]
-    assert _keys([run], 12) == every
+    assert _keys([run], 13) == every
+    assert _keys([write_run(tmp_path / "sound", images=13)], 3) == three  # which they are is known before they are labelled
     dataset = JoinedLabels([LabelDataset(run, TEACHERS)], 6)
     assert str(dataset.runs[0].coverage) == (
         "6 of 13 images are in use; left out: 1 rejected in 'primary' (1 damaged), 6 are more than was asked for"
@@ -96,5 +98,5 @@ def test_of_several_runs_the_images_are_chosen_together(tmp_path: Path) -> None:
 
 def test_more_images_than_there_are_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", images=8)
-    with pytest.raises(ValueError, match=r"images is 9, but 8 are labelled in all columns of the runs; label more, or ask for"):
+    with pytest.raises(ValueError, match=r"images is 9, but the parts that all columns of the runs have hold 8; label more"):
         _keys([run], 9)

@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manifests.errors import RefusedError
 from stages.distillation.order import (
     AVERAGE,
     UNCHANGED,
     BatchPlan,
     Strategy,
+    all_draws,
     color_of,
     is_flipped,
     sample_order,
     teacher_for_step,
+    with_stand_ins,
 )
 
 SIZES = (5, 3, 5, 5, 5, 2)
@@ -50,6 +53,36 @@ def test_a_plan_that_starts_later_continues_the_same_sequence() -> None:
     assert list(plan())[4:] == list(plan(first_step=4))
     seen = [request.sample for batch in plan(batch_size=10, steps=5) for request in batch]
     assert sorted(seen[:25]) == sorted(seen[25:]) == list(range(25))  # two epochs, across a batch
+
+
+def test_all_draws_are_what_the_steps_draw() -> None:
+    places, teachers = all_draws(plan())
+    requests = [request for step in range(12) for request in plan().requests(step)]
+    assert [(request.sample, request.teacher) for request in requests] == list(zip(places, teachers, strict=True))
+
+
+def test_images_without_labels_change_no_other_draw_and_what_stands_in_for_them_is_drawn_for_the_same_teacher() -> None:
+    sound, lost = plan(steps=40), {2, 7, 19}
+    samples = np.where(np.isin(np.arange(25), list(lost)), -1, np.arange(25))
+    with_lost = with_stand_ins(plan(steps=40, samples=samples))
+    places, teachers = all_draws(sound)
+    drawn = {teacher: set(places[teachers == teacher]) - lost for teacher in (0, 1)}
+    stood_in = []
+    for step in range(40):
+        for before, after in zip(sound.requests(step), with_lost.requests(step), strict=True):
+            if before.sample in lost:
+                assert after.sample in drawn[before.teacher]
+                assert after.teacher == before.teacher
+                stood_in.append(after.sample)
+            else:
+                assert after == before
+    assert len(set(stood_in)) > 5  # not always the same few
+    assert list(with_lost)[4:] == list(with_stand_ins(plan(steps=40, samples=samples, first_step=4)))
+
+
+def test_a_teacher_of_whom_nothing_that_is_drawn_has_labels_is_refused() -> None:
+    with pytest.raises(RefusedError, match="none of the 4 samples that are drawn for one of the teachers has labels"):
+        with_stand_ins(plan(steps=1, samples=np.full(25, -1)))
 
 
 def test_a_step_is_the_same_whatever_was_asked_before() -> None:
