@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -48,10 +49,16 @@ def on_all_ranks(make: Callable[[], tuple[ValueT, AlikeT]]) -> tuple[ValueT, lis
     return made[0], [alike for _, alike in found]
 
 
+@cache
+def _between_hosts(world: Any) -> Any:
+    """The same processes joined by gloo: objects do not go through a GPU, nor wait for what it is doing."""
+    return dist.new_group(backend="gloo")
+
+
 def gathered(items: list[Any]) -> list[Any]:
     """The items of all ranks, in the order of ranks."""
     if not dist.is_initialized():
         return items
     lists: list[list[Any]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(lists, items)
+    dist.all_gather_object(lists, items, group=_between_hosts(dist.group.WORLD))
     return [item for one in lists for item in one]

@@ -1,7 +1,8 @@
 """What learns, and one optimisation step of it: loss and gradient of a batch, then the update.
 
 A batch may be cut into micro-batches and over devices. Every term is a sum over its own maps divided by the number of maps in
-the whole batch, so that the parts add up to the undivided batch exactly, and gradients are summed over devices once a step.
+the whole batch, so that the parts add up to the undivided batch exactly, and gradients are summed over devices once a step,
+during its last backward pass.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from stages.distillation.augmentation import color_jitter
 from stages.distillation.dataset import Batch
 from stages.distillation.features import FeatureTarget
 from stages.distillation.forward import forward_batch
+from stages.distillation.gradient_sum import GradientSum
 from stages.distillation.losses import (
     LossConfig,
     LossTerms,
@@ -48,6 +51,11 @@ class Learner:
     ema_decay: float = 0.0
     average: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     """Exponential moving average of the student's parameters, by name; empty without one."""
+
+    @cached_property
+    def gradients(self) -> GradientSum:
+        """Sums the gradients of what is trained over devices."""
+        return GradientSum(self.trained())
 
     def trained(self) -> list[nn.Parameter]:
         """The student's parameters and those of the projection of L_feat, which is not part of the student."""
@@ -116,14 +124,16 @@ def gradient_step(
     terms: Tensor | float = 0.0
     outputs: Tensor | float = 0.0
     disparity = torch.empty(0)
-    for batch in batches:
+    for number, batch in enumerate(batches, 1):
         loss, disparity = _forward(learner, batch, counts, bf16)
-        loss.total.backward()
+        if number < len(batches):
+            loss.total.backward()
+        else:
+            learner.gradients.backward(loss.total)
         disparity = disparity.detach()
         terms = terms + torch.stack([value.detach().float() for value in vars(loss).values()])
         outputs = outputs + torch.stack(_output_statistics(disparity, batch)).float() / len(batches)
     shared = _summed(torch.cat([terms, outputs / _devices()]))  # type: ignore[list-item, operator]
-    _sum_gradients(learner.trained())
     norm = torch.nn.utils.clip_grad_norm_(learner.trained(), max_gradient_norm)
     names = [field.name for field in dataclasses.fields(LossTerms)]
     values = torch.cat([shared, norm.float()[None]]).tolist()  # the step's one wait for the device
@@ -190,18 +200,3 @@ def _summed(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
-
-
-def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """One sum over devices, after the last micro-batch.
-
-    Unlike DistributedDataParallel this needs no hooks in the network, so parameters that a depth network does not use (mask
-    tokens, parts of the neck), checkpointed activations and accumulation need no special case.
-    """
-    if not dist.is_initialized():
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
