@@ -87,8 +87,8 @@ def load_feature_target(
     seed: of the projection. Raises FileNotFoundError without a checkpoint, and ValueError for one of another kind.
     """
     folder = pinned_folder(checkpoint, revision)
-    mean, std = read_image_statistics(folder)
     encoder = _load_encoder(folder)
+    mean, std = read_image_statistics(folder)
     widths = student.encoder.config.hidden_size, encoder.config.hidden_size
     projection = None
     if widths[0] != widths[1]:

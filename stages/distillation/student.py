@@ -38,6 +38,7 @@ from stages.models.checkpoints import (
 )
 from stages.models.known import known_of
 from stages.models.loading import load_transformers, read_config
+from stages.models.transformers_models import METRIC_FAMILIES
 
 StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
 
@@ -126,6 +127,7 @@ def load_student(
     Raises FileNotFoundError without a checkpoint, and ValueError for one that cannot be a student on this context grid.
     """
     folder = pinned_folder(checkpoint, revision)
+    _refuse_other_families(read_json(folder / "config.json").get("model_type"), folder)
     mean, std = read_image_statistics(folder)
     network: Any = load_network(folder, start=start, seed=seed)
     _refuse_unfit(network.config, context_px, folder)
@@ -172,8 +174,7 @@ def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int 
     else:
         require_safetensors(folder)  # before a library reads its configuration
     config = read_config(folder)
-    if config.model_type not in FAMILIES:
-        raise RefusedError(f"{folder}/config.json: model_type is {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
+    _refuse_other_families(config.model_type, folder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if start == "scratch":
@@ -274,6 +275,17 @@ def save_student(
     aside.rmdir()
     fsync_path(folder)
     fsync_path(folder.absolute().parent)
+
+
+def _refuse_other_families(model_type: str | None, folder: Path) -> None:
+    """Raises ValueError for a network that is no student; it may well be a teacher. No type: the library says why."""
+    if model_type in (None, *FAMILIES):
+        return
+    metres = "; it gives metres, and a student's disparity has no fixed range" if model_type in METRIC_FAMILIES else ""
+    raise RefusedError(
+        f"{folder}/config.json: model_type is {model_type!r}{metres}; expected one of {', '.join(FAMILIES)} for a "
+        "student, such as depth-anything/Depth-Anything-V2-Small-hf"
+    )
 
 
 def _refuse_unfit(config: Any, context_px: int, folder: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stages.depth_space import DepthSpace
-from stages.models.spec import LATEST
+from stages.models.spec import LATEST, InputSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,9 @@ class KnownCheckpoint:
     revision: str | None = None
     base: str | None = None
     """Of a UNet that is published alone: where its other parts are."""
-    input_px: int | None = None
-    """Long side it was made for, where it is worse at others; None where it takes pictures as they come."""
+    input_px: InputSize | None = None
+    """The size it was made for, where it is worse at others: a long side, or what it states. None where it takes pictures as
+    they come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,14 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     "Intel/dpt-large": KnownCheckpoint(licence="Apache-2.0", revision="bc15f29aa3a80d532f2ed650b5e16ac48d8958f9", input_px=384),
     "Intel/dpt-hybrid-midas": KnownCheckpoint(licence="Apache-2.0", input_px=384),
     "apple/DepthPro-hf": KnownCheckpoint(depth_space="depth_metric", licence="apple-amlr"),
+    "Intel/zoedepth-nyu-kitti": KnownCheckpoint(
+        depth_space="depth_metric", licence="MIT", revision="f364d4c7936e91f465abba182208dd68142bf0ca", input_px="stated"
+    ),
+    "Intel/zoedepth-nyu": KnownCheckpoint(
+        depth_space="depth_metric", licence="MIT", revision="52ae69caf7896c927909b3ceab4249c235e16dc1", input_px="stated"
+    ),
+    "vinvino02/glpn-nyu": KnownCheckpoint(depth_space="depth_metric", licence="Apache-2.0"),
+    "vinvino02/glpn-kitti": KnownCheckpoint(depth_space="depth_metric", licence="Apache-2.0"),
     # By their authors' LICENSE-MODEL.txt; the cards of v1-0 and of the LCM version have said Apache-2.0.
     **{
         f"prs-eth/marigold-depth-{version}": KnownCheckpoint(

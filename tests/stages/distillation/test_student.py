@@ -155,7 +155,7 @@ def test_what_cannot_be_a_student_is_refused_with_the_reason(networks: dict[str,
     with pytest.raises(ValueError, match=r"depth_estimation_type is 'metric'.*expected 'relative'"):
         load_student(str(tmp_path / "metric"), 48)
     save_depth_pro(tmp_path / "pro")
-    with pytest.raises(ValueError, match=r"model_type is 'depth_pro', expected one of depth_anything, dpt"):
+    with pytest.raises(ValueError, match=r"model_type is 'depth_pro'; it gives metres.* expected one of depth_anything, dpt"):
         load_student(str(tmp_path / "pro"), 48)
     with pytest.raises(ValueError, match=r"patches of 14 px do not tile a context of 64 px.*such as 70"):
         load_student(str(networks["dpt_dinov2"]), 64)
