@@ -103,6 +103,16 @@ KNOWN_ENCODERS: Mapping[str, KnownEncoder] = {
     "facebook/dinov2-small": KnownEncoder(licence="Apache-2.0", revision="ed25f3a31f01632728cabb09d1542f84ab7b0056"),
     "facebook/dinov2-base": KnownEncoder(licence="Apache-2.0", revision="f9e44c814b77203eaa57a6bdbbd535f21ede1415"),
     "facebook/dinov2-large": KnownEncoder(licence="Apache-2.0", revision="47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"),
+    # Their owner gives access to those who accept the licence.
+    "facebook/dinov3-vits16-pretrain-lvd1689m": KnownEncoder(
+        licence="dinov3-license", revision="114c1379950215c8b35dfcd4e90a5c251dde0d32"
+    ),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": KnownEncoder(
+        licence="dinov3-license", revision="5931719e67bbdb9737e363e781fb0c67687896bc"
+    ),
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": KnownEncoder(
+        licence="dinov3-license", revision="ea8dc2863c51be0a264bab82070e3e8836b02d51"
+    ),
 }
 
 
