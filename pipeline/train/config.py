@@ -103,7 +103,7 @@ class StudentSettings:
     from_scratch: bool = False
     """Take the architecture of --student alone and start with random weights."""
     feature_encoder: str | None = None
-    """Checkpoint of the frozen encoder, such as DINOv2; None takes a copy of the student's own at the start."""
+    """Checkpoint of the frozen encoder, such as DINOv2 or DINOv3; None takes a copy of the student's own at the start."""
     feature_revision: str | None = None
     """Full commit of the frozen encoder's hub id."""
 

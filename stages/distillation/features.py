@@ -1,8 +1,8 @@
 """What L_feat holds the student's encoder to: the tokens of a frozen encoder, and a trained projection where widths differ.
 
-The frozen encoder is a copy of the student's at its start, or that of any DINOv2 or depth checkpoint. It gets no gradient,
-never changes and always runs in eval mode. The projection is drawn once; whoever trains it saves `projection` with the
-training's state. Neither is part of the student that is exported.
+The frozen encoder is a copy of the student's at its start, or that of any DINOv2, DINOv3 or depth checkpoint. It gets no
+gradient, never changes and always runs in eval mode. The projection is drawn once; whoever trains it saves `projection` with
+the training's state. Neither is part of the student that is exported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from stages.models.checkpoints import (
 )
 from stages.models.loading import load_transformers, read_config
 
-_DINOV2 = ("dinov2", "dinov2_with_registers")
+_DINO = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,13 @@ class FeatureTarget:
     def tokens(self, images: UInt8[Tensor, "b 3 h w"], grid: tuple[int, int], *, bf16: bool = False) -> Float[Tensor, "b n d"]:
         """The frozen encoder's tokens on the student's grid of (rows, columns), row by row; float32.
 
-        Pictures that its patches do not tile, and maps on another grid, are resized bilinearly.
+        Where its own patches are larger, it is shown the picture enlarged, so that it has a token for each of the student's:
+        a student with patches of 14 px has 40 x 40 of a picture of 560 px, and DINOv3, with 16 px, is shown 640 px. Where they
+        are smaller, its map is resized: a picture made smaller would hide details. Pictures that its patches do not tile are
+        resized too. All bilinearly.
         """
-        pixels, (rows, columns) = tiled(prepare_images(images, self.mean, self.std), self.patch_px)
+        pixels = prepare_images(images, self.mean, self.std)
+        pixels, (rows, columns) = tiled(pixels, self.patch_px, at_least=grid)
         with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
             output = self.encoder(pixel_values=pixels)
         tokens, own_grid = patch_tokens(final_map(output), rows, columns)
@@ -82,13 +86,14 @@ def feature_target_of(student: Student) -> FeatureTarget:
 def load_feature_target(
     checkpoint: str, student: Student, *, revision: str | None = None, seed: int = 0, device: str = "cpu"
 ) -> FeatureTarget:
-    """The frozen encoder of a folder or hub id: DINOv2 with or without registers, or the encoder of a depth checkpoint.
+    """The frozen encoder of a folder or hub id: DINOv2 with or without registers, DINOv3 (ViT), or the encoder of a depth
+    checkpoint.
 
     seed: of the projection. Raises FileNotFoundError without a checkpoint, and ValueError for one of another kind.
     """
     folder = pinned_folder(checkpoint, revision)
-    mean, std = read_image_statistics(folder)
     encoder = _load_encoder(folder)
+    mean, std = read_image_statistics(folder)
     widths = student.encoder.config.hidden_size, encoder.config.hidden_size
     projection = None
     if widths[0] != widths[1]:
@@ -121,10 +126,10 @@ def _load_encoder(folder: Path) -> Any:
     kind = read_config(folder)
     if kind.model_type in FAMILIES and not getattr(kind, "is_hybrid", False):
         return encoder_of(load_network(folder, start="fresh-head"))
-    if kind.model_type not in _DINOV2:
+    if kind.model_type not in _DINO:
         found = "a hybrid dpt" if kind.model_type in FAMILIES else repr(kind.model_type)
         raise RefusedError(
-            f"{folder}/config.json: model_type is {found}, expected one of {', '.join((*_DINOV2, *FAMILIES))} (not hybrid); "
+            f"{folder}/config.json: model_type is {found}, expected one of {', '.join((*_DINO, *FAMILIES))} (not hybrid); "
             "others are not supported as the frozen encoder"
         )
     return load_transformers("AutoModel", folder, torch.float32)

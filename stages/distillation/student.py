@@ -1,9 +1,10 @@
 """The student network: from a checkpoint, through pictures of the dataset, back to a checkpoint others can load.
 
 Depth Anything and DPT of the transformers library, DPT with any encoder that library has for it (plain ViT and hybrid, as in
-MiDaS 3.0; BEiT and Swin v2, as in MiDaS 3.1; DINOv2). What is saved is loaded by `transformers.pipeline` like the checkpoint
-that training began with. Refused with a reason: other families and metric checkpoints, whose output is no free disparity; hub
-ids without a commit; checkpoints that lack a weight. Nothing from a checkpoint is ever executed.
+MiDaS 3.0; BEiT and Swin v2, as in MiDaS 3.1; DINOv2; not DINOv3, which its necks cannot run). What is saved is loaded by
+`transformers.pipeline` like the checkpoint that training began with. Refused with a reason: other families and metric
+checkpoints, whose output is no free disparity; hub ids without a commit; checkpoints that lack a weight. Nothing from a
+checkpoint is ever executed.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ from stages.models.checkpoints import (
     require_safetensors,
 )
 from stages.models.known import known_of
-from stages.models.loading import load_transformers, read_config
+from stages.models.loading import load_transformers, read_config, refuse_backbone_without_class_token
+from stages.models.transformers_models import METRIC_FAMILIES
 
 StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
 
 PREPROCESSOR, WEIGHTS, TRAINING, CARD = "preprocessor_config.json", "model.safetensors", "training.json", "README.md"
 FAMILIES = ("depth_anything", "dpt")
-_ANY_ASPECT = ("dinov2", "dinov2_with_registers")
+_ANY_ASPECT = ("dinov2",)
 _ENCODERS = ("backbone.", "dpt.")  # Depth Anything and DPT with a backbone; DPT without
 _ALIVE = 0.3  # first value of a map from a new head, which ends in a ReLU
 
@@ -126,6 +128,7 @@ def load_student(
     Raises FileNotFoundError without a checkpoint, and ValueError for one that cannot be a student on this context grid.
     """
     folder = pinned_folder(checkpoint, revision)
+    _refuse_other_families(read_json(folder / "config.json").get("model_type"), folder)
     mean, std = read_image_statistics(folder)
     network: Any = load_network(folder, start=start, seed=seed)
     _refuse_unfit(network.config, context_px, folder)
@@ -172,8 +175,8 @@ def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int 
     else:
         require_safetensors(folder)  # before a library reads its configuration
     config = read_config(folder)
-    if config.model_type not in FAMILIES:
-        raise RefusedError(f"{folder}/config.json: model_type is {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
+    _refuse_other_families(config.model_type, folder)
+    refuse_backbone_without_class_token(config, folder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if start == "scratch":
@@ -212,9 +215,16 @@ def final_map(output: Any) -> Tensor:
     return output.last_hidden_state if maps is None else maps[-1]
 
 
-def tiled(pixels: Float[Tensor, "b 3 h w"], patch_px: int) -> tuple[Float[Tensor, "b 3 h2 w2"], tuple[int, int]]:
-    """Pictures at the nearest size that patches tile, resized bilinearly where need be; and the patches' rows and columns."""
+def tiled(
+    pixels: Float[Tensor, "b 3 h w"], patch_px: int, at_least: tuple[int, int] = (1, 1)
+) -> tuple[Float[Tensor, "b 3 h2 w2"], tuple[int, int]]:
+    """Pictures at the nearest size that patches tile, resized bilinearly where need be; and the patches' rows and columns.
+
+    at_least: rows and columns, which pictures with fewer patches are enlarged to.
+    """
     rows, columns = (max(round(length / patch_px), 1) for length in pixels.shape[-2:])
+    if rows * columns < at_least[0] * at_least[1]:
+        rows, columns = at_least
     size = (rows * patch_px, columns * patch_px)
     if size != tuple(pixels.shape[-2:]):
         pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False)
@@ -274,6 +284,17 @@ def save_student(
     aside.rmdir()
     fsync_path(folder)
     fsync_path(folder.absolute().parent)
+
+
+def _refuse_other_families(model_type: str | None, folder: Path) -> None:
+    """Raises ValueError for a network that is no student; it may well be a teacher. No type: the library says why."""
+    if model_type in (None, *FAMILIES):
+        return
+    metres = "; it gives metres, and a student's disparity has no fixed range" if model_type in METRIC_FAMILIES else ""
+    raise RefusedError(
+        f"{folder}/config.json: model_type is {model_type!r}{metres}; expected one of {', '.join(FAMILIES)} for a "
+        "student, such as depth-anything/Depth-Anything-V2-Small-hf"
+    )
 
 
 def _refuse_unfit(config: Any, context_px: int, folder: Path) -> None:

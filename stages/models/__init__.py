@@ -1,10 +1,10 @@
 """Depth models: uint8 pictures in, float32 depth in the model's own space out, at the pictures' size.
 
 One door: a spec, resolved with what its checkpoint says of itself, is loaded by the family that its loader names, or by a
-function of the user's own. `transformers` takes `AutoModelForDepthEstimation` checkpoints (Depth Anything, DPT, Depth Pro),
-`genpercept` and `lotus` one-step diffusion estimators, `marigold` a diffusion estimator that starts from noise. What the
-numbers mean is said by the checkpoint or, where it says nothing, by the spec; nothing is guessed, and no code from a checkpoint
-is run.
+function of the user's own. `transformers` takes `AutoModelForDepthEstimation` checkpoints (Depth Anything, DPT, Depth Pro,
+ZoeDepth, GLPN, TIPSv2), `genpercept` and `lotus` one-step diffusion estimators, `marigold` a diffusion estimator that starts
+from noise. What the numbers mean is said by the checkpoint or, where it says nothing, by the spec; nothing is guessed, and no
+code from a checkpoint is run.
 
 A prediction depends on its picture and seed alone. In float32 on a CPU it is the same to the bit for batches of the same shape;
 across batch sizes sums are rounded otherwise, and it differs by less than 1e-4 of the map's range (measured on random

@@ -248,25 +248,28 @@ def complete(loaded: tuple[Any, Mapping[str, Any]], folder: Path) -> Any:
 def read_preprocessor(folder: Path) -> dict[str, Any]:
     """The checkpoint's `preprocessor_config.json`; the image processors that read it want torchvision.
 
-    Raises FileNotFoundError where it is missing, since an input prepared otherwise gives labels that are silently wrong, and
-    ValueError where mean and deviation are not three numbers each.
+    Raises FileNotFoundError where it is missing, since an input prepared otherwise gives labels that are silently wrong.
     """
     path = folder / "preprocessor_config.json"
     if not (content := read_json(path)):
         raise FileNotFoundError(f"{path}: not there; it must say how pictures are prepared, image_mean and image_std at least")
+    return content
+
+
+def read_image_statistics(folder: Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of the network's input, of pictures in [0, 1].
+
+    Raises as `read_preprocessor`, and ValueError where they are not three numbers each.
+    """
+    content = read_preprocessor(folder)
     for name in ("image_mean", "image_std"):
         found = content.get(name)
         numbers = [value for value in found if _is_number(value)] if isinstance(found, list) else []
         if not isinstance(found, list) or not len(found) == len(numbers) == 3 or (name == "image_std" and min(numbers) <= 0):
             what = "three numbers" if name == "image_mean" else "three numbers above 0"
+            path = folder / "preprocessor_config.json"
             raise RefusedError(f"{path}: {name} is {json.dumps(found):.200}, expected {what}")
-    return content
-
-
-def read_image_statistics(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of the network's input, of pictures in [0, 1]; raises as `read_preprocessor`."""
-    processor = read_preprocessor(folder)
-    return processor["image_mean"], processor["image_std"]
+    return content["image_mean"], content["image_std"]
 
 
 def _is_number(value: Any) -> bool:

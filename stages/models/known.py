@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stages.depth_space import DepthSpace
-from stages.models.spec import LATEST
+from stages.models.spec import LATEST, InputSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,9 @@ class KnownCheckpoint:
     revision: str | None = None
     base: str | None = None
     """Of a UNet that is published alone: where its other parts are."""
-    input_px: int | None = None
-    """Long side it was made for, where it is worse at others; None where it takes pictures as they come."""
+    input_px: InputSize | None = None
+    """The size it was made for, where it is worse at others: a long side, or what it states. None where it takes pictures as
+    they come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,14 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     "Intel/dpt-large": KnownCheckpoint(licence="Apache-2.0", revision="bc15f29aa3a80d532f2ed650b5e16ac48d8958f9", input_px=384),
     "Intel/dpt-hybrid-midas": KnownCheckpoint(licence="Apache-2.0", input_px=384),
     "apple/DepthPro-hf": KnownCheckpoint(depth_space="depth_metric", licence="apple-amlr"),
+    "Intel/zoedepth-nyu-kitti": KnownCheckpoint(
+        depth_space="depth_metric", licence="MIT", revision="f364d4c7936e91f465abba182208dd68142bf0ca", input_px="stated"
+    ),
+    "Intel/zoedepth-nyu": KnownCheckpoint(
+        depth_space="depth_metric", licence="MIT", revision="52ae69caf7896c927909b3ceab4249c235e16dc1", input_px="stated"
+    ),
+    "vinvino02/glpn-nyu": KnownCheckpoint(depth_space="depth_metric", licence="Apache-2.0"),
+    "vinvino02/glpn-kitti": KnownCheckpoint(depth_space="depth_metric", licence="Apache-2.0"),
     # By their authors' LICENSE-MODEL.txt; the cards of v1-0 and of the LCM version have said Apache-2.0.
     **{
         f"prs-eth/marigold-depth-{version}": KnownCheckpoint(
@@ -94,6 +103,16 @@ KNOWN_ENCODERS: Mapping[str, KnownEncoder] = {
     "facebook/dinov2-small": KnownEncoder(licence="Apache-2.0", revision="ed25f3a31f01632728cabb09d1542f84ab7b0056"),
     "facebook/dinov2-base": KnownEncoder(licence="Apache-2.0", revision="f9e44c814b77203eaa57a6bdbbd535f21ede1415"),
     "facebook/dinov2-large": KnownEncoder(licence="Apache-2.0", revision="47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"),
+    # Their owner gives access to those who accept the licence.
+    "facebook/dinov3-vits16-pretrain-lvd1689m": KnownEncoder(
+        licence="dinov3-license", revision="114c1379950215c8b35dfcd4e90a5c251dde0d32"
+    ),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": KnownEncoder(
+        licence="dinov3-license", revision="5931719e67bbdb9737e363e781fb0c67687896bc"
+    ),
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": KnownEncoder(
+        licence="dinov3-license", revision="ea8dc2863c51be0a264bab82070e3e8836b02d51"
+    ),
 }
 
 

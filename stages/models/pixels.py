@@ -35,15 +35,23 @@ def to_tensor(images: UInt8[np.ndarray, "b h w 3"], device: str) -> Float32[Tens
 
 
 def network_size(
-    height: int, width: int, *, multiple: int, input_px: int | None = None, keep_aspect: bool = True
+    height: int,
+    width: int,
+    *,
+    multiple: int,
+    input_px: int | None = None,
+    keep_aspect: bool = True,
+    floors: bool = False,
 ) -> tuple[int, int]:
     """Height and width of a picture as the network sees it: long side `input_px` or as it is, each the nearest multiple.
 
-    Without `keep_aspect`, `input_px` is the side of a square. At most half a multiple away from the aspect of the picture.
+    Without `keep_aspect`, `input_px` is the side of a square. At most half a multiple away from the aspect of the picture; with
+    `floors`, which takes the largest multiples that are not above, a whole one.
     """
     scale = input_px / max(height, width) if input_px else 1
     sides = (input_px, input_px) if input_px and not keep_aspect else (height * scale, width * scale)
-    return max(round(sides[0] / multiple), 1) * multiple, max(round(sides[1] / multiple), 1) * multiple
+    rows, columns = (max(int(side // multiple) if floors else round(side / multiple), 1) for side in sides)
+    return rows * multiple, columns * multiple
 
 
 def stated_size(
@@ -70,9 +78,12 @@ def resize_pictures(
     return F.interpolate(pixels, size, mode=mode, antialias=antialias, align_corners=False).clamp(0, 1)
 
 
-def resize_maps(maps: Float[Tensor, "b h2 w2"], height: int, width: int) -> Float32[Tensor, "b h w"]:
-    """Bilinear, because bicubic overshoots below zero at depth edges."""
+def resize_maps(maps: Float[Tensor, "b h2 w2"], height: int, width: int, *, bicubic: bool = False) -> Float32[Tensor, "b h w"]:
+    """Bilinear, because bicubic overshoots below zero at depth edges; that is cut off at each map's own least and largest."""
     maps = maps.float()
     if (height, width) == tuple(maps.shape[-2:]):
         return maps
+    if bicubic:
+        resized = F.interpolate(maps[:, None], (height, width), mode="bicubic", align_corners=False)[:, 0]
+        return resized.clamp(maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True))
     return F.interpolate(maps[:, None], (height, width), mode="bilinear", antialias=True, align_corners=False)[:, 0]

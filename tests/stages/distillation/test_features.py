@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel, ViTConfig
+from transformers import (
+    AutoModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    ViTConfig,
+)
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 from stages.distillation.features import FeatureTarget, feature_target_of, load_feature_target, token_mask
@@ -23,13 +32,24 @@ GRID = (4, 4)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Depth checkpoints by family, and DINOv2 encoders: `wide` (32; the student has 24), `registers`, `fine`, `odd`."""
+    """Depth checkpoints by family, and DINOv2 encoders: `wide` (32; the student has 24), `registers`, `fine`, `odd`;
+    and `dinov3`, with patches of 16 px."""
     folder = tmp_path_factory.mktemp("features")
     torch.manual_seed(5)
     for family in ("depth_anything", "dpt", "dpt_beit", "dpt_hybrid"):
         save_network(family, folder / family)
     sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 48}
+    dinov3 = DINOv3ViTConfig(
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        hidden_size=24,
+        intermediate_size=48,
+        patch_size=16,
+        image_size=48,
+        num_register_tokens=4,
+    )
     encoders = {
+        "dinov3": DINOv3ViTModel(dinov3),
         "wide": Dinov2Model(Dinov2Config(**sizes, hidden_size=32, patch_size=12)),
         "registers": Dinov2WithRegistersModel(
             Dinov2WithRegistersConfig(**sizes, hidden_size=24, patch_size=12, num_register_tokens=3)
@@ -130,6 +150,33 @@ def test_dinov2_gives_its_patches_tokens_of_pictures_prepared_its_own_way(
     assert not torch.equal(target.tokens(images, GRID, bf16=True), expected)
 
 
+def test_dinov3_gives_its_patches_tokens_one_for_each_of_the_students(folder: Path, student: Student) -> None:
+    """48 px are 4 patches of the student's 12, and 3 of DINOv3's 16: it is shown 64."""
+    target = load_feature_target(str(folder / "dinov3"), student)
+    model, images = AutoModel.from_pretrained(folder / "dinov3").eval(), pictures(48)
+    pixels = prepare_images(images, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    with torch.no_grad():
+        output = model(pixel_values=torch.nn.functional.interpolate(pixels, (64, 64), mode="bilinear"))
+        same = model(pixel_values=pixels)
+    assert output.last_hidden_state.shape[1] == 1 + 4 + 16
+    assert torch.equal(target.tokens(images, GRID), output.last_hidden_state[:, 5:])
+    assert torch.equal(target.tokens(images, (3, 3)), same.last_hidden_state[:, 5:])
+    assert target.projection is None
+    assert target.patch_px == 16
+    assert target.tokens(images, GRID, bf16=True).dtype == torch.float32
+    step(student, target)
+
+
+def test_dinov3_sees_pictures_of_any_aspect(folder: Path, student: Student) -> None:
+    """Rope: no position is resized. Changing the last columns changes the last tokens of each row."""
+    target = load_feature_target(str(folder / "dinov3"), student)
+    images = pictures(48)[:, :, :24]
+    changed = images.clone()
+    changed[:, :, :, -6:] = 255 - changed[:, :, :, -6:]
+    before, after = (target.tokens(given, (2, 4)).view(2, 2, 4, 24) for given in (images, changed))
+    assert (before - after).abs().amax((0, 1, 3)).argmax() == 3
+
+
 def test_an_encoders_configuration_that_names_code_on_the_hub_is_refused(
     folder: Path, student: Student, tmp_path: Path
 ) -> None:
@@ -171,7 +218,7 @@ def test_the_encoder_of_a_depth_checkpoint_needs_no_head(folder: Path, student: 
 def test_other_encoders_are_refused(folder: Path, student: Student, tmp_path: Path) -> None:
     ViTConfig().save_pretrained(tmp_path)
     DPTImageProcessorPil().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model_type is 'vit', expected one of dinov2, dinov2_with_registers, depth_anything"):
+    with pytest.raises(ValueError, match=r"model_type is 'vit', expected one of dinov2, .*dinov3_vit, depth_anything"):
         load_feature_target(str(tmp_path), student)
     with pytest.raises(ValueError, match="model_type is a hybrid dpt"):
         load_feature_target(str(folder / "dpt_hybrid"), student)

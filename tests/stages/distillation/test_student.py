@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForDepthEstimation, pipeline
+from transformers import AutoConfig, AutoModelForDepthEstimation, DepthAnythingConfig, DPTConfig, pipeline
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
 from stages.distillation.student import Student, load_student, prepare_images, save_student
+from stages.models import ModelSpec, load_model
 from tests.stages.distillation.tiny_students import CONTEXT_PX, pictures, save_network
 from tests.stages.models.tiny_teachers import save_depth_anything, save_depth_pro
 
@@ -150,12 +152,37 @@ def test_a_fresh_head_needs_the_whole_encoder_and_nothing_else(networks: dict[st
         load_student(str(gap), 48, start="fresh-head")
 
 
+@pytest.mark.parametrize("backbone", ["dinov2_with_registers", "dinov3_vit", "dinov3_convnext"])
+@pytest.mark.parametrize("network", [DepthAnythingConfig, DPTConfig])
+def test_backbones_that_the_librarys_necks_cannot_run_are_refused_by_name(network: Any, backbone: str, tmp_path: Path) -> None:
+    """The library itself fails on them. Where a newer one does not, they can be students, and known to take any aspect."""
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "num_register_tokens": 4}
+    sizes |= {"patch_size": 16, "image_size": 64, "reshape_hidden_states": False}
+    if backbone == "dinov3_convnext":
+        sizes = {"hidden_sizes": [24] * 4, "depths": [1] * 4}
+    encoder = AutoConfig.for_model(backbone, **sizes, out_indices=[1, 2, 3, 4])
+    config = network(
+        backbone_config=encoder, patch_size=16, reassemble_hidden_size=24, neck_hidden_sizes=[8] * 4, fusion_hidden_size=8
+    )
+    model = AutoModelForDepthEstimation.from_config(config).eval()
+    with pytest.raises((RuntimeError, ValueError, AttributeError)):
+        model(pixel_values=torch.zeros(1, 3, 64, 64))
+    model.save_pretrained(tmp_path)
+    DPTImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    message = f"is {backbone}, which hands on patches without a class token.*such as dinov2.*--feature-encoder"
+    for start in ("checkpoint", "fresh-head", "scratch"):
+        with pytest.raises(ValueError, match=message):
+            load_student(str(tmp_path), 64, start=start)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        load_model(ModelSpec(checkpoint=str(tmp_path)))
+
+
 def test_what_cannot_be_a_student_is_refused_with_the_reason(networks: dict[str, Path], tmp_path: Path) -> None:
     save_depth_anything(tmp_path / "metric", metric=True)
     with pytest.raises(ValueError, match=r"depth_estimation_type is 'metric'.*expected 'relative'"):
         load_student(str(tmp_path / "metric"), 48)
     save_depth_pro(tmp_path / "pro")
-    with pytest.raises(ValueError, match=r"model_type is 'depth_pro', expected one of depth_anything, dpt"):
+    with pytest.raises(ValueError, match=r"model_type is 'depth_pro'; it gives metres.* expected one of depth_anything, dpt"):
         load_student(str(tmp_path / "pro"), 48)
     with pytest.raises(ValueError, match=r"patches of 14 px do not tile a context of 64 px.*such as 70"):
         load_student(str(networks["dpt_dinov2"]), 64)

@@ -199,7 +199,10 @@ def test_a_metric_network_is_not_taken_for_a_relative_one(families: Path, family
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_processor_type": "ZoeDepthImageProcessor"}, "image_processor_type is ZoeDepthImageProcessor"),
+        (
+            {"image_processor_type": "SegformerImageProcessor"},
+            "is SegformerImageProcessor, expected .*function of your own",
+        ),
         ({"do_pad": True, "size_divisor": 14}, "do_pad is True"),
         ({"do_rescale": False}, "do_rescale is False"),
         ({"resample": 0}, "resample is 0"),

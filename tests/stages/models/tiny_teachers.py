@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, MarigoldDepthPipeline, UNet2
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
+    BeitConfig,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -19,8 +20,17 @@ from transformers import (
     DepthProForDepthEstimation,
     DPTConfig,
     DPTForDepthEstimation,
+    GLPNConfig,
+    GLPNForDepthEstimation,
+    Tipsv2DptConfig,
+    ZoeDepthConfig,
+    ZoeDepthForDepthEstimation,
 )
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+from transformers.models.glpn.image_processing_pil_glpn import GLPNImageProcessorPil
+from transformers.models.tipsv2.configuration_tipsv2 import Tipsv2VisionConfig
+from transformers.models.tipsv2_dpt.modeling_tipsv2_dpt import Tipsv2DptForDepthEstimation
+from transformers.models.zoedepth.image_processing_pil_zoedepth import ZoeDepthImageProcessorPil
 
 from stages.demo_networks import IMAGENET_MEAN, IMAGENET_STD, build_depth_anything
 
@@ -92,6 +102,90 @@ def save_depth_pro(folder: Path, *, field_of_view: bool = True) -> None:
         "resample": 2,
         "rescale_factor": 0.00392156862745098,
         "size": {"height": DEPTH_PRO_PX, "width": DEPTH_PRO_PX},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def save_zoedepth(folder: Path, *, domains: int = 1) -> None:
+    """ZoeDepth as `Intel/zoedepth-nyu`, or with two domains as `Intel/zoedepth-nyu-kitti`; the processor's file as theirs."""
+    stages: Any = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    beit = BeitConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=64,
+        patch_size=16,
+        use_relative_position_bias=True,
+        reshape_hidden_states=False,
+        **stages,
+    )
+    bins: list[dict[str, Any]] = [{"name": "nyu", "n_bins": 16, "min_depth": 1e-3, "max_depth": 10.0}]
+    more: dict[str, Any] = {}
+    if domains == 2:
+        bins.append({"name": "kitti", "n_bins": 16, "min_depth": 1e-3, "max_depth": 80.0})
+        more = {"num_patch_transformer_layers": 4, "patch_transformer_hidden_size": 128}
+        more |= {"patch_transformer_intermediate_size": 64, "patch_transformer_num_attention_heads": 2}
+    config = ZoeDepthConfig(
+        backbone_config=beit,
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16,
+        num_relative_features=8,
+        bottleneck_features=16,
+        bin_embedding_dim=16,
+        num_attractors=[4, 4, 2, 1] if domains == 1 else [16, 8, 4, 1],
+        bin_configurations=bins,
+        **more,
+    )
+    model = ZoeDepthForDepthEstimation(config)
+    _start_varied(model)
+    model.save_pretrained(folder)
+    size = {"height": 64, "width": 96}
+    ZoeDepthImageProcessorPil(size=size, ensure_multiple_of=32).save_pretrained(folder)
+
+
+def save_glpn(folder: Path) -> None:
+    """GLPN as `vinvino02/glpn-nyu`, whose map ends in a sigmoid times 10 m; the processor's file as the library writes it."""
+    config = GLPNConfig(
+        depths=[1] * 4,
+        hidden_sizes=[8, 16, 16, 32],
+        num_attention_heads=[1, 2, 2, 2],
+        mlp_ratios=[2] * 4,
+        decoder_hidden_size=16,
+        max_depth=10,
+    )
+    model = GLPNForDepthEstimation(config)
+    _start_varied(model)
+    model.save_pretrained(folder)
+    GLPNImageProcessorPil().save_pretrained(folder)
+
+
+def save_tipsv2(folder: Path) -> None:
+    """TIPSv2 with its depth head, in the library's layout; the processor's class wants torchvision, and this is its file."""
+    stages: Any = {"out_indices": [1, 2, 3, 4]}
+    vision = Tipsv2VisionConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=56,
+        patch_size=14,
+        reshape_hidden_states=False,
+        **stages,
+    )
+    config = Tipsv2DptConfig(backbone_config=vision, neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, num_depth_bins=32)
+    model = Tipsv2DptForDepthEstimation(config)
+    _start_varied(model)
+    model.save_pretrained(folder)
+    processor = {
+        "do_convert_rgb": True,
+        "do_normalize": False,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_processor_type": "Tipsv2DptImageProcessor",
+        "resample": 2,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": 56, "width": 56},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
@@ -272,11 +366,16 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
-def _start_alive(model: Any) -> None:
-    """Weights large enough that the picture shows in the map, and a head that is not dead: else tests of values pass on any."""
+def _start_varied(model: Any) -> None:
+    """Weights large enough that the picture shows in the map: else tests of values pass on any."""
     weighted = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     for module in weighted:
         nn.init.kaiming_normal_(module.weight, a=1)
+
+
+def _start_alive(model: Any) -> None:
+    """Varied, and a head that is not dead."""
+    _start_varied(model)
     last: Any = [module for module in model.head.modules() if isinstance(module, nn.Conv2d)][-1]
     with torch.no_grad():
         nn.init.normal_(last.weight, std=0.02)
