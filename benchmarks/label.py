@@ -11,9 +11,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,6 +24,8 @@ import torch
 from PIL import Image
 
 import manifests
+from benchmarks.timing import in_turns, peak_memory_mb, ratios, seconds
+from benchmarks.worker import labelling, predict_all, ready_batches, ready_unit, write_photographs
 from pipeline.label import ray_pool
 from pipeline.label.config import PRESETS, LabelConfig, demo_teacher
 from pipeline.label.drive import DriveOptions, drive
@@ -33,14 +33,10 @@ from pipeline.label.pool import Resources
 from pipeline.label.queue import Task
 from pipeline.label.run import OpenRun, open_run, units_left
 from pipeline.label.sources import read_sources
-from pipeline.label.worker import LabelWorker, WallClock
+from pipeline.label.worker import LabelWorker
 from stages.label_store import Label, LabelReader, decode_label, encode_label
-from stages.labelling.flow import View, predict_views, views_in_batches
-from stages.labelling.unit import Unit, UnitResult
-from stages.labelling.units import KnownImages, label_images_part, label_teacher_part
-from stages.models import DepthModel, load_model
-from stages.models.batches import Predictor
-from stages.scenes import render_scene
+from stages.labelling.unit import UnitResult
+from stages.models import load_model
 from stages.sources.source import CatalogueRow, Source, SourceContent
 from stages.views import ViewPlan
 
@@ -58,9 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.peak_memory_of:
         _label_all(arguments.peak_memory_of)
-        # Not getrusage: what that tells of a child process includes its parent's peak.
-        status = Path("/proc/self/status").read_text().splitlines()
-        print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024)
+        print(peak_memory_mb())
         return
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -74,47 +68,25 @@ def main() -> None:
 
 
 def _worker_rows(place: Path, images: int, rounds: int) -> list[tuple[str, str]]:
-    tar = _photographs(place / "photographs.tar", images, width=1200, height=800)
+    tar = write_photographs(place / "photographs.tar", images, width=1200, height=800)
     rows = []
     for name in ("primary", "assistant"):
-        unit = _ready_unit(place / f"worker-{name}", tar, name, images)
-        teacher = load_model(demo_teacher(name))
-        known = KnownImages(unit)
-        batches = list(views_in_batches((view for index in known.usable for view in known.cut(index)), _BATCH, 4 * _BATCH))
-        views = sum(map(len, batches))
-        bare, whole = [], []
-        for turn in range(rounds):
-            bare.append(_seconds(partial(_predict_all, teacher, batches)))
-            attempt = replace(unit, attempt=f"turn{turn}")
-            whole.append(_seconds(partial(label_teacher_part, attempt, teacher, WallClock(), threads=2)))
-            manifests.manifest_path(unit.run_dir, unit.column, unit.part).unlink()
-        ratio = statistics.median(b / w for b, w in zip(bare, whole, strict=True))
-        per_view_ms = 1000 * statistics.median(bare) / views
+        unit = ready_unit(_small_views(place / f"worker-{name}", tar, images), name)
+        teacher, batches = load_model(demo_teacher(name)), ready_batches(unit, _BATCH)
+        sides = {
+            "bare": partial(predict_all, teacher, batches, _BATCH),
+            "worker": labelling(unit, teacher, batch_size=_BATCH, threads=2),
+        }
+        taken = in_turns(sides, rounds=rounds)
+        ratio = statistics.median(ratios(taken["bare"], taken["worker"]))
+        per_view_ms = 1000 * statistics.median(taken["bare"]) / sum(map(len, batches))
         rows.append((f"worker against bare `predict`, demo {name}, {per_view_ms:.0f} ms per view", f"{ratio:.3f}"))
     return rows
 
 
-def _predict_all(teacher: DepthModel, batches: list[list[View]]) -> None:
-    predictor = Predictor(teacher, _BATCH)
-    for batch in batches:
-        predict_views(predictor, batch)
-
-
-def _ready_unit(run_dir: Path, tar: Path, name: str, images: int) -> Unit:
-    """The teacher's unit of a run whose column `images` is committed."""
-    run = _open(run_dir, tar, images)
-    units = units_left(run)
-    for unit in units:
-        manifests.column_dir(run_dir, unit.column).mkdir(parents=True, exist_ok=True)
-        if unit.column == "images":
-            label_images_part(replace(unit, attempt="a"), WallClock(), threads=2)
-    return next(unit for unit in units if unit.column == name)
-
-
-def _open(run_dir: Path, tar: Path, part_size: int) -> OpenRun:
+def _small_views(run_dir: Path, tar: Path, part_size: int) -> LabelConfig:
     plan = ViewPlan(context="square", context_px=192, patch_px=192, min_square_px=400, patches_per_side=2)
-    config = _config(run_dir, str(tar), plan=plan, part_size=part_size)
-    return open_run(config, read_sources(config.sources))
+    return _config(run_dir, str(tar), plan=plan, part_size=part_size)
 
 
 def _config(run_dir: Path, source: str, **changes: Any) -> LabelConfig:
@@ -122,32 +94,12 @@ def _config(run_dir: Path, source: str, **changes: Any) -> LabelConfig:
     return LabelConfig(run=run_dir, sources=(source,), **settings)
 
 
-def _photographs(path: Path, count: int, *, width: int, height: int) -> Path:
-    """A tar of JPEGs of a photograph's size; the scenes are rendered small and enlarged, which costs a decoder the same."""
-    with tarfile.open(path, "w") as tar:
-        for seed in range(count):
-            scene = Image.fromarray(render_scene(seed % 16, height_px=height // 4, width_px=width // 4).rgb)
-            buffer = io.BytesIO()
-            scene.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
-            member = tarfile.TarInfo(f"{seed:06d}.jpg")
-            member.size = buffer.tell()
-            buffer.seek(0)
-            tar.addfile(member, buffer)
-    return path
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 # --- the store beside other formats ---------------------------------------------------------------------------------
 
 
 def _store_rows(place: Path) -> list[tuple[str, str]]:
     """Contexts of 560 px that the demo's primary has labelled, in our store and as others keep them; decoded on one core."""
-    tar = _photographs(place / "store.tar", 4, width=1600, height=1200)
+    tar = write_photographs(place / "store.tar", 4, width=1600, height=1200)
     config = _config(place / "store", str(tar), plan=ViewPlan(context="whole", context_px=560, patches_per_side=2))
     run = open_run(config, read_sources(config.sources))
     worker = LabelWorker(_BATCH, 2)
@@ -182,8 +134,8 @@ def _store_rows(place: Path) -> list[tuple[str, str]]:
     )
     rows = []
     for name, (size_bytes, reads) in formats.items():
-        seconds = min(_seconds(partial(_call_all, reads)) for _ in range(5))
-        rows.append((f"store: {name}", f"{8 * size_bytes / pixels:.2f} bits/px, {pixels / seconds / 1e6:.0f} Mpx/s"))
+        fastest_s = min(seconds(partial(_call_all, reads)) for _ in range(5))
+        rows.append((f"store: {name}", f"{8 * size_bytes / pixels:.2f} bits/px, {pixels / fastest_s / 1e6:.0f} Mpx/s"))
     return rows
 
 
@@ -218,7 +170,7 @@ def _memory_rows(place: Path) -> list[tuple[str, str]]:
     """The peak of a process that labels a small tar and one that is eight times as large, in parts of 8."""
     rows = []
     for images in (24, 192):
-        tar = _photographs(place / f"memory-{images}.tar", images, width=1200, height=800)
+        tar = write_photographs(place / f"memory-{images}.tar", images, width=1200, height=800)
         command = [sys.executable, "-m", "benchmarks.label", "--peak-memory-of", str(tar)]
         peak_mb = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         rows.append((f"peak memory of a worker, tar of {images} photographs", f"{peak_mb:.0f} MB"))
@@ -227,7 +179,8 @@ def _memory_rows(place: Path) -> list[tuple[str, str]]:
 
 def _label_all(tar: Path) -> None:
     run_dir = tar.with_suffix(".run")
-    run = _open(run_dir, tar, 8)
+    config = _small_views(run_dir, tar, 8)
+    run = open_run(config, read_sources(config.sources))
     units = [unit for unit in units_left(run) if unit.column != "assistant"]
     drive(run, units, DriveOptions(workers=0, resources={}))
     shutil.rmtree(run_dir)
@@ -249,15 +202,15 @@ def _driver_rows(place: Path, units: int, committed: int) -> list[tuple[str, str
     ray_pool.LabelWorker = _NoOpWorker  # type: ignore[misc]
     resources = {column.name: Resources(num_cpus=1, num_gpus=0) for column in run.columns}
     options = DriveOptions(workers=2, resources=resources)
-    started_s = _seconds(lambda: drive(run, todo[:2], options))
-    driven_s = _seconds(lambda: drive(run, todo, options))
+    started_s = seconds(lambda: drive(run, todo[:2], options))
+    driven_s = seconds(lambda: drive(run, todo, options))
     ray_pool.LabelWorker = LabelWorker  # type: ignore[misc]
     wide = _wide_run(place / "wide", committed)
     for column in wide.columns:
         folder = manifests.column_dir(wide.run_dir, column.name)
         for part in manifests.parts(wide.run):
             (folder / f"{part.name}.json").touch()
-    decided_s = _seconds(lambda: units_left(wide))
+    decided_s = seconds(lambda: units_left(wide))
     return [
         (f"driver, {units} no-op units on 2 Ray workers", f"{1000 * (driven_s - started_s) / units:.2f} ms per unit"),
         (f"deciding what is left of {committed} committed parts x 3 columns", f"{decided_s:.2f} s"),

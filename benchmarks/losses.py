@@ -33,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print("| hybrid loss, forward and backward | loop | ours | loop / ours |\n|---|---|---|---|")
     for shape in SHAPES:
-        maps = _maps(*shape)
+        maps = noisy_maps(*shape)
         agreed = [loss(*maps).item() for loss in (looped_loss, distillation_loss)]
         if abs(agreed[0] - agreed[1]) > 1e-3 * agreed[1]:
             raise RuntimeError(f"{shape}: the loop gives {agreed[0]}, ours {agreed[1]}, expected the same to 0.1 %")
@@ -64,7 +64,7 @@ def _normalized(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     return centred / centred.abs().mean().clamp(min=1e-6)
 
 
-def _maps(batch: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def noisy_maps(batch: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Smooth labels with some noise, a prediction that resembles them, and a mask with a tenth of holes."""
     rng = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch, 1, height // 8, width // 8, generator=rng)
@@ -75,9 +75,14 @@ def _maps(batch: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return prediction.requires_grad_(), label, torch.rand(label.shape, generator=rng) > 0.1
 
 
+def loss_and_gradient(loss: Loss, maps: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Forward and backward."""
+    torch.autograd.grad(loss(*maps), maps[0])
+
+
 def _seconds(loss: Loss, maps: tuple[Tensor, Tensor, Tensor]) -> float:
     started = time.process_time()
-    torch.autograd.grad(loss(*maps), maps[0])
+    loss_and_gradient(loss, maps)
     return time.process_time() - started
 
 

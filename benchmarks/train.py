@@ -9,8 +9,7 @@ import argparse
 import itertools
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from benchmarks.timing import seconds, with_range
 from pipeline.label.command import label
 from pipeline.label.config import PRESETS as LABEL_PRESETS
 from pipeline.label.config import LabelConfig, default_workers, demo_teacher
@@ -115,15 +115,15 @@ def _cache_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]:
     ratios, from_memory_s = [], []
     for _ in range(rounds):
         # Nothing may be read ahead while the other side is timed: both sides would pay for it, and one gain.
-        from_memory_s.append(_seconds(lambda: [_step(learner, batch) for batch in in_memory]) / case.steps)
+        from_memory_s.append(seconds(lambda: [_step(learner, batch) for batch in in_memory]) / case.steps)
         for _ in range(2 * case.config.loader_workers):
             next(loader)  # what was read ahead during the other side's turn
-        from_cache_s = _seconds(lambda: [_step(learner, next(loader).to(device)) for _ in range(case.steps)]) / case.steps
+        from_cache_s = seconds(lambda: [_step(learner, next(loader).to(device)) for _ in range(case.steps)]) / case.steps
         ratios.append(from_cache_s / from_memory_s[-1])
-    reading_s = statistics.median(_seconds(partial(_read, dataset, plan.requests(step))) for step in range(9))
+    reading_s = statistics.median(seconds(partial(_read, dataset, plan.requests(step))) for step in range(9))
     step_s = statistics.median(from_memory_s)
     return [
-        (f"{case.name}: step fed from the cache by 2 loader processes / from memory ({step_s:.2f} s)", _ratio(ratios)),
+        (f"{case.name}: step fed from the cache by 2 loader processes / from memory ({step_s:.2f} s)", with_range(ratios)),
         (f"{case.name}: reading a batch on one core / a step", f"{reading_s / step_s:.3f}"),
     ]
 
@@ -135,16 +135,6 @@ def _read(dataset: JoinedLabels, requests: list) -> Batch:
 def _step(learner: Learner, batch: Batch) -> None:
     gradient_step(learner, [batch], max_gradient_norm=1.0, bf16=False)
     learner.update()
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _ratio(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
 # --- the cache against teachers in the step -------------------------------------------------------------------------
@@ -160,13 +150,13 @@ def _teacher_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]
     _step(learner, next(loader).to(device))
     ratios: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
-        cached_s = _seconds(lambda: [_step(learner, next(loader).to(device)) for _ in range(case.steps)]) / case.steps
+        cached_s = seconds(lambda: [_step(learner, next(loader).to(device)) for _ in range(case.steps)]) / case.steps
         for number in ratios:
-            online_s = _seconds(partial(_online_step, learner, online, number, device))
+            online_s = seconds(partial(_online_step, learner, online, number, device))
             ratios[number].append(online_s / cached_s)
     return [
-        (f"{case.name}: images/s from the cache / with both teachers in the step", _ratio(ratios[2])),
-        ("the same, with only the teacher in the step that was drawn", _ratio(ratios[1])),
+        (f"{case.name}: images/s from the cache / with both teachers in the step", with_range(ratios[2])),
+        ("the same, with only the teacher in the step that was drawn", with_range(ratios[1])),
     ]
 
 

@@ -1,0 +1,146 @@
+"""What a view costs a teacher: in each precision, through a worker, in other memory formats, and compiled."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.bench import Bench, TeacherName
+from benchmarks.gpu.report import Figure, figure
+from benchmarks.timing import in_turns
+from benchmarks.worker import labelling, predict_all, ready_batches, ready_unit
+from pipeline.label.config import LabelConfig
+from stages.models import DepthModel, load_model
+from stages.models.batches import Predictor
+from stages.models.spec import Precision
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
+FAST: Precision = "bfloat16"
+"""The precision of all but the first comparison: the faster a teacher, the more all else counts."""
+_FORMATS = {
+    "plain": (False, False),
+    "cudnn.benchmark": (True, False),
+    "channels_last": (False, True),
+    "both": (True, True),
+}
+"""Whether cuDNN tries its algorithms out, and whether channels come last in memory."""
+
+
+def precisions(bench: Bench, name: TeacherName) -> Iterator[Figure]:
+    """Milliseconds per view of bare `predict`, and what they are of float32's."""
+    predictors = {precision: Predictor(_loaded(bench, name, precision), bench.sizes.batch_size) for precision in PRECISIONS}
+    taken = _ms_per_view(bench, {precision: _call(bench, predictor) for precision, predictor in predictors.items()})
+    named = {precision: f"{precision}, batches of {predictor.batch_size}" for precision, predictor in predictors.items()}
+    yield from _compared({named[precision]: ms for precision, ms in taken.items()}, "ms per view", of="float32")
+
+
+def _loaded(bench: Bench, name: TeacherName, precision: Precision) -> DepthModel:
+    """tf32 is float32's networks under another name, which `Predictor` goes by: they need not be loaded twice."""
+    if precision != "tf32":
+        return bench.teacher(name, precision)
+    teacher: Any = copy.copy(bench.teacher(name, "float32"))
+    teacher.spec = replace(teacher.spec, dtype="tf32")
+    return teacher
+
+
+def through_worker(bench: Bench, name: TeacherName) -> Iterator[Figure]:
+    """The views of a tar of photographs: ready and in memory, and through all that a worker does with them."""
+    sizes, spec = bench.sizes, bench.teacher_spec(name, FAST)
+    images = bench.unit_images(name)
+    config = LabelConfig(
+        run=bench.folder / f"worker {name}",
+        sources=(str(bench.photographs(images)),),
+        plan=bench.plan,
+        teachers={"teacher": spec},
+        part_size=images,
+    )
+    bench.release(keep=FAST)
+    unit, teacher = ready_unit(config, "teacher"), bench.teacher(name, FAST)
+    batches = ready_batches(unit, sizes.batch_size)
+    whole = partial(labelling, unit, teacher, batch_size=sizes.batch_size, device=bench.device)
+    sides: dict[str, Callable[[], object]] = {"bare": partial(predict_all, teacher, batches, sizes.batch_size)}
+    sides |= {f"worker, {threads} decoding threads": whole(threads=threads) for threads in sizes.decode_threads}
+    taken = in_turns(sides, rounds=sizes.rounds, device=bench.device, until=bench.until, warm_up=sizes.warm_up)
+    views = sum(map(len, batches))
+    per_second = {f"{FAST}, {side}": [views / s for s in seconds] for side, seconds in taken.items()}
+    yield from _compared(per_second, "views/s", of="bare")
+
+
+def memory_formats(bench: Bench, name: TeacherName) -> Iterator[Figure]:
+    """Milliseconds per view with cuDNN's search for the fastest algorithm, with channels last, with both and with neither."""
+    teacher = bench.teacher(name, FAST)
+    call = _call(bench, Predictor(teacher, bench.sizes.batch_size))
+    taken: dict[str, list[float]] = {side: [] for side in _FORMATS}
+    for turn in range(max(bench.sizes.rounds // 2, 1)):
+        if turn and time.monotonic() > bench.until:
+            break
+        for side, (searches, channels_last) in _FORMATS.items():
+            with _format(teacher, searches=searches, channels_last=channels_last):
+                taken[side] += _ms_per_view(bench, {side: call}, rounds=1)[side]
+    yield from _compared({f"{FAST}, {side}": ms for side, ms in taken.items()}, "ms per view", of="plain")
+
+
+@contextmanager
+def _format(teacher: DepthModel, *, searches: bool, channels_last: bool) -> Iterator[None]:
+    """cuDNN's search and the networks' memory format, and afterwards what was before."""
+    networks = [part for part in vars(teacher).values() if isinstance(part, torch.nn.Module)]
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = searches
+    try:
+        for network in networks if channels_last else ():
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+        for network in networks:
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def compiled(bench: Bench, name: TeacherName) -> Iterator[Figure]:
+    """Milliseconds per view without and with `torch.compile`, and the seconds of the first batch."""
+    plain = bench.teacher(name, FAST)
+    network = load_model(bench.teacher_spec(name, FAST, compile=True), device=bench.device)
+    calls = {
+        side: _call(bench, Predictor(it, bench.sizes.batch_size)) for side, it in (("plain", plain), ("compiled", network))
+    }
+    first_s = in_turns({"first": calls["compiled"]}, rounds=1, device=bench.device)["first"]
+    taken = _ms_per_view(bench, calls)
+    yield figure(f"{FAST}, first batch, which compiles", "s", first_s)
+    yield from _compared({f"{FAST}, {side}": ms for side, ms in taken.items()}, "ms per view", of="plain")
+
+
+def _compared(taken: Mapping[str, Sequence[float]], unit: str, *, of: str) -> Iterator[Figure]:
+    """A figure for each side; all but the first also as what they are of it, which is called `of`."""
+    first, *others = taken
+    yield figure(first, unit, taken[first])
+    for side in others:
+        yield figure(side, unit, taken[side], of=of, base=taken[first])
+
+
+def _call(bench: Bench, predictor: Predictor) -> Callable[[], object]:
+    """A prediction of one batch of ready pictures."""
+    side = bench.sizes.view_px
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(256, size=(side, side, 3), dtype=np.uint8) for _ in range(bench.sizes.batch_size)]
+    return partial(predictor.predict, pictures)
+
+
+def _ms_per_view(bench: Bench, calls: dict[str, Callable[[], object]], rounds: int | None = None) -> dict[str, list[float]]:
+    """Milliseconds per view of predictions of one batch each."""
+    taken = in_turns(
+        calls,
+        rounds=rounds or bench.sizes.rounds,
+        device=bench.device,
+        turn_s=bench.sizes.turn_s,
+        until=bench.until,
+        warm_up=bench.sizes.warm_up,
+    )
+    return {side: [1000 * s / bench.sizes.batch_size for s in seconds] for side, seconds in taken.items()}
