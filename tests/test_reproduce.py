@@ -19,6 +19,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
+from benchmarks.flops import teraflops
 from pipeline.train.config import PRESETS, TrainConfig
 from stages.evaluation.benchmarks import LIST_NAMES
 from stages.evaluation.fixtures import write_benchmark
@@ -172,3 +173,21 @@ def test_the_numbers_of_the_page_are_those_of_the_plan_and_of_the_draw() -> None
     primary, assistant = (sum(map(len, rows[column].values())) for column in ("primary", "assistant"))
     assert f"draws {primary:,} squares" in PAGE
     assert f"{assistant:,} with the assistant's" in PAGE
+
+
+def test_the_work_and_the_hours_of_the_page_are_those_of_the_networks() -> None:
+    tflop = teraflops()
+    primary, assistant = tflop["view, Depth Anything v2 L"], tflop["view, GenPercept or Lotus-D"]
+    labels = {
+        "table 5: 160,000 labels": 7.3625 * (112_104 * primary + 47_896 * assistant),
+        "squares of 56,000": 56_000 * 7.3625 * (primary + assistant),
+        "whole photographs, all": 56_000 * 16 * (primary + assistant),
+    }
+    trainings = {"table 5: the training": 1, "tables 1, 2 and 4: 14 trainings": 14}
+    rates = {what: (work, 198) for what, work in labels.items()}
+    rates |= {what: (160_000 * tflop["training sample, L"] * number, 396) for what, number in trainings.items()}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| table")]
+    for what, (work, rate) in rates.items():
+        (row,) = [row for row in rows if what in row[0]]
+        assert float(row[1]) == pytest.approx(work / 1e6, rel=0.06)
+        assert float(row[2]) == pytest.approx(work / rate / 3600, rel=0.06)
