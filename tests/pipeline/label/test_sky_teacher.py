@@ -13,12 +13,15 @@ import torch
 from PIL import Image
 
 import manifests
+from pipeline.evaluate.command import main as evaluate
 from pipeline.label.command import main
+from pipeline.predict.command import main as predict
 from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
 from stages.distillation.dataset import Batch, LabelDataset
 from stages.distillation.losses import LossConfig, cross_context_loss
 from stages.distillation.order import SampleRequest
+from stages.prediction import read_depth_png
 from stages.scenes import render_scene
 from tests.training_run import write_student
 
@@ -166,3 +169,34 @@ def test_a_student_learns_from_it_and_says_how_much_was_left_out(folder: Path):
     dataset = LabelDataset(folder / "RUN", ("mine",))
     share = np.mean([1 - dataset[_REQUEST._replace(sample=number)].context.valid.mean() for number in (0, 1)])
     assert [line["masked_share"] for line in lines] == pytest.approx([share] * 3)
+
+
+def test_its_maps_have_no_value_there_and_a_photograph_without_any_fails(folder: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["photos", "--model", "sky_teacher:load", "--output", "DEPTH", "--npy"]
+    assert predict(command) == 1
+    assert "2.png: non_finite_map: all 9216 values are NaN" in capsys.readouterr().err
+    exact = np.load(folder / "DEPTH/0.png.npy")
+    assert np.isnan(exact[:_SKY_ROWS]).all()
+    assert np.isfinite(exact[_SKY_ROWS:]).all()
+    for name, invalid in (("0", "0"), ("1", None)):
+        with Image.open(folder / f"DEPTH/{name}.png.png") as image:
+            assert image.info.get("invalid_code") == invalid
+        values = np.load(folder / f"DEPTH/{name}.png.npy")
+        np.testing.assert_allclose(read_depth_png(folder / f"DEPTH/{name}.png.png")[0], values, atol=np.nanmax(values) / 65534)
+    with Image.open(folder / "DEPTH/0.png.color.jpg") as image:
+        assert np.abs(np.asarray(image)[: _SKY_ROWS - 12].astype(int) - 128).max() < 12
+    assert predict([*command[:1], *command[1:4], "TILED", "--npy", "--tile", "60"]) == 1
+    tiled = np.load(folder / "TILED/0.png.npy")
+    assert np.array_equal(np.isnan(tiled), np.isnan(exact))
+    (folder / "sky_teacher.py").write_text(_PROGRAM.replace("marks_invalid = True", "marks_invalid = False"))
+    sys.modules.pop("sky_teacher")
+    assert predict([*command[:4], "OTHER"]) == 1
+    assert sorted(path.name for path in (folder / "OTHER").glob("?.png.png")) == ["1.png.png"]
+
+
+def test_it_is_scored_in_every_pixel_whose_depth_is_known(folder: Path, capsys: pytest.CaptureFixture[str]):
+    marks_the_near = _PROGRAM.replace("blue - red > 100", "np.arange(images.shape[1])[:, None] + 0 * red > 40")
+    (folder / "sky_teacher.py").write_text(marks_the_near)
+    command = ["--model", "sky_teacher:load", "--benchmark", "scenes", "--scenes", "2", "--input-px", "48"]
+    assert evaluate(command) == 1
+    assert "those that it marks as not known (NaN) too" in capsys.readouterr().err
