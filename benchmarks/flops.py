@@ -1,12 +1,14 @@
 """`python -m benchmarks.flops`: the arithmetic of a view and of a training sample, counted on networks of the full size.
 
-Prints a Markdown table for docs/reproduce.md. Nothing is computed: the networks are on the meta device, so this needs no memory,
-and a multiplication with an addition counts as two operations.
+Prints a Markdown table for docs/reproduce.md. Nothing is computed: the networks are on the meta device, so this needs no
+memory. A multiplication with an addition counts as two operations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,14 +26,15 @@ def teraflops(sizes: Sizes = FULL) -> dict[str, float]:
     """
     side, found = sizes.view_px, {}
     with torch.device("meta"), torch.no_grad():
-        picture, latent = torch.empty(1, 3, side, side), torch.empty(1, 4, side // _LATENT, side // _LATENT)
+        picture = torch.empty(1, 3, side, side)
+        latent: Any = torch.empty(1, 4, side // _LATENT, side // _LATENT)
         for name, size in sizes.vits.items():
             network = build_vit(size).eval()
-            view, encoder = _count(lambda: network(pixel_values=picture)), _count(lambda: network.backbone(picture))
+            view, encoder = _count(partial(network, pixel_values=picture)), _count(partial(network.backbone, picture))
             found |= {f"view, Depth Anything v2 {name}": view, f"training sample, {name}": 3 * view + encoder}
         vae, text = build_vae(sizes.diffusion).eval(), torch.empty(1, 2, sizes.diffusion.text_width)
         unet = build_unet(sizes.diffusion, lotus=False).eval()
-        parts = (lambda: vae.encode(picture), lambda: unet(latent, torch.tensor(1), text), lambda: vae.decode(latent))
+        parts = (partial(vae.encode, picture), partial(unet, latent, torch.tensor(1), text), partial(vae.decode, latent))
         found["view, GenPercept or Lotus-D"] = sum(_count(part) for part in parts)
     return found
 

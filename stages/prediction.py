@@ -3,6 +3,9 @@
 A map has its photograph's size. Tiles of an affine-invariant model are each aligned in scale and shift, by least squares, to
 the whole picture's map of the same area; those of a metric model are taken as they are. Where tiles overlap they are blended
 with weights that fall smoothly to zero at their edges, so that no edge shows.
+
+NaN is a failure, but in maps of a model that marks what it does not know (`marks_invalid_pixels`): there it stays NaN, and has
+a code of its own in a PNG file.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.evaluation.metrics import align_scale_shift
 from stages.models import DepthModel
 from stages.models.batches import Predictor
+from stages.models.family import marks_invalid_pixels
 from stages.views import Box, even_starts
 
 _LARGEST_CODE = 65535
+_INVALID_CODE = 0
+"""Of pixels without a value, in files that say so."""
 _JPEG_SIDE_PX = 65500
 """Pictures with longer sides have no JPEG file."""
 _NEAREST_M = 1e-3
@@ -49,6 +55,8 @@ class PicturePredictor:
             raise ValueError(f"{model.spec.name}: depth_space is None; expected a resolved spec")
         self.depth_space: DepthSpace = model.spec.depth_space
         self._model, self._batch_size = model, batch_size
+        self.marks_invalid = marks_invalid_pixels(model)
+        """Whether NaN in a map is a pixel that the model does not know."""
         self._tile_px, self._tile_overlap = tile_px, tile_overlap
         self._by_shape: dict[tuple[int, ...], Predictor] = {}
 
@@ -70,7 +78,8 @@ class PicturePredictor:
         self, picture: UInt8[np.ndarray, "h w 3"], boxes: Sequence[Box], whole: Float32[np.ndarray, "h w"] | None
     ) -> Float32[np.ndarray, "h w"]:
         tiles = self._maps([picture[_window(box)] for box in boxes])
-        return blend_tiles(tiles, boxes, height_px=picture.shape[0], width_px=picture.shape[1], whole=whole)
+        height, width, _ = picture.shape
+        return blend_tiles(tiles, boxes, height_px=height, width_px=width, whole=whole, marks_invalid=self.marks_invalid)
 
     def _maps(self, pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Float32[np.ndarray, "h w"]]:
         predictor = self._by_shape.setdefault(pictures[0].shape, Predictor(self._model, self._batch_size))
@@ -97,23 +106,34 @@ def blend_tiles(
     height_px: int,
     width_px: int,
     whole: Float32[np.ndarray, "h w"] | None = None,
+    marks_invalid: bool = False,
 ) -> Float32[np.ndarray, "h w"]:
     """Tiles that cover a picture as one map of it.
 
     whole: a map of the whole picture, to which each tile is aligned in scale and shift; None blends tiles as they are. A tile
-    that agrees with it only upside down, such as a piece of sky, is left out: the whole map stands there.
+    that agrees with it only upside down, such as a piece of sky, is left out: the whole map stands there. marks_invalid: NaN
+    is no value; the result has one where any tile has one, and is NaN elsewhere.
     Raises ValueError, with a whole map, for values that are not finite.
     """
     total, weights = np.zeros((height_px, width_px), np.float32), np.zeros((height_px, width_px), np.float32)
     for tile, box in zip(tiles, boxes, strict=True):
         weight = np.outer(_bump(box.height), _bump(box.width))
-        total[_window(box)] += weight * (tile if whole is None else _aligned(tile, whole[_window(box)]))
+        values = tile if whole is None else _aligned(tile, whole[_window(box)], marks_invalid)
+        if marks_invalid:
+            known = ~np.isnan(values)
+            values, weight = np.where(known, values, np.float32(0)), weight * known
+        total[_window(box)] += weight * values
         weights[_window(box)] += weight
-    return total / weights
+    return np.divide(total, weights, out=np.full_like(total, np.nan), where=weights > 0)
 
 
-def _aligned(tile: Float32[np.ndarray, "h w"], whole: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    fit = align_scale_shift(tile, whole, np.ones(tile.shape, np.bool_))
+def _aligned(
+    tile: Float32[np.ndarray, "h w"], whole: Float32[np.ndarray, "h w"], marks_invalid: bool
+) -> Float32[np.ndarray, "h w"]:
+    shared = ~np.isnan(tile + whole) if marks_invalid else np.ones(tile.shape, np.bool_)
+    if not shared.any():
+        return whole
+    fit = align_scale_shift(tile, whole, shared)
     return np.float32(fit.scale) * tile + np.float32(fit.shift) if fit.scale > 0 else whole
 
 
@@ -129,25 +149,39 @@ def _window(box: Box) -> tuple[slice, slice]:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def require_map(values: Float32[np.ndarray, "h w"]) -> None:
-    """Raises MapRejectedError for values that are not finite, or a single one: a dead network, or a picture of one pixel."""
-    if wrong := int(np.count_nonzero(~np.isfinite(values))):
+def require_map(values: Float32[np.ndarray, "h w"], *, marks_invalid: bool = False) -> None:
+    """Raises MapRejectedError for values that are not finite, or a single one: a dead network, or a picture of one pixel.
+
+    marks_invalid: NaN is no value, and only a map of nothing else is rejected for it.
+    """
+    known = values[~np.isnan(values)] if marks_invalid else values
+    if wrong := int(np.count_nonzero(~np.isfinite(known))):
         raise MapRejectedError("non_finite_map", f"{wrong} of {values.size} values are not finite")
-    if (low := float(values.min())) == float(values.max()):
-        raise MapRejectedError("constant_map", f"the prediction is {low:g} everywhere")
+    if not known.size:
+        raise MapRejectedError("non_finite_map", f"all {values.size} values are NaN, so the model knows none of the pixels")
+    if (low := float(known.min())) == float(known.max()):
+        everywhere = "everywhere" if known.size == values.size else f"at all {known.size} pixels that are known"
+        raise MapRejectedError("constant_map", f"the prediction is {low:g} {everywhere}")
 
 
-def encode_depth_png(values: Float32[np.ndarray, "h w"], space: DepthSpace, about: Mapping[str, str]) -> bytes:
+def encode_depth_png(
+    values: Float32[np.ndarray, "h w"], space: DepthSpace, about: Mapping[str, str], *, marks_invalid: bool = False
+) -> bytes:
     """A 16-bit grey PNG file; value = offset + scale * code, to half a code (1/131070 of the map's range).
 
-    Its tEXt chunks are `scale`, `offset`, `depth_space`, and those of `about`. Raises MapRejectedError as `require_map` does.
+    Its tEXt chunks are `scale`, `offset`, `depth_space`, and those of `about`. A map with NaN, which `marks_invalid` allows,
+    has `invalid_code` too, the code of its pixels without a value. Raises MapRejectedError as `require_map` does.
     """
-    require_map(values)
-    low, high = float(values.min()), float(values.max())
-    scale = (high - low) / _LARGEST_CODE
-    codes = np.rint((values - low) / np.float64(scale)).clip(0, _LARGEST_CODE).astype(np.uint16)
+    require_map(values, marks_invalid=marks_invalid)
+    known = ~np.isnan(values)
+    low, high, first = float(np.nanmin(values)), float(np.nanmax(values)), 0 if known.all() else _INVALID_CODE + 1
+    scale = (high - low) / (_LARGEST_CODE - first)
+    steps = np.rint((np.where(known, values, low) - low) / np.float64(scale)).clip(0, _LARGEST_CODE - first)
+    codes = np.where(known, steps + first, _INVALID_CODE).astype(np.uint16)
+    own = {"depth_space": space, "scale": repr(scale), "offset": repr(low - first * scale)}
+    own |= {"invalid_code": str(_INVALID_CODE)} if first else {}
     text = PngImagePlugin.PngInfo()
-    for key, value in {"depth_space": space, "scale": repr(scale), "offset": repr(low), **about}.items():
+    for key, value in {**own, **about}.items():
         text.add_text(key, value)
     file = io.BytesIO()
     Image.fromarray(codes).save(file, "PNG", pnginfo=text, compress_level=1)  # 3 takes half as long again, for 8 % less
@@ -155,7 +189,7 @@ def encode_depth_png(values: Float32[np.ndarray, "h w"], space: DepthSpace, abou
 
 
 def read_depth_png(path: Path) -> tuple[Float32[np.ndarray, "h w"], DepthSpace]:
-    """A map and what its numbers mean, from a file of `encode_depth_png`.
+    """A map and what its numbers mean, from a file of `encode_depth_png`; NaN where it has no value.
 
     Raises ValueError for what is no picture, OSError for what is missing, damaged or no picture.
     """
@@ -165,8 +199,10 @@ def read_depth_png(path: Path) -> tuple[Float32[np.ndarray, "h w"], DepthSpace]:
             raise ValueError(
                 f"{path}: found {image.format} of mode {image.mode} with {found}; expected a 16-bit grey PNG with these three"
             )
-        codes = np.asarray(image)
+        codes, marks_invalid = np.asarray(image), "invalid_code" in image.info
     values = float(found["offset"]) + float(found["scale"]) * codes.astype(np.float64)
+    if marks_invalid:
+        values[codes == _INVALID_CODE] = np.nan
     return values.astype(np.float32), found["depth_space"]
 
 
@@ -180,7 +216,8 @@ def png_text(path: Path) -> dict[str, str]:
 
 
 def encode_color_jpeg(values: Float32[np.ndarray, "h w"], space: DepthSpace) -> bytes:
-    """The map as colours, near is red, in the map's own robust range; shrunk where a side is too long for a JPEG."""
+    """The map as colours, near is red, grey has no value, in the map's own robust range; shrunk where a side is too long for a
+    JPEG."""
     image = Image.fromarray(colorize_disparity(_nearness(values, space)))
     image.thumbnail((_JPEG_SIDE_PX, _JPEG_SIDE_PX))
     file = io.BytesIO()

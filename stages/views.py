@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Bool, Float32, Float64
 
 from manifests.errors import DistillError
 
@@ -219,8 +219,25 @@ def onto_grid(depth: Float32[np.ndarray, "h w"], height: int, width: int) -> Flo
     Along a side that shrinks, each pixel is the exact mean over the area that it covers; one that grows is interpolated
     linearly between pixel centres. The result depends on neither threads nor batches.
     """
-    rows = _resampled(depth.astype(np.float64), height)
-    return np.ascontiguousarray(_resampled(rows.T, width).T, np.float32)
+    return np.ascontiguousarray(_on_grid(depth.astype(np.float64), height, width), np.float32)
+
+
+def onto_grid_where(
+    depth: Float32[np.ndarray, "h w"], known: Bool[np.ndarray, "h w"], height: int, width: int
+) -> tuple[Float32[np.ndarray, "h2 w2"], Bool[np.ndarray, "h2 w2"]]:
+    """As `onto_grid`, of a map that holds only where `known`; and where the result holds.
+
+    A pixel is the mean over the known share of what it covers, and valid where that is half of it or more; invalid ones are 0.
+    """
+    share = _on_grid(known.astype(np.float64), height, width)
+    valid = share >= 0.5
+    sums = _on_grid(np.where(known, depth, 0).astype(np.float64), height, width)
+    return np.where(valid, sums / np.where(valid, share, 1), 0).astype(np.float32), valid
+
+
+def _on_grid(values: Float64[np.ndarray, "h w"], height: int, width: int) -> Float64[np.ndarray, "h2 w2"]:
+    """Both axes at another length."""
+    return _resampled(_resampled(values, height).T, width).T
 
 
 def _resampled(lines: Float64[np.ndarray, "old n"], new: int) -> Float64[np.ndarray, "new n"]:

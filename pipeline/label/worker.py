@@ -16,6 +16,7 @@ from stages.labelling.unit import Unit, UnitResult
 from stages.labelling.units import label_images_part, label_teacher_part, try_image
 from stages.models import DepthModel, load_model
 from stages.models.batches import Predictor
+from stages.models.family import marks_invalid_pixels
 
 _FIRST_PICTURE_PX = 64
 
@@ -128,6 +129,7 @@ def require_run(unit: Unit) -> None:
 def _show_a_picture(teacher: DepthModel, unit: Unit) -> None:
     """Raises TeacherUnusableError where a first prediction fails, or has another shape or numbers that are not finite.
 
+    NaN of a teacher that marks what it does not know is none of these, though it were everywhere: this is no photograph.
     A teacher that is to be compiled is only loaded: it would be compiled for a shape that never comes again.
     """
     if teacher.spec.compile:
@@ -136,7 +138,8 @@ def _show_a_picture(teacher: DepthModel, unit: Unit) -> None:
     picture = np.tile(np.linspace(0, 255, side).astype(np.uint8)[:, None, None], (1, side, 3))
     try:
         depth = Predictor(teacher, batch_size=1).predict([picture])
-        if wrong := int(np.count_nonzero(~np.isfinite(depth))):
+        said = depth[~np.isnan(depth)] if marks_invalid_pixels(teacher) else depth
+        if wrong := int(np.count_nonzero(~np.isfinite(said))):
             raise ValueError(f"{wrong} of {depth.size} values are not finite")
     except Exception as error:  # whatever three libraries raise; none of it is a picture's fault
         name, kind = teacher.spec.name, type(error).__name__

@@ -187,6 +187,7 @@ class _Predicted:
     photograph: Photograph
     values: Float32[np.ndarray, "h w"]
     space: DepthSpace
+    marks_invalid: bool
     sha256: str
 
 
@@ -232,7 +233,6 @@ def _predict(
     decoded: Iterator[_Decoded | manifests.Problem], predictor: PicturePredictor, batch_size: int, progress: PredictProgress
 ) -> Generator[_Predicted, None, None]:
     """The maps of all that could be decoded, batch by batch of one size; what fails is told to `progress`."""
-    space = predictor.depth_space
 
     def numbered() -> Iterator[tuple[int, _Decoded]]:
         for number, item in enumerate(decoded):
@@ -254,7 +254,13 @@ def _predict(
             if isinstance(values, manifests.Problem):
                 progress.fail(values)
             else:
-                yield _Predicted(photograph=item.photograph, values=values, space=space, sha256=item.sha256)
+                yield _Predicted(
+                    photograph=item.photograph,
+                    values=values,
+                    space=predictor.depth_space,
+                    marks_invalid=predictor.marks_invalid,
+                    sha256=item.sha256,
+                )
 
 
 def _maps(predictor: PicturePredictor, items: Sequence[_Decoded]) -> list[Float32[np.ndarray, "h w"] | manifests.Problem]:
@@ -274,7 +280,15 @@ def _write(item: _Predicted, *, recipe: Mapping[str, str], wanted: Sequence[str]
     """Raises OSError for what would befall the next photograph too, such as a full disk."""
     about = {**recipe, "photograph_sha256": item.sha256}
     try:
-        write_results(item.photograph, item.values, item.space, about=about, wanted=wanted, overwrite=overwrite)
+        write_results(
+            item.photograph,
+            item.values,
+            item.space,
+            about=about,
+            wanted=wanted,
+            overwrite=overwrite,
+            marks_invalid=item.marks_invalid,
+        )
     except MapRejectedError as error:
         return manifests.Problem(kind=error.kind, where=item.photograph.name, message=str(error))
     except ForeignResultError as error:

@@ -198,14 +198,16 @@ def write_results(
     about: Mapping[str, str],
     wanted: Sequence[str],
     overwrite: bool = False,
+    marks_invalid: bool = False,
 ) -> None:
     """Writes the results anew: those that are wanted, and those that an earlier command left.
 
-    about: what the PNG records beside the map and the digests of the other files. Raises MapRejectedError, or, without
-    `overwrite`, ForeignResultError where something else has appeared under a result's name, and then nothing has changed; or
-    OSError. After that, what there is belongs to the PNG that is there, and the rest is missing.
+    about: what the PNG records beside the map and the digests of the other files. marks_invalid: NaN is no value, and no
+    failure. Raises MapRejectedError, or, without `overwrite`, ForeignResultError where something else has appeared under a
+    result's name, and then nothing has changed; or OSError. After that, what there is belongs to the PNG that is there, and the
+    rest is missing.
     """
-    require_map(values)
+    require_map(values, marks_invalid=marks_invalid)
     # What decides a PNG was compared at the start: here it only has to be one of this command.
     recorded = png_text(photograph.result(MAP)) if photograph.result(MAP).is_file() else {}
     ours = {MAP} if recorded.keys() >= about.keys() else set()
@@ -219,7 +221,7 @@ def write_results(
         if suffix in wanted or suffix in ours or (overwrite and _there(photograph.result(suffix)))
     }
     digests = {_VOUCHED[suffix]: hashlib.sha256(content).hexdigest() for suffix, content in contents.items()}
-    png = encode_depth_png(values, space, {**about, **digests})
+    png = encode_depth_png(values, space, {**about, **digests}, marks_invalid=marks_invalid)
     for suffix in contents:  # no file may stay whose digest is about to be forgotten
         photograph.result(suffix).unlink(missing_ok=True)
     manifests.write_replacing(photograph.result(MAP), png)

@@ -84,6 +84,9 @@ class LabelSettings:
     patch_agreement: float = -1
     """Leave out patches whose label correlates less than this with the same place in the whole view's label, such as crops of
     sky; -1 keeps all, as the paper does."""
+    mask_disagreement: float | None = None
+    """Leave out pixels in which two of the columns, each less its median, differ by more than this many mean absolute
+    deviations, such as 1; None learns from all, as the paper does."""
     context: Literal["any", "whole", "square"] = "any"
     """Refuse a run whose contexts are not whole pictures, or random squares."""
     images: int | None = None
@@ -250,6 +253,7 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             ratios=self.shares,
             images=self.images,
             patches=self.local_global_weight > 0,
+            compared=self.mask_disagreement is not None,
         )
 
     @property
@@ -284,6 +288,15 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             found.append(f"ratios: found {self.ratios}, expected numbers of 0 or more, not all 0")
         if self.strategy == "average" and len(self.columns) < 2:
             found.append(f"strategy: average needs two columns or more, found {self.columns}")
+        if self.mask_disagreement is not None and not self.mask_disagreement > 0:
+            found.append(
+                f"mask_disagreement: found {self.mask_disagreement}, expected more than 0, or none to learn from all pixels"
+            )
+        if self.mask_disagreement is not None and len(self.columns) < 2:
+            found.append(
+                f"mask_disagreement: compares two columns or more, found {self.columns}; name another in --columns, or leave it "
+                "out"
+            )
         if not self.run or len(set(self.run)) != len(self.run):
             found.append(f"run: found {', '.join(map(str, self.run)) or 'none'}, expected one or more different runs")
         return found

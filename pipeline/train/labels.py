@@ -40,6 +40,7 @@ def open_dataset(config: TrainConfig) -> JoinedLabels:
                 conversion=config.convert_depth,
                 only_parts=locked[i] if locked else None,
                 patch_agreement=config.patch_agreement,
+                mask_disagreement=config.mask_disagreement,
             )
             for i, run in enumerate(config.run)
         ],

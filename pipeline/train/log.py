@@ -27,6 +27,7 @@ from stages.distillation.step import StepOutcome
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 _SHOWN = {"total": "total", "sc": "shared_context", "lg": "local_global", "feat": "feature", "grad": "gradient"}
 _CURVES_EVERY = 10
+_WORTH_SAYING = 0.005  # share of pixels without a valid label that is shown; it would be 0 % below
 _DYING = 0.5  # share of exact zeros in the student's output that is worth a warning
 
 
@@ -48,7 +49,8 @@ class ProgressLine:
         if not self._seen:
             self._seen, self._bar.initial, self._bar.n = True, line["step"] * self._batch_size, line["step"] * self._batch_size
         terms = {short: f"{line[name]:.3f}" for short, name in _SHOWN.items()}
-        self._bar.set_postfix({**terms, "data wait": f"{line['data_wait_share']:.0%}"}, refresh=False)
+        masked = {"masked": f"{share:.0%}"} if (share := line.get("masked_share", 0)) >= _WORTH_SAYING else {}
+        self._bar.set_postfix({**terms, **masked, "data wait": f"{line['data_wait_share']:.0%}"}, refresh=False)
         self._bar.update((line["step"] + 1) * self._batch_size - self._bar.n)
         if line["output_zero_share"] > _DYING and line["step"] % 100 == 0:
             found = f"step {line['step']}: {line['output_zero_share']:.0%} of the student's output is exactly 0"

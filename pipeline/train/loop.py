@@ -33,6 +33,7 @@ from stages.models.precision import allow_tf32
 
 STOPPING = "Saving the state after this step; interrupt again to end at once."
 _CONSTANT = 1e-6  # a spread below this share of the output's magnitude is rounding
+_MOSTLY_MASKED = 0.99  # a step with a larger share of pixels without a label says nothing of the student's output
 _GROWING_STEPS = 100  # in which a new head, whose first output is all but constant, finds a shape
 
 
@@ -167,6 +168,8 @@ def _refuse_harm(step: int, outcome: StepOutcome, learner: Learner, batches: lis
             "expected finite numbers. The weights were not changed by this step. If it comes back, look at these labels, or "
             "lower the learning rates."
         )
+    if outcome.masked_share > _MOSTLY_MASKED:
+        return
     if outcome.output_zero_share == 1:
         what = "is 0 at every pixel. Its head ends in a ReLU that no longer lets anything through"
     elif outcome.output_spread <= _CONSTANT * abs(outcome.output_median) * (step >= _GROWING_STEPS):

@@ -34,6 +34,7 @@ from stages.distillation.columns import (
     trainable_parts,
 )
 from stages.distillation.coverage import Coverage, coverage_of
+from stages.distillation.disagreement import patches_without_disagreement, without_disagreement
 from stages.distillation.draw import is_of_a_draw
 from stages.distillation.fusion import agreement_weighted_average, fused_patches
 from stages.distillation.losses import LossTargets
@@ -110,15 +111,18 @@ class LabelDataset(Dataset[Sample]):
         conversion: DepthConversion = "refuse",
         only_parts: Collection[str] | None = None,
         patch_agreement: float = -1,
+        mask_disagreement: float | None = None,
     ) -> None:
         """`teachers`: columns. `read_patches` off leaves the patches out of the samples: a training without
         L_lg need not decode them. `conversion`: how teachers' labels that are not disparities are used. `only_parts`: names;
         None takes all that are committed. `patch_agreement`: patches that correlate less with the whole view's label are left
-        out (see `agreeing_patches`); -1 takes all."""
+        out (see `agreeing_patches`); -1 takes all. `mask_disagreement`: pixels in which two teachers differ by more are not
+        valid (see `agreeing_pixels`), for which every sample is read from all columns; None compares nothing."""
         run = load_run(run_dir)
         columns = matching_columns(run, run_dir, teachers, conversion)
         self.teachers, self.read_patches, self.patch_agreement = teachers, read_patches, patch_agreement
         self.conversion: DepthConversion = conversion
+        self.mask_disagreement = mask_disagreement
         self.plan, self.columns = run.plan, columns
         self.context_px = int(run.plan["context_px"])
         self.context_kind: str | None = run.plan.get("context")
@@ -182,16 +186,20 @@ class LabelDataset(Dataset[Sample]):
 
     def __getitem__(self, index: SampleRequest) -> Sample:
         part, within = self._place(index.sample)
-        row, fuse = part.rows[within], index.teacher == AVERAGE
-        asked = range(len(self.teachers)) if fuse else (index.teacher,)
+        row, fuse, most = part.rows[within], index.teacher == AVERAGE, self.mask_disagreement
+        asked = (index.teacher,) if most is None and not fuse else range(len(self.teachers))
         where = f"{self.run_dir}: part {part.name}, row {row}"
         picture = _pictures(self.run_dir, part.name, part.digests[0]).picture(row)
         contexts, patches = zip(*(self._read(part, row, teacher) for teacher in asked), strict=True)
         sizes = [None if picture is None else picture.shape[:2], *(context.values.shape for context in contexts)]
         if picture is None or len(set(sizes)) > 1:
             raise RefusedError(f"{where}: picture and label are {sizes}, expected one size; verify the run")
-        whole = agreement_weighted_average(contexts) if fuse else contexts[0]
-        close = fused_patches(patches, where) if fuse else patches[0]
+        own = 0 if fuse else asked.index(index.teacher)
+        whole = agreement_weighted_average(contexts) if fuse else contexts[own]
+        close = fused_patches(patches, where) if fuse else patches[own]
+        if most is not None:
+            whole = without_disagreement(whole, contexts, most)
+            close = patches_without_disagreement(close, patches, most, where)
         sample = Sample(
             image=picture,
             context=whole,

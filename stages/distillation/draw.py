@@ -23,7 +23,8 @@ _Scalar = str | int | float | bool | None
 @dataclass(frozen=True, kw_only=True)
 class Draw:
     """What decides which labels a training reads. `columns` and `ratios` are those of its teachers; `images` is how many it is
-    to draw from, None for all; `patches` whether it reads them too."""
+    to draw from, None for all; `patches` whether it reads them too; `compared` whether it reads all columns at each step,
+    because it compares them."""
 
     seed: int
     steps: int
@@ -33,6 +34,7 @@ class Draw:
     ratios: tuple[float, ...]
     images: int | None
     patches: bool
+    compared: bool = False
 
     def fingerprint(self, catalogued: int) -> dict[str, _Scalar]:
         """What stands in the fingerprint of a column that has the labels of this draw alone, of a run of so many images."""
@@ -56,7 +58,7 @@ class Draw:
         starts = np.concatenate([[0], np.cumsum(plan.part_sizes)])
         found: dict[str, dict[str, tuple[int, ...]]] = {}
         for teacher, column in enumerate(self.columns):
-            own = np.unique(drawn[(teachers == teacher) | (teachers == AVERAGE)])
+            own = np.unique(drawn[(teachers == teacher) | (teachers == AVERAGE) | self.compared])
             of_parts = np.split(own, np.searchsorted(own, starts[1:-1]))
             found[column] = {
                 part: tuple(rows[of - start].tolist())

@@ -23,25 +23,32 @@ def agreement_weighted_average(labels: Sequence[Label]) -> Label:
     w_i = exp(-|N_i - N_primary|) for each pixel, valid where all are.
     """
     valid = np.logical_and.reduce([label.valid for label in labels])
-    maps = np.stack([_normalized(label.values, valid) for label in labels])
+    maps = np.stack([globally_normalized(label.values, valid) for label in labels])
     weights = np.exp(-np.abs(maps - maps[0]))
     return Label(values=((weights * maps).sum(0) / weights.sum(0)).astype(np.float32), valid=valid)
 
 
 def fused_patches(patches: Sequence[Sequence[PatchLabel]], where: str) -> tuple[PatchLabel, ...]:
     """Each patch fused, from every teacher's patches of one context. Raises ValueError where their boxes differ."""
+    refuse_other_boxes(patches, where)
+    fused = (agreement_weighted_average(views) for views in zip(*patches, strict=True))
+    return tuple(PatchLabel(values=f.values, valid=f.valid, box=patch.box) for f, patch in zip(fused, patches[0], strict=True))
+
+
+def refuse_other_boxes(patches: Sequence[Sequence[PatchLabel]], where: str) -> None:
+    """Raises ValueError where the teachers' patches of one context do not lie in the same places."""
     first = [tuple(patch.box) for patch in patches[0]]
     for number, others in enumerate(patches):
         if (boxes := [tuple(patch.box) for patch in others]) != first:
             raise ValueError(
                 f"{where}: patch_box: teacher {number} has {boxes}, the primary {first}; "
-                "patches can only be averaged in one place: verify the run"
+                "patches can only be averaged, or compared, in one place: verify the run"
             )
-    fused = (agreement_weighted_average(views) for views in zip(*patches, strict=True))
-    return tuple(PatchLabel(values=f.values, valid=f.valid, box=patch.box) for f, patch in zip(fused, patches[0], strict=True))
 
 
-def _normalized(values: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
+def globally_normalized(values: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
+    """A map less its median, in units of its mean absolute deviation from it, over the valid pixels; 0 elsewhere and, where it
+    has no contrast, everywhere."""
     result = np.zeros(values.shape)
     if not valid.any():
         return result

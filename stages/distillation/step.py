@@ -98,7 +98,8 @@ class StepOutcome:
     """A step's loss terms, the norm of its gradient before clipping, and the student's map over valid pixels.
 
     Every normalised loss ignores the map's scale and shift: only `output_*` shows a student that drifts or dies. They are
-    means over micro-batches of the median, of the mean absolute deviation from it, and of the share of exact zeros.
+    means over micro-batches of the median, of the mean absolute deviation from it, and of the share of exact zeros. So is
+    `masked_share`: of the pixels of the contexts, those without a valid label.
     """
 
     total: float
@@ -111,6 +112,7 @@ class StepOutcome:
     output_median: float
     output_spread: float
     output_zero_share: float
+    masked_share: float
 
 
 def gradient_step(
@@ -137,7 +139,7 @@ def gradient_step(
     norm = torch.nn.utils.clip_grad_norm_(learner.trained(), max_gradient_norm)
     names = [field.name for field in dataclasses.fields(LossTerms)]
     values = torch.cat([shared, norm.float()[None]]).tolist()  # the step's one wait for the device
-    output_names = ("output_median", "output_spread", "output_zero_share")
+    output_names = ("output_median", "output_spread", "output_zero_share", "masked_share")
     named = dict(zip((*names, *output_names, "gradient_norm"), values, strict=True))
     return StepOutcome(**named), disparity
 
@@ -168,6 +170,7 @@ def _forward(
 
 def _output_statistics(disparity: Float[Tensor, "b c c"], batch: Batch) -> list[Tensor]:
     """Median, mean absolute deviation from it, and share of exact zeros, over the valid pixels of the batch; 0 without any.
+    Last the share of all pixels that are not valid; the padding of the grid is none of them.
 
     The median is that of every fourth row and column; torch's own median would wait for the device.
     """
@@ -176,7 +179,8 @@ def _output_statistics(disparity: Float[Tensor, "b c c"], batch: Batch) -> list[
     rising = torch.where(sparse, disparity[:, ::_SPARSE, ::_SPARSE].flatten(), torch.inf).sort().values
     median = rising.gather(0, ((sparse.sum() - 1) // 2).clamp(min=0)[None])[0]
     median = torch.where(sparse.any(), median, 0)
-    return [median, ((disparity - median).abs() * valid).sum() / pixels, ((disparity == 0) & valid).sum() / pixels]
+    spread, zero_share = ((disparity - median).abs() * valid).sum() / pixels, ((disparity == 0) & valid).sum() / pixels
+    return [median, spread, zero_share, 1 - valid.sum() / sum(height * width for height, width in batch.sizes)]
 
 
 def _one_by_one(batch: Batch) -> list[Batch]:

@@ -70,7 +70,8 @@ def score_within(
             resized, sample.depth_m, valid, space=space, min_depth_m=near_m, max_depth_m=far_m, fit_valid=fit_valid
         )
     except ValueError as error:
-        raise ValueError(f"{sample.name}: {error}") from error
+        every = "; a model is scored in all of them, those that it marks as not known (NaN) too"
+        raise ValueError(f"{sample.name}: {error}{every * bool(np.isnan(resized[valid]).any())}") from error
     depth_m = np.ones(shape)
     depth_m[valid] = aligned
     metrics = depth_errors(aligned, sample.depth_m[valid].astype(np.float64))

@@ -32,6 +32,7 @@ from stages.labelling.flow import PlannedContext, View, predict_views, views_in_
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
 from stages.models import DepthModel
 from stages.models.batches import Predictor
+from stages.models.family import marks_invalid_pixels
 from stages.sources.catalogue import read_images
 from stages.sources.photographs import PictureRejectedError, decode_upright, resize_region
 from stages.sources.source import CatalogueRow
@@ -113,7 +114,13 @@ def label_teacher_part(unit: Unit, teacher: DepthModel, clock: Clock, *, batch_s
             contexts_per_image=unit.plan.contexts_per_image,
             depth_space=teacher.spec.depth_space,
         ) as writer:
-            collector = Collector(writer.append, known.planned, known.problems, unit.plan.contexts_per_image)
+            collector = Collector(
+                writer.append,
+                known.planned,
+                known.problems,
+                unit.plan.contexts_per_image,
+                marks_invalid=marks_invalid_pixels(teacher),
+            )
             cutting = ahead(known.cut, known.usable, threads=threads, depth=threads)
             with closing(cutting) as cuts, Behind(depth=2) as behind:
                 views = (view for cut in cuts for view in cut)
@@ -153,7 +160,7 @@ def label_views(
     predictor = Predictor(teacher, batch_size=len(pictures))
     rows: list[ImageLabels | None] = []
     planned = PlannedContext(number=0, boxes=views.patches)
-    collector = Collector(rows.append, [(planned,)], [None], contexts_per_image=1)
+    collector = Collector(rows.append, [(planned,)], [None], contexts_per_image=1, marks_invalid=marks_invalid_pixels(teacher))
     for batch in views_in_batches(flow, len(pictures), max_waiting=len(pictures)):
         collector.take((batch, predict_views(predictor, batch)))
     (problem,), (labels,) = collector.problems, rows

@@ -36,7 +36,8 @@ class CustomModel(Protocol):
     def predict(self, images: np.ndarray, /) -> np.ndarray:
         """uint8 [b, h, w, 3] to float32 [b, h, w], the same for a picture whatever else is in the batch.
 
-        Raises torch.OutOfMemoryError where the batch does not fit, to be shown a smaller one.
+        NaN is a failure; of a model that has an attribute `marks_invalid = True` it is a pixel that the model does not know,
+        such as one of the sky. Raises torch.OutOfMemoryError where the batch does not fit, to be shown a smaller one.
         """
         ...
 
@@ -46,6 +47,7 @@ class LoadedCustomModel:
 
     def __init__(self, spec: ModelSpec, model: CustomModel) -> None:
         self.spec, self.weights_sha256, self._model = spec, model.weights_sha256, model
+        self.marks_invalid: bool = getattr(model, "marks_invalid", False)
 
     def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
         """See `DepthModel.predict`; seeds are not passed on. Raises ValueError for what is no float32 array of this shape."""
@@ -86,6 +88,8 @@ def load(spec: ModelSpec, device: str, sha256: str | None = None) -> LoadedCusto
         raise RefusedError(f"{where}: depth_space: {spec.depth_space} was given, but the model says {model.depth_space}")
     if not isinstance(model.weights_sha256, str) or not model.weights_sha256:
         raise RefusedError(f"{where}: weights_sha256 is {model.weights_sha256!r}, expected the digest of its weights")
+    if not isinstance(marks := getattr(model, "marks_invalid", False), bool):
+        raise RefusedError(f"{where}: marks_invalid is {marks!r}, expected True or False; see docs/labelling.md")
     if sha256 not in (None, model.weights_sha256):
         raise CheckpointChangedError(
             f"{where}: weights_sha256 is {model.weights_sha256:.16}, expected {sha256:.16}: its weights have changed, or "

@@ -37,6 +37,11 @@ class DepthModel(Protocol):
         ...
 
 
+def marks_invalid_pixels(model: DepthModel) -> bool:
+    """Whether NaN in its maps says that the model does not know the pixel; of every other model it is a failure."""
+    return getattr(model, "marks_invalid", False) is True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Statement:
     """What a checkpoint says, and where."""

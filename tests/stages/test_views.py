@@ -24,6 +24,7 @@ from stages.views import (
     TooManyViewsError,
     ViewPlan,
     onto_grid,
+    onto_grid_where,
     plan_views,
 )
 from tests.conftest import picture_bytes, scene_bytes
@@ -263,3 +264,19 @@ def test_a_map_that_shrinks_keeps_its_mean_and_a_whole_multiple_is_block_average
     depth = np.random.default_rng(seed).random((factor * new, factor * new), dtype=np.float32)
     blocks = depth.reshape(new, factor, new, factor).mean((1, 3))
     np.testing.assert_allclose(onto_grid(depth, new, new), blocks, atol=1e-5)
+
+
+@given(st.integers(2, 40), st.integers(1, 60), st.integers(0, 9))
+def test_of_a_map_that_is_known_in_part_each_pixel_is_the_mean_of_what_is_known_under_it(old, new, seed):
+    rng = np.random.default_rng(seed)
+    depth, known = rng.random((old, old), dtype=np.float32), rng.random((old, old)) < 0.6
+    holes = np.where(known, depth, np.float32(np.nan))
+    values, valid = onto_grid_where(holes, known, new, new)
+    share = onto_grid(known.astype(np.float32), new, new)
+    assert np.array_equal(valid[np.abs(share - 0.5) > 1e-5], (share > 0.5)[np.abs(share - 0.5) > 1e-5])
+    sums = onto_grid(np.where(known, depth, 0).astype(np.float32), new, new)
+    np.testing.assert_allclose(values[valid], (sums / np.where(valid, share, 1))[valid], rtol=1e-4)
+    assert not values[~valid].any()
+    whole, everywhere = onto_grid_where(depth, np.ones_like(known), new, new)
+    assert everywhere.all()
+    np.testing.assert_allclose(whole, onto_grid(depth, new, new), rtol=1e-6)

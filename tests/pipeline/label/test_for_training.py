@@ -150,6 +150,7 @@ def test_the_same_command_finds_nothing_left_and_another_draw_is_refused(
         ({"strategy": "average"}, 'draw.strategy: found "select", expected "average"'),
         ({"columns": ["primary"]}, 'draw.columns: found "primary assistant", expected "primary"'),
         ({"images": 8}, "draw.images: found null, expected 8"),
+        ({"mask_disagreement": 1.0}, "draw.compared: found false, expected true"),
     ],
 )
 def test_another_training_is_refused_and_each_difference_named(

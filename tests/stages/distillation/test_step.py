@@ -41,6 +41,7 @@ def test_the_output_is_described_over_the_valid_pixels_alone(learner: Learner, b
     assert outcome.output_median == pytest.approx(sparse[(len(sparse) - 1) // 2])
     assert outcome.output_spread == pytest.approx(np.abs(values[valid] - outcome.output_median).mean(), rel=1e-5)
     assert outcome.output_zero_share == 0
+    assert outcome.masked_share == pytest.approx(3 / (48 * 48 + 48 * 36 + 48 * 48), rel=1e-3)  # one pixel of each context
     assert outcome.output_spread > 0
 
 
@@ -105,7 +106,8 @@ def _parts(batch: Batch, sizes: tuple[int, ...]) -> list[Batch]:
 def test_a_batch_without_a_valid_pixel_says_nothing_and_moves_nothing(learner: Learner, batch: Batch) -> None:
     masks = {"valid": torch.zeros_like(batch.valid), "patch_valid": torch.zeros_like(batch.patch_valid)}
     outcome, _ = gradient_step(learner, [dataclasses.replace(batch, **masks)], max_gradient_norm=1.0, bf16=False)
-    assert set(dataclasses.astuple(outcome)) == {0.0}
+    assert outcome.masked_share == 1
+    assert set(dataclasses.astuple(dataclasses.replace(outcome, masked_share=0.0))) == {0.0}
 
 
 def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told(learner: Learner, batch: Batch) -> None:

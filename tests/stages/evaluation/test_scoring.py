@@ -50,6 +50,19 @@ def expected_metrics(prediction, sample, own) -> dict[str, float]:
     }
 
 
+def test_what_a_model_does_not_know_is_no_matter_where_the_truth_is_not_known_either():
+    prediction, sample = noisy_sample(3)
+    own = rules("scannet", "marigold-disparity")
+    marked = np.where(sample.valid, prediction, np.float32(np.nan))
+    assert score(marked, sample, own, "disparity_affine_invariant") == score(
+        prediction, sample, own, "disparity_affine_invariant"
+    )
+    marked[np.unravel_index(sample.valid.argmax(), marked.shape)] = np.nan
+    words = r"not finite in 1 of \d+ valid pixels; a model is scored in all of them, those that it marks as not known"
+    with pytest.raises(ValueError, match=words):
+        score(marked, sample, own, "disparity_affine_invariant")
+
+
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
 @pytest.mark.parametrize("protocol", ["marigold-disparity", "marigold-depth"])
 def test_a_score_is_the_protocol_written_out(benchmark, protocol):
