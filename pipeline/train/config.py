@@ -294,8 +294,8 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             )
         if self.mask_disagreement is not None and len(self.columns) < 2:
             found.append(
-                f"mask_disagreement: compares two columns or more, found {self.columns}; name another in --columns, or leave it "
-                "out"
+                f"mask_disagreement: compares two columns or more, found {self.columns}; name another in --columns, or do "
+                "without it"
             )
         if not self.run or len(set(self.run)) != len(self.run):
             found.append(f"run: found {', '.join(map(str, self.run)) or 'none'}, expected one or more different runs")
