@@ -18,7 +18,10 @@ from pipeline.label.command import main
 from pipeline.predict.command import main as predict
 from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
+from pipeline.train.ranks import Process
+from pipeline.train.setup import make_plan
 from stages.distillation.dataset import Batch, LabelDataset
+from stages.distillation.joined import JoinedLabels
 from stages.distillation.losses import LossConfig, cross_context_loss
 from stages.distillation.order import SampleRequest
 from stages.prediction import read_depth_png
@@ -167,8 +170,11 @@ def test_a_student_learns_from_it_and_says_how_much_was_left_out(folder: Path):
     assert train(config).images == 2
     lines = [json.loads(line) for line in (folder / "student/metrics.jsonl").read_text().splitlines()]
     dataset = LabelDataset(folder / "RUN", ("mine",))
-    share = np.mean([1 - dataset[_REQUEST._replace(sample=number)].context.valid.mean() for number in (0, 1)])
-    assert [line["masked_share"] for line in lines] == pytest.approx([share] * 3)
+    masked = [1 - dataset[_REQUEST._replace(sample=number)].context.valid.mean() for number in (0, 1)]
+    assert sorted(masked) == [0, 0.625]
+    plan = make_plan(config, JoinedLabels([dataset]), Process(device="cpu"), 0)
+    expected = [np.mean([masked[request.sample] for request in plan.requests(step)]) for step in range(3)]
+    assert [line["masked_share"] for line in lines] == pytest.approx(expected)
 
 
 def test_its_maps_have_no_value_there_and_a_photograph_without_any_fails(folder: Path, capsys: pytest.CaptureFixture[str]):
