@@ -85,8 +85,8 @@ class LabelSettings:
     """Leave out patches whose label correlates less than this with the same place in the whole view's label, such as crops of
     sky; -1 keeps all, as the paper does."""
     mask_disagreement: float | None = None
-    """Leave out pixels in which two of the columns, each less its median, differ by more than this many mean absolute
-    deviations, such as 1; None learns from all, as the paper does."""
+    """Leave out pixels in which the columns, aligned in scale and shift to the first, differ by more than this many mean
+    absolute deviations of its label, such as 1; None learns from all, as the paper does."""
     context: Literal["any", "whole", "square"] = "any"
     """Refuse a run whose contexts are not whole pictures, or random squares."""
     images: int | None = None
@@ -294,8 +294,8 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             )
         if self.mask_disagreement is not None and len(self.columns) < 2:
             found.append(
-                f"mask_disagreement: compares two columns or more, found {self.columns}; name another in --columns, or do "
-                "without it"
+                f"mask_disagreement: needs two columns or more to compare, found {self.columns}; name another in --columns, "
+                "or leave it out"
             )
         if not self.run or len(set(self.run)) != len(self.run):
             found.append(f"run: found {', '.join(map(str, self.run)) or 'none'}, expected one or more different runs")

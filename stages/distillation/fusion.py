@@ -23,7 +23,7 @@ def agreement_weighted_average(labels: Sequence[Label]) -> Label:
     w_i = exp(-|N_i - N_primary|) for each pixel, valid where all are.
     """
     valid = np.logical_and.reduce([label.valid for label in labels])
-    maps = np.stack([globally_normalized(label.values, valid) for label in labels])
+    maps = np.stack([_normalized(label.values, valid) for label in labels])
     weights = np.exp(-np.abs(maps - maps[0]))
     return Label(values=((weights * maps).sum(0) / weights.sum(0)).astype(np.float32), valid=valid)
 
@@ -46,9 +46,7 @@ def refuse_other_boxes(patches: Sequence[Sequence[PatchLabel]], where: str) -> N
             )
 
 
-def globally_normalized(values: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
-    """A map less its median, in units of its mean absolute deviation from it, over the valid pixels; 0 elsewhere and, where it
-    has no contrast, everywhere."""
+def _normalized(values: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w"]:
     result = np.zeros(values.shape)
     if not valid.any():
         return result

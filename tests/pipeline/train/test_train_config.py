@@ -105,3 +105,16 @@ def test_columns_are_learned_from_in_the_ratios_that_are_given() -> None:
     assert parse("--columns", "a").shares == (1.0,)
     assert parse("--columns", "a", "b", "c").shares == (1.0, 1.0, 1.0)
     assert parse("--columns", "a", "b", "c", "--ratios", "5", "3", "2").shares == (5.0, 3.0, 2.0)
+
+
+def test_one_column_has_no_other_to_disagree_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse("--mask-disagreement", "1.5").mask_disagreement == 1.5
+    assert all(parse("--preset", preset).mask_disagreement is None for preset in PRESETS)
+    for flags, words in (
+        (["--mask-disagreement", "1", "--columns", "primary"], "mask_disagreement: needs two columns or more to compare"),
+        (["--mask-disagreement", "0"], "mask_disagreement: found 0.0, expected more than 0"),
+        (["--mask-disagreement", "nan"], "mask_disagreement: found nan, expected more than 0"),
+    ):
+        with pytest.raises(SystemExit):
+            parse(*flags)
+        assert words in " ".join(capsys.readouterr().err.split())
