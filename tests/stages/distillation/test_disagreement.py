@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
 from pipeline.train.state import OutputMismatchError
+from stages.distillation import disagreement
 from stages.distillation.dataset import LabelDataset
 from stages.distillation.disagreement import agreeing_pixels, patches_without_disagreement
 from stages.distillation.order import AVERAGE, SampleRequest
@@ -162,18 +165,21 @@ def test_a_training_says_how_much_it_leaves_out_resumes_and_keeps_to_its_thresho
     assert plain[0]["total"] != whole[0]["total"]
 
 
-def test_teachers_that_agree_nowhere_teach_nothing_and_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    truthful, rng = training_run._labels, np.random.default_rng(0)
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_samples_without_a_pixel_left_teach_nothing_and_end_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everywhere: bool
+):
+    """Every sample, or every other one: half of a step is then of samples that count."""
+    calls = itertools.count()
 
-    def noise(disparity: np.ndarray, scale: float, shift: float) -> ImageLabels:
-        said = truthful(disparity, scale, shift)
-        for label in (said.context, *said.patches):
-            label.values[...] = rng.random(label.values.shape, np.float32)
-        return said
+    def nowhere(labels: Sequence[Label], most: float) -> np.ndarray:
+        views = 5  # a context, and four patches
+        return np.full(labels[0].valid.shape, not everywhere and next(calls) // views % 2 == 0)
 
-    monkeypatch.setattr(training_run, "_labels", noise)
-    config = _config(write_run(tmp_path / "run", images=4), tmp_path / "out", mask_disagreement=1e-6, color_jitter=0.1)
+    monkeypatch.setattr(disagreement, "agreeing_pixels", nowhere)
+    config = _config(run, tmp_path / "out", mask_disagreement=1.0, batch_size=1 if everywhere else 2)
     assert train(config).steps == 6
     for line in metrics(tmp_path / "out"):
-        assert line["masked_share"] == pytest.approx(1, abs=1e-3)
+        assert line["masked_share"] == (1 if everywhere else pytest.approx(0.5, abs=1e-3))
         assert np.isfinite([line[name] for name in ("total", "shared_context", "local_global", "gradient_norm")]).all()
+        assert (line["shared_context"] == 0) is everywhere
