@@ -120,11 +120,13 @@ class LabelConfig:
         return TrainConfig(**(values | {"run": (self.run,), "output": self.run, "device": "auto"}))
 
     def _draw_problems(self) -> list[str]:
+        if not self.for_training:
+            return []
         if problems := settings_named(TrainConfig, TRAIN_PRESETS, "--for-training", self.for_training)[1]:
             return problems
-        found = [f"--for-training: {problem}" for problem in self._training.problems()] if self.for_training else []
+        found = [f"--for-training: {problem}" for problem in self._training.problems()]
         read = self._training.columns
-        if self.for_training and (others := [teacher.name for teacher in self.chosen if teacher.name not in read]):
+        if others := [teacher.name for teacher in self.chosen if teacher.name not in read]:
             found.append(
                 f"--for-training: that training reads {', '.join(read)}, not {', '.join(others)}; leave it out with --columns"
             )

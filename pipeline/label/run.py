@@ -335,7 +335,7 @@ def _unit(
     run: OpenRun, column: manifests.ColumnRecord, part: manifests.PartId, source: Source, rows: tuple[CatalogueRow, ...]
 ) -> Unit:
     place = manifests.column_record_path(Path(), column.name).as_posix()
-    is_drawn = run.drawn is not None and column.name != IMAGES
+    drawn = None if column.name == IMAGES or run.drawn is None else run.drawn[column.name][part.name]
     return Unit(
         run_dir=run.run_dir.resolve(),
         records={name: run.records[name] for name in (RUN_RECORD, place)},
@@ -347,6 +347,6 @@ def _unit(
         plan=run.plan,
         seed=run.run.seed,
         fingerprint=manifests.part_fingerprint(column, part.rows_sha256),
-        drawn=run.drawn[column.name][part.name] if run.drawn is not None and is_drawn else None,
-        with_patches=run.with_patches or not is_drawn,
+        drawn=drawn,
+        with_patches=run.with_patches,
     )
