@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _JPEG_START = b"\xff\xd8"
 _FLOAT32_ERROR = 1e-6
+_DIFFERENCES = 2  # the version of a column whose views are stored as differences of their rows
 
 
 def faults(place: Place, folder: str, manifest: PartManifest, plan: Mapping[str, Any]) -> list[Fault]:
@@ -72,15 +73,15 @@ class _Part:
     def faults(self) -> Iterator[Fault]:
         group, space = read_metadata(self.place, self.folder, "zarr.json"), self.manifest.depth_space
         expect(group, {"zarr_format": 3, "node_type": "group"}, "zarr.json")
-        attributes = {"format_version": 1, "contexts_per_image": self.contexts} | (
-            {} if space is None else {"depth_space": space}
-        )
-        expect(given if isinstance(given := group.get("attributes"), dict) else {}, attributes, "zarr.json")
+        given = found if isinstance(found := group.get("attributes"), dict) else {}
+        differences = space is not None and given.get("format_version") == _DIFFERENCES
+        attributes = {"format_version": _DIFFERENCES if differences else 1, "contexts_per_image": self.contexts}
+        expect(given, attributes | ({} if space is None else {"depth_space": space}), "zarr.json")
         rows = len(self.manifest.images) * self.contexts
         if space is None:
             self._lay_out_pictures(rows)
         else:
-            self._lay_out_labels(rows)
+            self._lay_out_labels(rows, flat=differences)
         known = {"zarr.json"}.union(*({f"{name}/zarr.json", *array.files()} for name, array in self.layouts.items()))
         listed = {file.path.removeprefix(f"{self.manifest.zarr}/") for file in self.manifest.files}
         for name in sorted(listed - known):
@@ -98,11 +99,12 @@ class _Part:
         layout = self.layouts[name] = read_layout(self.place, self.folder, name, dtype, shape, packed=packed)
         return layout
 
-    def _lay_out_labels(self, rows: int) -> None:
+    def _lay_out_labels(self, rows: int, *, flat: bool) -> None:
         side = self._planned("context_px", 0)
-        self._lay_out("context", "uint16", rows, side, side, packed=True)
+        self._lay_out("context", "uint16", rows, *([side * side] if flat else [side, side]), packed=True)
         self._lay_out("context_extent", "int32", rows, 2)
-        patches, height, width = self._lay_out("patch", "uint16", None, None, None, packed=True).shape
+        patches, *sides = self._lay_out("patch", "uint16", *[None] * (2 if flat else 3), packed=True).shape
+        height, width = [math.isqrt(sides[0]), -(-sides[0] // max(math.isqrt(sides[0]), 1))] if flat else sides
         if height != width or not 1 <= height <= side:
             found = f"found patches of {height} x {width}"
             raise FaultError("patch", "wrong_array", f"{found}, expected squares that fit the context grid of {side} x {side}")
@@ -179,7 +181,7 @@ class _Part:
         import numpy as np
 
         extents, boxes = self._table("context_extent"), self._table("patch_box").astype(np.int64)
-        starts, side = self._starts("patch_start", len(boxes)), self.layouts["patch"].shape[1]
+        starts, side = self._starts("patch_start", len(boxes)), math.isqrt(self.layouts["patch"].chunk_values)
         rows = np.repeat(np.arange(len(extents)), np.diff(starts))
         ends = boxes[:, :2] + boxes[:, 2:]
         if (boxes[:, :2] < 0).any() or (boxes[:, 2:] < 1).any() or (boxes[:, 2:] > side).any() or (ends > extents[rows]).any():
@@ -197,11 +199,11 @@ class _Part:
         scale, offset = self._table(f"{name}_scale"), self._table(f"{name}_offset")
         counted = _Views()
         for row, chunk in self._chunks(name):
-            view = None if chunk is None else chunk[0]
-            codes = None if view is None else view[: extents[row][0], : extents[row][1]]
+            height, width = extents[row]
+            codes, beyond = (None, False) if chunk is None else _view(chunk[0], int(height), int(width))
             pixels = 0 if codes is None else int((codes > 0).sum())
-            if view is not None and int((view > 0).sum()) != pixels:
-                raise FaultError(name, "wrong_array", f"row {row}: found values beyond its extent of {extents[row].tolist()}")
+            if beyond:
+                raise FaultError(name, "wrong_array", f"row {row}: found values beyond its extent of {[height, width]}")
             if codes is None or not pixels:
                 continue
             step, zero = float(scale[row]), float(offset[row]) - float(scale[row])  # value = zero + step * code
@@ -235,3 +237,15 @@ class _Part:
                 message = f"found values with a {name} of {value:g}, but the manifest says {given:g}"
                 yield Fault("context_offset", "wrong_array", message)
                 return
+
+
+def _view(stored: np.ndarray, height: int, width: int) -> tuple[np.ndarray, bool]:
+    """A view's codes, and whether there is anything beyond its extent. From version 2 on, each row is stored as its differences
+    from the row above, one after the other."""
+    import numpy as np
+
+    if stored.ndim == 1:
+        rows = stored[: height * width].reshape(height, width)
+        return np.cumsum(rows, axis=0, dtype=np.uint16), bool(stored[height * width :].any())
+    codes = stored[:height, :width]
+    return codes, int((stored > 0).sum()) != int((codes > 0).sum())

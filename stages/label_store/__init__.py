@@ -13,13 +13,15 @@ from stages.label_store.format import (
     ImageLabels,
     Label,
     PatchLabel,
+    QuantisedLabel,
     decode_label,
     decode_picture,
-    encode_label,
     encode_picture,
+    quantise,
 )
+from stages.label_store.packing import PackedLabel
 from stages.label_store.reader import LabelReader, PictureReader
-from stages.label_store.writer import LabelWriter, write_labels, write_pictures
+from stages.label_store.writer import LabelWriter, Row, write_labels, write_pictures
 
 # PCodec is registered by numcodecs and readable wherever numcodecs is; docs/format.md names it.
 warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr", category=UserWarning)
@@ -30,12 +32,15 @@ __all__ = [
     "Label",
     "LabelReader",
     "LabelWriter",
+    "PackedLabel",
     "PatchLabel",
     "PictureReader",
+    "QuantisedLabel",
+    "Row",
     "decode_label",
     "decode_picture",
-    "encode_label",
     "encode_picture",
+    "quantise",
     "write_labels",
     "write_pictures",
 ]

@@ -1,4 +1,4 @@
-"""What is stored: labels as codes of 16 bits, pictures as JPEG, and what both are in memory."""
+"""What is stored: labels as codes of up to 16 bits, pictures as JPEG, and what both are in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from stages.views import Box, SourceBox
 
 EVERY_CHUNK = "every_chunk_written"
 """Attribute of a group in which no chunk is left out for being all 0, as they were before there was this attribute."""
-_MAX_CODE = 65535
+LABEL_BITS = 12
+"""Of a code, where nothing else is said: chosen by measurement (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,27 +50,79 @@ class ContextPicture:
     source: SourceBox
 
 
-def encode_label(label: Label) -> tuple[UInt16[np.ndarray, "h w"], np.float32, np.float32]:
-    """Codes with value = offset + scale * (code - 1), the view's range on 1 to 65535; 0 where invalid.
+@dataclass(frozen=True, kw_only=True)
+class QuantisedLabel:
+    """A label as it is stored, and what is told of it in the part's manifest.
+
+    value = offset + scale * (code - 1), and code 0 is invalid. min, max: of the valid values, NaN where there is none.
+    code_sum: over all pixels. error: the largest that quantisation made, measured.
+    """
+
+    codes: UInt16[np.ndarray, "h w"]
+    scale: np.float32
+    offset: np.float32
+    pixels: int
+    code_sum: int
+    min: float
+    max: float
+    error: float
+
+    @property
+    def mean(self) -> float:
+        """Of the valid values as they are stored."""
+        return float(np.float64(self.offset) + np.float64(self.scale) * (self.code_sum / self.pixels - 1))
+
+
+def top_step(bits: int) -> int:
+    """Steps from the least value of a view, which is code 1, to the largest."""
+    return (1 << bits) - 2
+
+
+def quantise(label: Label, bits: int = LABEL_BITS) -> QuantisedLabel:
+    """The view's range on the codes 1 to 2**bits - 1, linearly; 0 where invalid.
 
     Raises ValueError for a non-finite value in a valid pixel.
     """
-    if not label.valid.any():
-        return np.zeros(label.values.shape, np.uint16), np.float32(0), np.float32(0)
-    used = label.values[label.valid]
+    values, valid = label.values, label.valid
+    whole = bool(valid.all())
+    used = values if whole else values[valid]
+    if not used.size:
+        nothing = np.zeros(values.shape, np.uint16)
+        return QuantisedLabel(
+            codes=nothing, scale=np.float32(0), offset=np.float32(0), pixels=0, code_sum=0, min=np.nan, max=np.nan, error=0.0
+        )
     if not np.isfinite(used).all():
         raise ValueError(f"{np.count_nonzero(~np.isfinite(used))} valid pixels are not finite; mark them invalid or reject it")
-    offset, top = np.float32(used.min()), np.float32(used.max())
-    scale = np.float32((np.float64(top) - np.float64(offset)) / (_MAX_CODE - 1))
-    if scale == 0:
-        return label.valid.astype(np.uint16), np.float32(0), offset
-    steps = np.rint((np.where(label.valid, label.values, offset).astype(np.float64) - offset) / np.float64(scale))
-    codes = np.where(label.valid, np.clip(steps, 0, _MAX_CODE - 1) + 1, 0).astype(np.uint16)
-    return codes, scale, offset
+    offset, top = used.min() + np.float32(0), used.max() + np.float32(0)  # not -0, which some find less than 0 and some do not
+    scale = np.float32((np.float64(top) - np.float64(offset)) / top_step(bits))
+    steps = (values if whole else np.where(valid, values, offset)).astype(np.float64)
+    if scale > 0:
+        steps -= np.float64(offset)
+        steps /= np.float64(scale)
+        np.clip(np.rint(steps, out=steps), 0, top_step(bits), out=steps)
+    else:  # one value only, or several that differ by less than float32 can say
+        steps[...] = 0
+    codes = (steps + 1).astype(np.uint16)
+    steps *= np.float64(scale)
+    steps += np.float64(offset)
+    errors = np.abs(steps.astype(np.float32) - values)
+    if not whole:
+        codes[~valid] = 0
+        errors = errors[valid]
+    return QuantisedLabel(
+        codes=codes,
+        scale=scale,
+        offset=offset,
+        pixels=used.size,
+        code_sum=int(codes.sum(dtype=np.int64)),
+        min=float(offset),
+        max=float(top),
+        error=float(errors.max()),
+    )
 
 
 def decode_label(codes: UInt16[np.ndarray, "h w"], scale: np.float32, offset: np.float32) -> Label:
-    """The inverse of `encode_label`; invalid pixels have the value 0."""
+    """The inverse of `quantise`; invalid pixels have the value 0."""
     valid = codes > 0
     values = np.float64(offset) + np.float64(scale) * (codes.astype(np.float64) - 1)
     return Label(values=np.where(valid, values, 0).astype(np.float32), valid=valid)

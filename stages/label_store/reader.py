@@ -16,6 +16,7 @@ from manifests import PartManifest
 from manifests.part_files import differing_digests, differing_sizes, refuse_problems
 from manifests.place import Place
 from stages.label_store.format import EVERY_CHUNK, Label, PatchLabel, decode_label, decode_picture
+from stages.label_store.packing import unpacked
 from stages.label_store.zarr_files import PartFiles
 from stages.views import Box
 
@@ -157,9 +158,10 @@ class LabelReader(_PartReader):
     def _view(self, name: str, row: int, height: int, width: int) -> Label:
         array = self._codes[name]
         try:
-            codes = np.asarray(array[row])[:height, :width]
+            stored = np.asarray(array[row])
         except (ValueError, RuntimeError) as error:  # a checksum, or what the decoder makes of other bytes
             raise ValueError(f"{self.where}/{name}: row {row} is damaged ({error}); {_REPAIR}") from error
+        codes = stored[:height, :width] if stored.ndim == 2 else unpacked(stored, height, width)  # as in version 1, and now
         scale, offset = self._small[f"{name}_scale"][row], self._small[f"{name}_offset"][row]
         if not codes.any():  # a view without any value, which is rare, or one that was lost
             if scale or offset:  # a view that was written without any value has both 0

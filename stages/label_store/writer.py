@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import zarr
@@ -13,17 +14,24 @@ from zarr.codecs.numcodecs import PCodec
 
 from manifests import PartStatistics
 from manifests.place import NewFolder
-from stages.label_store.format import EVERY_CHUNK, ContextPicture, ImageLabels, Label, decode_label, encode_label
+from stages.label_store.format import EVERY_CHUNK, LABEL_BITS, ContextPicture, ImageLabels, QuantisedLabel, quantise
+from stages.label_store.packing import PCODEC, PackedLabel, pack, pack_codes, shard_file
 from stages.label_store.zarr_files import NewPartFiles
 from stages.views import Box
 
 _JPEG_CHUNK_BYTES = 1 << 16
 _SHARD_BYTES = 1 << 26
-"""Codes of a shard before compression: about what writing needs beside the labels; a few files hold a part."""
+"""Codes of a shard before they are packed: a few files hold a part."""
 
 
 def write_labels(
-    folder: NewFolder, labels: Sequence[ImageLabels | None], *, context_px: int, depth_space: str, contexts_per_image: int = 1
+    folder: NewFolder,
+    labels: Sequence[ImageLabels | None],
+    *,
+    context_px: int,
+    depth_space: str,
+    contexts_per_image: int = 1,
+    label_bits: int = LABEL_BITS,
 ) -> None:
     """Write one part of a teacher's column: a row for each context of each image, image by image; None where rejected.
 
@@ -37,16 +45,28 @@ def write_labels(
         context_px=context_px,
         depth_space=depth_space,
         contexts_per_image=contexts_per_image,
+        label_bits=label_bits,
     ) as writer:
         for item in labels:
             writer.append(item)
 
 
+LabelT = TypeVar("LabelT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Generic[LabelT]):
+    """One row of a teacher's column: a context's label, and those of its patches with their places."""
+
+    context: LabelT
+    patches: tuple[tuple[Box, LabelT], ...] = ()
+
+
 class LabelWriter:
     """Takes the rows of one part of a teacher's column as they come, in order; as a context manager it ends the part.
 
-    A shard is written when it is full: memory (a shard, and its compressed bytes) does not grow with the part. boxes: of all
-    patches that may come; fewer come where an image is rejected late. The bytes on disk depend on arguments and rows alone.
+    A shard is written when it is full: memory (the packed bytes of a shard) does not grow with the part. boxes: of all patches
+    that may come; fewer come where an image is rejected late. The bytes on disk depend on arguments and rows alone.
     """
 
     def __init__(
@@ -58,24 +78,37 @@ class LabelWriter:
         context_px: int,
         depth_space: str,
         contexts_per_image: int = 1,
+        label_bits: int = LABEL_BITS,
     ) -> None:
         side = max((max(box.height, box.width) for box in boxes), default=1)
-        self._group = _create_group(folder, contexts_per_image, {"depth_space": depth_space})
-        self._contexts = _ViewWriter(self._group, "context", rows, context_px)
-        self._patches = _ViewWriter(self._group, "patch", len(boxes), side)
+        attributes = {"format_version": 2, "depth_space": depth_space, "label_bits": label_bits}
+        self._group, self._bits = _create_group(folder, contexts_per_image, attributes), label_bits
+        self._contexts = _ViewWriter(folder, self._group, "context", rows, context_px)
+        self._patches = _ViewWriter(folder, self._group, "patch", len(boxes), side)
         self._extents: list[tuple[int, ...]] = []
         self._counts: list[int] = []
         self._boxes: list[Box] = []
 
+    def pack(self, label: QuantisedLabel, box: Box | None) -> PackedLabel:
+        """A context's label, or that of the patch at `box`, for `append_packed`. Safe in any thread."""
+        return pack(label, (self._contexts if box is None else self._patches).side)
+
     def append(self, labels: ImageLabels | None) -> None:
+        """Write the next row; None where its image is rejected. Raises as `quantise` does."""
+        if labels is None:
+            return self.append_packed(None)
+        patches = tuple((patch.box, self.pack(quantise(patch, self._bits), patch.box)) for patch in labels.patches)
+        return self.append_packed(Row(context=self.pack(quantise(labels.context, self._bits), None), patches=patches))
+
+    def append_packed(self, row: Row[PackedLabel] | None) -> None:
         """Write the next row; None where its image is rejected."""
-        patches = () if labels is None else labels.patches
-        self._contexts.append(None if labels is None else labels.context)
-        for patch in patches:
+        patches = () if row is None else row.patches
+        self._contexts.append(None if row is None else row.context)
+        for _, patch in patches:
             self._patches.append(patch)
-        self._extents.append((0, 0) if labels is None else labels.context.values.shape)
+        self._extents.append((0, 0) if row is None else row.context.extent)
         self._counts.append(len(patches))
-        self._boxes += [patch.box for patch in patches]
+        self._boxes += [box for box, _ in patches]
 
     def statistics(self) -> PartStatistics:
         """Over all valid pixels so far, with the largest error that quantisation made, measured."""
@@ -104,51 +137,48 @@ class LabelWriter:
 
 
 class _ViewWriter:
-    """One array of views, one view a chunk, with their scales and offsets; at most one shard's codes are in memory."""
+    """One array of views of up to `side` x `side` codes, one view a chunk, with their scales and offsets; at most one shard's
+    chunks are in memory. rows: as many as may come."""
 
-    def __init__(self, group: zarr.Group, name: str, rows: int, side: int) -> None:
-        self._group, self._name, self._side = group, name, side
+    def __init__(self, folder: NewFolder, group: zarr.Group, name: str, rows: int, side: int) -> None:
+        self._folder, self._group, self._name, self.side = folder, group, name, side
         self._shard_rows = min(max(_SHARD_BYTES // (2 * side * side), 1), max(rows, 1))
-        shape, codec = (rows, side, side), PCodec(level=8)
-        self._array = _create_array(group, name, shape, np.uint16, chunk_rows=1, shard_rows=self._shard_rows, serializer=codec)
-        self._shard = np.zeros((self._shard_rows, side, side), np.uint16)
+        self._shard: list[bytes] = []
+        self._nothing = pack_codes(np.zeros((0, 0), np.uint16), side)
         self._scales: list[np.float32] = []
         self._offsets: list[np.float32] = []
         self.given, self.pixels, self.sum, self.error = 0, 0, 0.0, 0.0
         self.min, self.max = np.inf, -np.inf
 
-    def append(self, label: Label | None) -> None:
-        place, scale, offset = len(self._scales) % self._shard_rows, np.float32(0), np.float32(0)
-        self._shard[place] = 0
+    def append(self, label: PackedLabel | None) -> None:
+        self._shard.append(self._nothing if label is None else label.chunk)
+        self._scales.append(np.float32(0) if label is None else label.scale)
+        self._offsets.append(np.float32(0) if label is None else label.offset)
         if label is not None:
-            codes, scale, offset = encode_label(label)
-            self._shard[place, : codes.shape[0], : codes.shape[1]] = codes
-            self._count(label, decode_label(codes, scale, offset))
-        self._scales.append(scale)
-        self._offsets.append(offset)
-        if place + 1 == self._shard_rows:
+            self._count(label)
+        if len(self._shard) == self._shard_rows:
             self._write_shard()
 
-    def _count(self, label: Label, stored: Label) -> None:
+    def _count(self, label: PackedLabel) -> None:
         self.given += 1
-        values = label.values[label.valid]
-        if values.size:
-            self.pixels += values.size
-            self.sum += float(values.sum(dtype=np.float64))
-            self.min, self.max = min(self.min, float(values.min())), max(self.max, float(values.max()))
-            self.error = max(self.error, float(np.abs(stored.values[label.valid] - values).max()))
+        if label.pixels:
+            self.pixels += label.pixels
+            self.sum += label.mean * label.pixels
+            self.min, self.max = min(self.min, label.min), max(self.max, label.max)
+            self.error = max(self.error, label.error)
 
     def _write_shard(self) -> None:
-        end = len(self._scales)
-        start = (end - 1) // self._shard_rows * self._shard_rows
-        self._array[start:end] = self._shard[: end - start]
+        number = (len(self._scales) - 1) // self._shard_rows
+        self._folder.write(f"{self._name}/c/{number}/0", b"".join(shard_file(self._shard, self._shard_rows)))
+        self._shard.clear()
 
     def close(self) -> None:
-        rows = len(self._scales)
-        if rows % self._shard_rows:
+        if self._shard:
             self._write_shard()
-        if rows < self._array.shape[0]:  # patches of images that were rejected after the array had been made
-            self._array.resize((rows, self._side, self._side))
+        shape = (len(self._scales), self.side * self.side)
+        _create_array(
+            self._group, self._name, shape, np.uint16, chunk_rows=1, shard_rows=self._shard_rows, serializer=PCodec(**PCODEC)
+        )
         _write_array(self._group, f"{self._name}_scale", np.array(self._scales, np.float32))
         _write_array(self._group, f"{self._name}_offset", np.array(self._offsets, np.float32))
 

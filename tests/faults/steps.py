@@ -87,7 +87,7 @@ UNIT_STEPS = {
     "images: a photograph is read": Step("open", r"\.tar$", (("open", r"/\.driver\.lock$"),)),
     **_unit_steps("images", "context_box/c/0/0", "context_box/c/0/0"),
     "primary: a photograph is read": Step("open", r"\.tar$", (("os.mkdir", r"columns/primary/[^/]+\.zarr$"),)),
-    **_unit_steps("primary", "context/c/0/0/0", "patch_start/c/0"),
+    **_unit_steps("primary", "context/c/0/0", "patch_start/c/0"),
 }
 """Steps of a unit of the column `images`, and of a teacher's."""
 

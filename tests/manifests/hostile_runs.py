@@ -188,7 +188,7 @@ def _pcodec_bomb(run: Path, outside: Path) -> None:
     chunk = bytes(PCodec(level=8).encode(np.zeros(1 << 24, np.uint16))) * 1
     chunk += google_crc32c.value(chunk).to_bytes(4, "little")
     index = np.array([0, len(chunk)] * 3, "<u8").tobytes()
-    (run / ZARR / "context/c/0/0/0").write_bytes(chunk + index + google_crc32c.value(index).to_bytes(4, "little"))
+    (run / ZARR / "context/c/0/0").write_bytes(chunk + index + google_crc32c.value(index).to_bytes(4, "little"))
     commit_again(run)
 
 
@@ -228,7 +228,7 @@ LINKS: dict[str, Plant] = {
     "a manifest is a link": _link(PART),
     "a group is a link": _link(ZARR),
     "an array is a link": _link(f"{ZARR}/context"),
-    "a chunk is a link": _link(f"{ZARR}/context/c/0/0/0"),
+    "a chunk is a link": _link(f"{ZARR}/context/c/0/0"),
     "a link beside the chunks": _new_link(f"{ZARR}/context/c/1"),
     "an attempt is a link": _new_link("columns/dav2/shard.00001.b2.zarr", "folder"),
     "a file aside is a link": _new_link("columns/dav2/.x.json.1.0123456789abcdef"),
@@ -272,9 +272,9 @@ OTHERS: dict[str, Plant] = {
     "a table out of the run": _change("catalog/shard.json", table_sha256="/../../outside/victim"),
     "a source by a path": _change("catalog/shard.json", source="../../outside/victim"),
     "a pipe for a manifest": _instead(PART, os.mkfifo),
-    "a pipe for a chunk": _instead(f"{ZARR}/context/c/0/0/0", os.mkfifo),
+    "a pipe for a chunk": _instead(f"{ZARR}/context/c/0/0", os.mkfifo),
     "a pipe for a zarr.json": _instead(f"{ZARR}/context/zarr.json", os.mkfifo),
-    "a folder for a chunk": _instead(f"{ZARR}/context/c/0/0/0", Path.mkdir),
+    "a folder for a chunk": _instead(f"{ZARR}/context/c/0/0", Path.mkdir),
     "a folder for a table": _instead("catalog/shard.*.parquet", Path.mkdir),
     "a file for a column": _file_for_a_folder("columns/dav2"),
     "a file for the folder of columns": _file_for_a_folder("columns"),

@@ -150,7 +150,7 @@ def test_a_wrong_command_line_exits_with_2(arguments: tuple[str, ...]) -> None:
 
 def test_repair_says_what_it_drops_and_what_to_do_next(tmp_path: Path) -> None:
     run = write_run(tmp_path)
-    array = run / "columns/dav2/shard.00001.a1.zarr/context/c/0/0/0"
+    array = run / "columns/dav2/shard.00001.a1.zarr/context/c/0/0"
     array.write_bytes(bytes(array.stat().st_size))
     assert _run("repair", run, "--quick").stdout == f"{run}: 0 parts dropped\n"
     dry = _run("repair", run, "--dry-run", "--json")
@@ -158,7 +158,7 @@ def test_repair_says_what_it_drops_and_what_to_do_next(tmp_path: Path) -> None:
     assert (dropped["column"], dropped["part"], "wrong_sha256" in dropped["why"]) == ("dav2", "shard.00001", True)
     done = _run("repair", run)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("dropped dav2/shard.00001: columns/dav2/shard.00001.a1.zarr/context/c/0/0/0: found sha256")
+    assert done.stdout.startswith("dropped dav2/shard.00001: columns/dav2/shard.00001.a1.zarr/context/c/0/0: found sha256")
     assert done.stdout.splitlines()[-1] == f"{run}: 1 part dropped; to make it again, give the command that made the run"
     assert _run("verify", run, "--deep").returncode == 0
 

@@ -88,7 +88,7 @@ def test_parts_images_and_label_bytes_that_differ_are_named(runs: tuple[Path, Pa
     assert [(item.where, item.field) for item in found] == [
         (PART, f"images.{key}.status"),
         (PART, f"images.{key}.problem"),
-        (PART, "files.context/c/0/0/0"),
+        (PART, "files.context/c/0/0"),
         (PART, "statistics.max"),
         (PART, f"images.{key}.problem.kind"),
         (PART, f"images.{key}.problem.message"),

@@ -31,7 +31,7 @@ PLACES = [
     f"{PART}.a1.zarr",
     f"{PART}.a1.zarr/context",
     f"{PART}.a1.zarr/context/zarr.json",
-    f"{PART}.a1.zarr/context/c/0/0/0",
+    f"{PART}.a1.zarr/context/c/0/0",
     "columns/images/shard.00001.a1.zarr/jpeg/c/0",
 ]
 COMMANDS = [["summary"], ["verify"], ["verify", "--deep"], ["clean"], ["repair", "--quick"], ["repair"]]
@@ -95,7 +95,7 @@ def test_what_cannot_be_opened_is_named_and_left(
 
 
 @pytest.mark.parametrize("code", CODES)
-@pytest.mark.parametrize("place", [f"{PART}.json", f"{PART}.a1.zarr/context/c/0/0/0"])
+@pytest.mark.parametrize("place", [f"{PART}.json", f"{PART}.a1.zarr/context/c/0/0"])
 def test_every_error_of_the_system_is_reported_with_advice(
     run: Path, place: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

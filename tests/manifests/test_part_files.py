@@ -56,7 +56,7 @@ def test_a_changed_bit_is_named_in_every_small_file_and_left_to_its_checksum_in_
     column_dir, manifest = part
     small = [file.path for file in manifest.files if is_small(manifest, file.path)]
     large = {file.path for file in manifest.files} - set(small)
-    assert large == {f"{manifest.zarr}/{name}/c/0/0/0" for name in ("context", "patch")}
+    assert large == {f"{manifest.zarr}/{name}/c/0/0" for name in ("context", "patch")}
     for file in manifest.files:
         path = column_dir / file.path
         content = path.read_bytes()
@@ -65,7 +65,7 @@ def test_a_changed_bit_is_named_in_every_small_file_and_left_to_its_checksum_in_
         path.write_bytes(content)
 
 
-_CHUNK = "/context/c/0/0/0"
+_CHUNK = "/context/c/0/0"
 
 
 def _linked_file(column_dir: Path, manifest: manifests.PartManifest) -> None:
@@ -129,7 +129,7 @@ def test_what_cannot_be_read_here_is_not_called_damage(
     problems = list(differing_sizes(*_at(part)))
     assert _kinds(problems) == {file.path: "unreadable" for file in part[1].files}
     problem = problems[0]
-    with pytest.raises(OSError, match=r"cannot be read here and now, which proves no damage:\n.*context/c/0/0/0: Stale"):
+    with pytest.raises(OSError, match=r"cannot be read here and now, which proves no damage:\n.*context/c/0/0: Stale"):
         refuse_problems(_at(part)[0], "dav2", [problem])
     lost = FileProblem("a.zarr/zarr.json", "missing_file", "No such file or directory")
     with pytest.raises(ValueError, match=r"(?s)not as their manifests list them.*and 2 more.*manifests repair"):

@@ -45,7 +45,7 @@ def _made_with(run: Path, pillow: str) -> None:
 
 
 DAMAGE: list[Callable[[Path], object]] = [
-    lambda run: _spoil(run / "columns/dav2/shard.00001.a1.zarr/context/c/0/0/0"),
+    lambda run: _spoil(run / "columns/dav2/shard.00001.a1.zarr/context/c/0/0"),
     lambda run: shutil.rmtree(run / "columns/dav2/shard.00001.a1.zarr"),
     lambda run: (run / "columns/dav2/shard.00001.a1.zarr/zarr.json").unlink(),
     lambda run: _spoil(run / "columns/dav2/shard.00001.json"),
@@ -133,7 +133,7 @@ def test_a_repair_that_dies_at_any_step_leaves_every_part_complete_or_absent(
     run: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _spoil(run / "columns/images/shard.00001.json")
-    _spoil(run / "columns/dav2/shard.00000.a1.zarr/context/c/0/0/0")
+    _spoil(run / "columns/dav2/shard.00000.a1.zarr/context/c/0/0")
     unlink, left = os.unlink, [steps]
 
     def die_after_some(path: object, **options: int | None) -> None:

@@ -130,7 +130,7 @@ def test_a_digit_changed_in_the_shape_of_an_array_never_changes_the_width_of_a_p
 
 
 def test_a_link_in_a_run_is_refused_wherever_it_leads(run: Path, tmp_path: Path) -> None:
-    for number, place in enumerate(("columns/primary", "columns/primary/scenes.00000.first.zarr/context/c/0/0/0")):
+    for number, place in enumerate(("columns/primary", "columns/primary/scenes.00000.first.zarr/context/c/0/0")):
         harmed = _copy(run, tmp_path / str(number))
         (harmed / place).rename(tmp_path / f"elsewhere-{number}")
         (harmed / place).symlink_to(tmp_path / f"elsewhere-{number}")

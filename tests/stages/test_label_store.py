@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from zarr.codecs import Crc32cCodec
+from zarr.codecs.numcodecs import PCodec
 
 from manifests.place import NewFolder, place_of
 from stages.label_store import (
@@ -27,12 +29,16 @@ from stages.label_store import (
     PatchLabel,
     PictureReader,
     decode_label,
-    encode_label,
     encode_picture,
+    quantise,
     write_labels,
     write_pictures,
 )
+from stages.label_store.packing import PCODEC
 from stages.views import Box, SourceBox
+
+_STEP = 4 / 4094
+"""Of the codes of `_label`, whose values are from 0 to 4."""
 
 
 def _new(folder: Path) -> NewFolder:
@@ -53,8 +59,8 @@ def _labels(seed: int, height: int, width: int) -> ImageLabels:
 @settings(deadline=None)
 @given(hnp.arrays(np.float32, (5, 7), elements=st.floats(-1e6, 1e6, width=32)), hnp.arrays(bool, (5, 7)))
 def test_codes_keep_values_within_half_a_step_and_validity_exactly(values, valid):
-    codes, scale, offset = encode_label(Label(values=values, valid=valid))
-    back = decode_label(codes, scale, offset)
+    label = quantise(Label(values=values, valid=valid))
+    back, scale = decode_label(label.codes, label.scale, label.offset), label.scale
     assert (back.valid == valid).all()
     step_and_rounding = 0.5 * float(scale) * (1 + 1e-6) + np.abs(values).max() * 2e-7 + 1e-12
     assert (np.abs(back.values - values)[valid] <= step_and_rounding).all()
@@ -62,7 +68,7 @@ def test_codes_keep_values_within_half_a_step_and_validity_exactly(values, valid
 
 def test_a_non_finite_value_in_a_valid_pixel_is_refused():
     with pytest.raises(ValueError, match="1 valid pixels are not finite"):
-        encode_label(Label(values=np.array([[1, np.nan]], np.float32), valid=np.ones((1, 2), bool)))
+        quantise(Label(values=np.array([[1, np.nan]], np.float32), valid=np.ones((1, 2), bool)))
 
 
 def test_a_part_comes_back_with_its_extents_boxes_and_rejected_images(tmp_path: Path):
@@ -77,10 +83,10 @@ def test_a_part_comes_back_with_its_extents_boxes_and_rejected_images(tmp_path: 
         assert label is not None
         assert wanted is not None
         assert (label.valid == wanted.context.valid).all()
-        assert np.abs(label.values - wanted.context.values)[label.valid].max() < 1e-4
+        assert np.abs(label.values - wanted.context.values)[label.valid].max() < _STEP
         for patch, wanted_patch in zip(reader.patches(index), wanted.patches, strict=True):
             assert patch.box == wanted_patch.box
-            assert np.abs(patch.values - wanted_patch.values)[patch.valid].max() < 1e-4
+            assert np.abs(patch.values - wanted_patch.values)[patch.valid].max() < _STEP
 
 
 @pytest.mark.parametrize("rows", [(True, True, False), (True, False), (False, True)])
@@ -112,7 +118,7 @@ def test_patches_planned_for_an_image_that_is_rejected_late_leave_no_rows(tmp_pa
     reader = LabelReader(place_of(tmp_path), "a.zarr")
     assert reader.context(0) is None
     assert [patch.box for patch in reader.patches(1)] == [patch.box for patch in kept.patches]
-    assert zarr.open_array(tmp_path / "a.zarr" / "patch", mode="r").shape == (3, 20, 20)
+    assert zarr.open_array(tmp_path / "a.zarr" / "patch", mode="r").shape == (3, 20 * 20)
 
 
 def test_writing_a_part_needs_the_memory_of_a_shard_and_not_of_the_part(tmp_path: Path):
@@ -141,16 +147,16 @@ def test_plain_zarr_reads_a_part_as_the_format_describes_it(tmp_path: Path):
     write_labels(_new(tmp_path), [wanted], context_px=48, depth_space="disparity_affine_invariant")
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
-    codes = arrays["context"][0, :32, :48]
+    codes = np.cumsum(arrays["context"][0, : 32 * 48].reshape(32, 48), axis=0, dtype=np.uint16)
     values = arrays["context_offset"][0] + arrays["context_scale"][0] * (codes.astype(np.float32) - 1)
     assert group.attrs["depth_space"] == "disparity_affine_invariant"
-    assert np.abs(values - wanted.context.values)[codes > 0].max() < 1e-4
+    assert np.abs(values - wanted.context.values)[codes > 0].max() < _STEP
 
 
 @pytest.mark.parametrize("name", ["context", "patch"])
 def test_a_lost_chunk_is_an_error_that_names_it(tmp_path: Path, name: str):
     write_labels(_new(tmp_path), [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
-    (tmp_path / "a.zarr" / name / "c/0/0/0").unlink()
+    (tmp_path / "a.zarr" / name / "c/0/0").unlink()
     reader = LabelReader(place_of(tmp_path), "a.zarr")
     with pytest.raises(ValueError, match=f"{name}: row 0 has lost its chunk"):
         reader.context(0) if name == "context" else reader.patches(0)
@@ -211,7 +217,7 @@ def test_a_lost_view_of_nothing_or_of_zeros_is_an_error_and_one_that_is_there_co
         assert isinstance(array, zarr.Array)
         array.with_config({"write_empty_chunks": False})[0] = 0
     else:
-        (tmp_path / "a.zarr/patch/c/0/0/0").unlink()
+        (tmp_path / "a.zarr/patch/c/0/0").unlink()
     reader = LabelReader(place_of(tmp_path), "a.zarr")
     with pytest.raises(ValueError, match="patch: row 0 has lost its chunk"):
         reader.patches(0)
@@ -252,7 +258,7 @@ def test_a_view_without_any_valid_pixel_comes_back_as_one(tmp_path: Path):
 
 def test_a_flipped_bit_in_the_labels_is_an_error_or_changes_nothing(tmp_path: Path):
     write_labels(_new(tmp_path), [_labels(0, 32, 48)], context_px=48, depth_space="depth_metric")
-    shard = tmp_path / "a.zarr/context/c/0/0/0"
+    shard = tmp_path / "a.zarr/context/c/0/0"
     sound, whole = LabelReader(place_of(tmp_path), "a.zarr").context(0), shard.read_bytes()
     assert sound is not None
     rng, noticed = random.Random(3), 0
@@ -334,3 +340,55 @@ def test_an_array_that_says_it_is_huge_is_refused_before_it_fills_the_memory(tmp
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match=rf"{name}: found \d+ bytes to be read at once, expected 67108864 at most"):
         LabelReader(place_of(tmp_path), "a.zarr").context(0)
+
+
+def test_a_shard_is_what_zarr_itself_would_write(tmp_path: Path):
+    """Chunks are packed one by one, elsewhere; Zarr with the same codecs makes the same file of the same values."""
+    labels = [ImageLabels(context=_label(row, 40, 30 + row), patches=()) for row in range(3)]
+    write_labels(_new(tmp_path), [*labels, None], context_px=48, depth_space="depth_metric")
+    written = zarr.open_array(tmp_path / "a.zarr" / "context", mode="r")
+    again = zarr.create_array(
+        tmp_path / "b.zarr",
+        shape=written.shape,
+        dtype=written.dtype,
+        chunks=written.chunks,
+        shards=written.shards,
+        serializer=PCodec(**PCODEC),
+        compressors=[Crc32cCodec()],  # type: ignore[list-item]
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+    again[...] = written[...]
+    assert (tmp_path / "b.zarr/c/0/0").read_bytes() == (tmp_path / "a.zarr/context/c/0/0").read_bytes()
+
+
+def test_a_part_of_version_1_is_read_as_before(tmp_path: Path):
+    """Its views are squares of codes of 16 bits, top-left aligned, and not differences."""
+    wanted = _labels(0, 32, 48)
+    write_labels(_new(tmp_path), [wanted], context_px=48, depth_space="depth_metric", label_bits=16)
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r+", zarr_format=3)
+    extents = {"context": [(32, 48)], "patch": [(20, 20)] * 3}
+    for name, sizes in extents.items():
+        flat = np.asarray(group[name])  # type: ignore[arg-type]
+        side = 48 if name == "context" else 20
+        views = np.zeros((len(flat), side, side), np.uint16)
+        for row, (height, width) in enumerate(sizes):
+            differences = flat[row, : height * width].reshape(height, width)
+            views[row, :height, :width] = np.cumsum(differences, axis=0, dtype=np.uint16)
+        del group[name]
+        group.create_array(
+            name,
+            data=views,
+            chunks=(1, side, side),
+            shards=views.shape,
+            compressors=[Crc32cCodec()],
+            serializer=PCodec(level=8),
+        )  # type: ignore[arg-type]
+    group.attrs["format_version"] = 1
+    del group.attrs["label_bits"]
+    reader = LabelReader(place_of(tmp_path), "a.zarr")
+    label, patches = reader.context(0), reader.patches(0)
+    assert label is not None
+    for found, given_label in zip([label, *patches], [wanted.context, *wanted.patches], strict=True):
+        assert (found.valid == given_label.valid).all()
+        assert np.abs(found.values - given_label.values)[found.valid].max() < 4 / 65534

@@ -44,11 +44,11 @@ def test_each_context_of_an_image_is_a_sample_with_its_own_pixels_and_labels(tmp
         sample = dataset[SampleRequest(index, 0, False)]
         assert sample.key == f"scenes.{scene // 6:05d}/scene-{scene // 3}#{scene % 3}"
         disparity, (scale, shift) = scene_disparity(scene, CONTEXT_PX, CONTEXT_PX), AFFINE["primary"]
-        assert np.abs(sample.context.values - (disparity * scale + shift))[sample.context.valid].max() < 1e-4
+        assert np.abs(sample.context.values - (disparity * scale + shift))[sample.context.valid].max() < 1e-3
         assert np.abs(sample.image[..., 0] - disparity * 255).mean() < 3  # JPEG
         corner = sample.patches[0]
         wanted = disparity[: corner.box.height, : corner.box.width] * (3 * scale) + shift + 1
-        assert np.abs(corner.values - wanted).max() < 1e-4
+        assert np.abs(corner.values - wanted).max() < 1e-3
 
 
 def test_a_run_written_before_contexts_were_counted_has_one_of_each_image(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_picture_label_and_patches_show_the_same_place(mixed_run: Path, teacher:
         assert valid.sum() == height * width - 1  # one corner of every label is invalid
         assert not valid[0, width - 1 if flip else 0]
         error = np.abs(label[:height, :width] - (disparity * scale + shift))
-        assert error[valid[:height, :width]].max() < 1e-4
+        assert error[valid[:height, :width]].max() < 1e-3
         red = batch.image[i, 0].numpy().astype(int)
         assert np.abs(red[:height, :width] - disparity * 255).mean() < 3  # JPEG
         for beyond in (batch.image[i].sum(0).numpy(), valid):
@@ -83,7 +83,7 @@ def test_picture_label_and_patches_show_the_same_place(mixed_run: Path, teacher:
         assert (height, width) in {(top + h, left + w) for top, left, h, w in boxes}
         for j, (top, left, patch_height, patch_width) in enumerate(boxes):
             crop = disparity[top : top + patch_height, left : left + patch_width] * (3 * scale) + shift + 1
-            assert np.abs(batch.patch_label[i, j, :patch_height, :patch_width].numpy() - crop).max() < 1e-4
+            assert np.abs(batch.patch_label[i, j, :patch_height, :patch_width].numpy() - crop).max() < 1e-3
             assert batch.patch_valid[i, j].sum() == patch_height * patch_width
 
 
