@@ -34,7 +34,7 @@ from pipeline.label.queue import Task
 from pipeline.label.run import OpenRun, open_run, units_left
 from pipeline.label.sources import read_sources
 from pipeline.label.worker import LabelWorker
-from stages.label_store import Label, LabelReader, decode_label, encode_label
+from stages.label_store import Label, LabelReader, QuantisedLabel, decode_label, quantise
 from stages.labelling.unit import UnitResult
 from stages.models import load_model
 from stages.sources.source import CatalogueRow, Source, SourceContent
@@ -115,7 +115,7 @@ def _store_rows(place: Path) -> list[tuple[str, str]]:
     pixels = sum(label.values.size for label in labels)
     blosc = numcodecs.Blosc("zstd", shuffle=numcodecs.Blosc.BITSHUFFLE)
     numcodecs.blosc.set_nthreads(1)
-    coded = [encode_label(label) for label in labels]
+    coded = [quantise(label) for label in labels]
     stored_bytes = sum(file.size_bytes for file in part.files if "/context/" in file.path)
     formats: dict[str, tuple[float, list[Callable[[], object]]]] = {
         "ours (PCodec, crc32c; through Zarr)": (
@@ -123,14 +123,14 @@ def _store_rows(place: Path) -> list[tuple[str, str]]:
             [partial(reader.context, index) for index in range(len(labels))],
         )
     }
-    png = [_png16(codes) for codes, _, _ in coded]
+    png = [_png16(label.codes) for label in coded]
     formats["PNG, 16 bit"] = sum(map(len, png)), [partial(_decode_png, data) for data in png]
     half = [label.values.astype(np.float16).tobytes() for label in labels]
     formats["float16 .npy"] = sum(map(len, half)), [partial(_decode_half, data) for data in half]
-    zstd = [blosc.encode(np.ascontiguousarray(codes)) for codes, _, _ in coded]
+    zstd = [blosc.encode(label.codes) for label in coded]
     formats["blosc-zstd, bitshuffle, 16 bit"] = (
         sum(map(len, zstd)),
-        [partial(_decode_zstd, blosc, data, *own) for data, own in zip(zstd, coded, strict=True)],
+        [partial(_decode_zstd, blosc, data, label) for data, label in zip(zstd, coded, strict=True)],
     )
     rows = []
     for name, (size_bytes, reads) in formats.items():
@@ -155,8 +155,9 @@ def _decode_png(data: bytes) -> np.ndarray:
         return np.asarray(image).astype(np.float32)
 
 
-def _decode_zstd(blosc: numcodecs.Blosc, data: bytes, codes: np.ndarray, scale: np.float32, offset: np.float32) -> Label:
-    return decode_label(np.frombuffer(blosc.decode(data), np.uint16).reshape(codes.shape), scale, offset)
+def _decode_zstd(blosc: numcodecs.Blosc, data: bytes, label: QuantisedLabel) -> Label:
+    codes = np.frombuffer(blosc.decode(data), np.uint16).reshape(label.codes.shape)
+    return decode_label(codes, label.scale, label.offset)
 
 
 def _decode_half(data: bytes) -> np.ndarray:

@@ -16,26 +16,33 @@ from pipeline.label.config import LabelConfig
 from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import read_sources
 from pipeline.label.worker import WallClock
-from stages.labelling.flow import View, predict_views, views_in_batches
+from stages.labelling.flow import View, views_in_batches
 from stages.labelling.unit import Unit
 from stages.labelling.units import KnownImages, label_images_part, label_teacher_part
 from stages.models import DepthModel
 from stages.models.batches import Predictor
 from stages.scenes import render_scene
 
+_SCENES = 16
+
 
 def write_photographs(path: Path, count: int, *, width: int, height: int) -> Path:
     """A tar of JPEGs of a photograph's size; the scenes are rendered small and enlarged, which costs a decoder the same."""
+    files = [_photograph(seed, width, height) for seed in range(min(count, _SCENES))]
     with tarfile.open(path, "w") as tar:
-        for seed in range(count):
-            scene = Image.fromarray(render_scene(seed % 16, height_px=height // 4, width_px=width // 4).rgb)
-            buffer = io.BytesIO()
-            scene.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
-            member = tarfile.TarInfo(f"{seed:06d}.jpg")
-            member.size = buffer.tell()
-            buffer.seek(0)
-            tar.addfile(member, buffer)
+        for number in range(count):
+            content = files[number % _SCENES]
+            member = tarfile.TarInfo(f"{number:06d}.jpg")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
     return path
+
+
+def _photograph(seed: int, width: int, height: int) -> bytes:
+    scene = Image.fromarray(render_scene(seed, height_px=height // 4, width_px=width // 4).rgb)
+    buffer = io.BytesIO()
+    scene.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
 
 
 def ready_unit(config: LabelConfig, teacher: str) -> Unit:
@@ -59,7 +66,7 @@ def predict_all(teacher: DepthModel, batches: list[list[View]], batch_size: int)
     """The bare teacher's work on a unit."""
     predictor = Predictor(teacher, batch_size)
     for batch in batches:
-        predict_views(predictor, batch)
+        predictor.predict([view.picture for view in batch], [view.seed for view in batch])
 
 
 def labelling(unit: Unit, teacher: DepthModel, *, batch_size: int, threads: int, device: str = "cpu") -> Callable[[], None]:

@@ -21,7 +21,8 @@ from pipeline.train.config import TrainConfig
 from stages.distillation.draw import Draw
 from stages.labelling.teacher import TeacherSpec
 from stages.models import problems_of
-from stages.views import ViewPlan
+from stages.sources.photographs import available_resamplers
+from stages.views import Resampler, ViewPlan
 
 DEMO_CHECKPOINTS = Path(__file__).parents[1] / "demo_checkpoints"
 
@@ -58,6 +59,9 @@ class LabelConfig:
     for_training: tuple[str, ...] = ()
     """Label only what this training will draw: a preset of `pipeline.train`, a TOML file of its settings,
     or both. None: all."""
+    resampler: Resampler | None = None
+    """What cuts and resizes photographs. None is what the run has; for a new run the fastest that this machine has:
+    fast_image_resize, of the package cykooz-resizer, which all machines of the run need then, or pillow."""
     seed: int = 0
     """Decides every random choice of the views."""
     part_size: int = 64
@@ -68,8 +72,9 @@ class LabelConfig:
     """Views in a teacher's batch."""
     address: str | None = None
     """A Ray cluster's address; without it, Ray runs on this machine for as long as the command does."""
-    decode_threads: int = 2
-    """Threads in which a worker decodes pictures ahead of its teacher."""
+    decode_threads: int | None = None
+    """Threads in which a worker decodes and cuts pictures ahead of its teacher; it packs labels behind it in as many more.
+    None is the machine's share of cores for each GPU, and 2 without one."""
     max_attempts: int = 3
     """Attempts at a part before its images are tried one by one; those that fail alone are rejected."""
     stall_timeout_s: float = 600
@@ -100,6 +105,8 @@ class LabelConfig:
         for teacher in self.chosen:
             found += _problems_of(teacher)
         found += self._draw_problems()
+        if self.resampler not in (None, *available_resamplers()):
+            found.append(f"--resampler {self.resampler} is not installed here, found {', '.join(available_resamplers())}")
         found += at_least(
             self, {"part_size": 1, "batch_size": 1, "max_attempts": 1, "seed": 0, "workers": 0, "decode_threads": 1}
         )
@@ -159,6 +166,8 @@ def _problems_of(teacher: TeacherSpec) -> list[str]:
     found = [f"teacher {problem}" for problem in problems_of(teacher)]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", teacher.name) or teacher.name == IMAGES:
         found.append(f"a teacher is named {teacher.name!r}, expected letters, digits, - and _, and not {IMAGES!r}")
+    if teacher.label_bits is not None and not 8 <= teacher.label_bits <= 16:
+        found.append(f"--{teacher.name}.label-bits is {teacher.label_bits}, expected 8 to 16")
     if not teacher.checkpoint and not teacher.is_custom:
         found.append(f"--{teacher.name}.checkpoint: none given; name a folder or a hub id (or use --preset demo)")
     return found

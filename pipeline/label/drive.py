@@ -36,7 +36,8 @@ class DriveOptions:
     """What a worker holds of its machine, by column."""
     address: str | None = None
     batch_size: int = 8
-    decode_threads: int = 2
+    decode_threads: int | None = None
+    """None: what the machines have for each worker (see `threads_for`)."""
     max_attempts: int = 3
     stall_timeout_s: float = 600
     sight_timeout_s: float = 60
@@ -86,6 +87,9 @@ class _Drive:
                     pool.submit(slot, task)
                 elif not self.queue.has_more(pool.columns(slot)):
                     pool.release(slot)
+            for slot in pool.half_idle():
+                if task := self.queue.take_beside(slot.at_work[0], pool.workers()):
+                    pool.submit(slot, task)
             if not pool.busy() and not self.queue.has_more(self.progress.columns):
                 self._count_elsewhere()
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from pipeline.label.queue import Outcome, RunNotSharedError, Task, TeacherUnusableError
 from pipeline.label.worker import LabelWorker
@@ -15,11 +15,15 @@ class _Slot:
     task: Task | None = None
     loaded: str | None = None
 
+    @property
+    def at_work(self) -> Sequence[Task]:
+        return [self.task] if self.task else []
+
 
 class InProcessPool:
     """`pipeline.label.pool.Pool` with one worker, which works while the driver waits for it."""
 
-    def __init__(self, columns: Sequence[str], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, columns: Sequence[str], arguments: tuple[int, int | None]) -> None:
         self._worker = LabelWorker(*arguments)
         self._columns = list(columns)
         self._slots = [_Slot()]
@@ -32,6 +36,12 @@ class InProcessPool:
 
     def idle(self) -> list[_Slot]:
         return [slot for slot in self._slots if slot.task is None]
+
+    def half_idle(self) -> list[_Slot]:
+        return []
+
+    def workers(self) -> int:
+        return len(self._slots)
 
     def busy(self) -> bool:
         return any(slot.task for slot in self._slots)

@@ -16,6 +16,15 @@ class Resources(NamedTuple):
     num_gpus: float | None
 
 
+_LEAST_THREADS, _MOST_THREADS = 2, 16
+
+
+def threads_for(cpus: float, gpus: float) -> int:
+    """Threads before and behind a teacher, where so many cores serve so many GPUs. Without a GPU the network itself needs the
+    cores, and two threads are enough. More than 16 do not make a worker faster."""
+    return min(max(int(cpus / gpus), _LEAST_THREADS), _MOST_THREADS) if gpus >= 1 else _LEAST_THREADS
+
+
 class PoolError(DistillError, RuntimeError):
     """No worker can be had."""
 
@@ -27,15 +36,28 @@ class Slot(Protocol):
 
     loaded: str | None
 
+    @property
+    def at_work(self) -> Sequence[Task]:
+        """What it does, in the order in which it was begun."""
+        ...
+
 
 SlotT = TypeVar("SlotT", bound=Slot)
 
 
 class Pool(Protocol[SlotT]):
-    """Workers that take one task at a time."""
+    """Workers that take one task at a time, or begin a second one while the first comes to its end."""
 
     def idle(self) -> list[SlotT]:
         """Workers that are up and have nothing to do."""
+        ...
+
+    def half_idle(self) -> list[SlotT]:
+        """Workers that do one task, and can begin another one beside it."""
+        ...
+
+    def workers(self) -> int:
+        """How many there are, at work or not."""
         ...
 
     def busy(self) -> bool:
@@ -51,7 +73,7 @@ class Pool(Protocol[SlotT]):
         ...
 
     def submit(self, slot: SlotT, task: Task) -> None:
-        """Give an idle worker a task."""
+        """Give a task to a worker that is idle, or half so."""
         ...
 
     def release(self, slot: SlotT) -> None:

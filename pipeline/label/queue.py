@@ -37,12 +37,20 @@ _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A unit to be labelled. Or, without writing anything: one image of it to be tried, where `index` is given, or its teacher
-    to be loaded and shown a picture, where `only_teacher` is."""
+    to be loaded and shown a picture, where `only_teacher` is.
+
+    alone: no other task beside it, so that it is known what takes the worker down."""
 
     unit: Unit
     teacher: TeacherSpec | None
     index: int | None = None
     only_teacher: bool = False
+    alone: bool = False
+
+    @property
+    def may_overlap(self) -> bool:
+        """Whether the next unit of the column may be begun beside it, while the last labels of this one are written."""
+        return not (self.alone or self.only_teacher or self.index is not None or self.teacher is None)
 
 
 class TeacherUnusableError(DistillError, RuntimeError):
@@ -63,6 +71,10 @@ class WorkerDiedError(DistillError, RuntimeError):
 
 class WorkerStalledError(DistillError, RuntimeError):
     """The process at work has given no sign of life for too long, and was killed."""
+
+
+class UnitInterruptedError(DistillError, RuntimeError):
+    """The process at work is gone, but it may have been another unit, begun beside this one, that took it down."""
 
 
 class OutputUnwritableError(DistillError, OSError):
@@ -113,6 +125,7 @@ class LabelQueue:
         self._tries: defaultdict[str, deque[Task]] = defaultdict(deque)
         self._suspects: dict[tuple[str, str], _Suspects] = {}
         self._attempts = Counter[tuple[str, str]]()
+        self._alone: set[tuple[str, str]] = set()
         self._running = Counter[str]()
         self.given_up: dict[str, str] = {}
         """Columns that cannot be labelled at all, and why."""
@@ -129,6 +142,14 @@ class LabelQueue:
             first = {unit.column: unit for unit in reversed(units)}
             for name in reversed([name for name in teachers if name in first]):
                 self._to_load[name] = Task(unit=first[name], teacher=teachers[name], only_teacher=True)
+
+    def take_beside(self, task: Task, workers: int) -> Task | None:
+        """A unit to be begun while a worker still does `task`: where so many are ready that no other worker is kept waiting."""
+        column = task.unit.column
+        ready = self._ready[column]
+        if not task.may_overlap or column in self.given_up or self._tries[column] or len(ready) < workers:
+            return None
+        return None if (ready[0].column, ready[0].part) in self._alone else self.take([column], column)
 
     def take(self, columns: Sequence[str], loaded: str | None = None) -> Task | None:
         """The next task of one of these columns; rather of the one whose teacher is loaded, then of the one with fewest
@@ -149,7 +170,8 @@ class LabelQueue:
                     self.elsewhere.append(unit)
                     continue
                 self._running[column] += 1
-                return Task(unit=replace(unit, attempt=secrets.token_hex(4)), teacher=self._teachers.get(column))
+                alone = (unit.column, unit.part) in self._alone
+                return Task(unit=replace(unit, attempt=secrets.token_hex(4)), teacher=self._teachers.get(column), alone=alone)
         return None
 
     def _take_teacher(self, columns: Sequence[str]) -> Task | None:
@@ -186,6 +208,10 @@ class LabelQueue:
                 self._ready[task.unit.column].append(task.unit)
             else:
                 self._tries[task.unit.column].append(task)
+            return []
+        if isinstance(outcome, UnitInterruptedError):  # not one of its attempts; the next is its own
+            self._alone.add((task.unit.column, task.unit.part))
+            self._ready[task.unit.column].append(task.unit)
             return []
         if isinstance(outcome, OSError) and outcome.errno in _UNWRITABLE:
             raise OutputUnwritableError(outcome.errno, f"{task.unit.run_dir}: {outcome.strerror}")

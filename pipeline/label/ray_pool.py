@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,8 +18,16 @@ import ray
 import ray.exceptions
 
 from manifests.run import IMAGES
-from pipeline.label.pool import PoolError, Resources
-from pipeline.label.queue import Outcome, RunNotSharedError, Task, TeacherUnusableError, WorkerDiedError, WorkerStalledError
+from pipeline.label.pool import PoolError, Resources, threads_for
+from pipeline.label.queue import (
+    Outcome,
+    RunNotSharedError,
+    Task,
+    TeacherUnusableError,
+    UnitInterruptedError,
+    WorkerDiedError,
+    WorkerStalledError,
+)
 from pipeline.label.worker import LabelWorker
 from pipeline.ray_start import start_ray
 from stages.labelling.unit import InputChangedError
@@ -32,18 +40,23 @@ _END_TIMEOUT_S = 60.0
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one actor at a time. `task` is what it does; `loaded` is the column whose teacher it holds."""
+    """A place for one actor at a time. `tasks` is what it does; `loaded` is the column whose teacher it holds."""
 
     resources: Resources
     actor: Any
-    waiting_for: ray.ObjectRef
-    ready: bool = False
-    task: Task | None = None
+    starting: ray.ObjectRef | None
+    """None once it is up."""
+    tasks: dict[ray.ObjectRef, Task] = field(default_factory=dict)
     loaded: str | None = None
     unusable: frozenset[str] = frozenset()
     """Columns whose teacher could not be loaded here."""
     pulse: ray.ObjectRef | None = None
     asked_at: float = 0.0
+
+    @property
+    def at_work(self) -> list[Task]:
+        """What it does, in the order in which it was begun."""
+        return list(self.tasks.values())
 
 
 class RayPool:
@@ -52,7 +65,7 @@ class RayPool:
     def __init__(
         self,
         columns: Mapping[str, Resources],
-        arguments: tuple[Any, ...],
+        arguments: tuple[int, int | None],
         *,
         workers: int | None,
         most_workers: int,
@@ -75,6 +88,7 @@ class RayPool:
         try:
             found = ray.cluster_resources()
             gpus = found.get("GPU", 0)
+            self._threads = threads_for(found.get("CPU", 1), gpus)
             workers = min(self._workers or int(gpus) or int(found.get("CPU", 1)), self._most_workers)
             for column, (cpus, num_gpus) in self._columns.items():
                 kind = Resources(cpus, float(gpus >= 1) if num_gpus is None else num_gpus)
@@ -101,18 +115,27 @@ class RayPool:
 
     def idle(self) -> list[Slot]:
         """Workers that are up and have nothing to do."""
-        return [slot for slot in self._slots if slot.ready and slot.task is None]
+        return [slot for slot in self._slots if slot.starting is None and not slot.tasks]
+
+    def half_idle(self) -> list[Slot]:
+        """Workers that do one task, and can begin another one beside it."""
+        return [slot for slot in self._slots if len(slot.tasks) == 1]
+
+    def workers(self) -> int:
+        """How many there are, at work or not."""
+        return len(self._slots)
 
     def busy(self) -> bool:
         """Whether any worker has a task."""
-        return any(slot.task for slot in self._slots)
+        return any(slot.tasks for slot in self._slots)
 
     def submit(self, slot: Slot, task: Task) -> None:
-        """Give an idle worker a task."""
-        slot.task, slot.asked_at = task, time.monotonic()
+        """Give a task to a worker that is idle, or half so."""
+        if not slot.tasks:
+            slot.asked_at = time.monotonic()
         if task.teacher:  # pictures are made beside the teacher that is there
             slot.loaded = task.unit.column
-        slot.waiting_for = slot.actor.do.remote(task)
+        slot.tasks[slot.actor.do.remote(task)] = task
 
     def release(self, slot: Slot) -> None:
         """End an idle worker for good, so that others can have what it holds."""
@@ -121,9 +144,9 @@ class RayPool:
 
     def wait(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
         """Tasks that have ended since, and how; waits up to `timeout_s` for the first one. Replaces workers that are gone."""
-        pending = {slot.waiting_for: slot for slot in self._slots if slot.task or not slot.ready}
+        pending = {reference: slot for slot in self._slots for reference in (slot.starting, *slot.tasks) if reference}
         finished, _ = ray.wait(list(pending), timeout=timeout_s) if pending else ([], [])
-        ended = [end for reference in finished if (end := self._finish(pending[reference]))]
+        ended = [end for reference in finished for end in self._finish(pending[reference], reference)]
         self._make_way()
         return ended + self._stalled()
 
@@ -137,72 +160,96 @@ class RayPool:
         _kill_and_wait(workers, _END_TIMEOUT_S)
 
     def _slot(self, resources: Resources) -> Slot:
-        # The second thread answers `pulse` while the first one works.
-        options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_restarts": 0, "max_concurrency": 2}
+        # Two threads for two tasks, and one that answers `pulse` while they work.
+        options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, "max_restarts": 0, "max_concurrency": 3}
         device = "cuda" if resources.num_gpus else "cpu"
-        actor = ray.remote(**options)(LabelWorker).remote(*self._arguments, device)
-        return Slot(resources=resources, actor=actor, waiting_for=actor.pulse.remote())
+        batch_size, threads = self._arguments
+        threads = threads or (self._threads if resources.num_gpus else threads_for(1, 0))
+        actor = ray.remote(**options)(LabelWorker).remote(batch_size, threads, device)
+        return Slot(resources=resources, actor=actor, starting=actor.pulse.remote())
 
     def _replace(self, slot: Slot, unusable: frozenset[str] = frozenset()) -> None:
         fresh = self._slot(slot.resources)
         fresh.unusable = slot.unusable | unusable
         self._slots[self._slots.index(slot)] = fresh
 
-    def _finish(self, slot: Slot) -> tuple[Task, Outcome] | None:
-        """How the call ended that the slot was waiting for; None where that was its start."""
-        task, outcome = slot.task, None
+    def _finish(self, slot: Slot, reference: ray.ObjectRef) -> list[tuple[Task, Outcome]]:
+        """How a call ended that was waited for: a slot's start, or a task, and with it perhaps the other one of its worker."""
+        if slot not in self._slots:
+            return []  # it went with the other task, a moment ago
+        if reference == slot.starting:
+            self._started(slot, reference)
+            return []
+        task, outcome = slot.tasks[reference], None
         try:
-            outcome = ray.get(slot.waiting_for)
+            outcome = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             outcome = error.cause if isinstance(error.cause, Exception) else error
             if isinstance(outcome, RunNotSharedError):
                 self.release(slot)  # for good: another one on the same machine would see no more
-            elif not isinstance(outcome, OSError | InputChangedError):
+                return [(other, outcome) for other in slot.at_work]
+            if not isinstance(outcome, OSError | InputChangedError):
                 # A process whose GPU has failed once fails at everything, fast, and would take all the work.
-                ray.kill(slot.actor)
-                loaded = slot.task.unit.column if slot.task else ""
-                self._replace(slot, frozenset({loaded} if isinstance(outcome, TeacherUnusableError) else ()))
+                unusable = isinstance(outcome, TeacherUnusableError)
+                return self._lose(slot, {task.unit.attempt: outcome}, frozenset({task.unit.column} if unusable else ()))
+        except ray.exceptions.RayError as error:
+            return self._lose(slot, {}, cause=WorkerDiedError(f"the worker died: {type(error).__name__}"))
+        del slot.tasks[reference]
+        slot.pulse, slot.asked_at = None, time.monotonic()
+        return [(task, outcome)]
+
+    def _started(self, slot: Slot, start: ray.ObjectRef) -> None:
+        try:
+            ray.get(start)
         except ray.exceptions.RayError as error:
             self._replace(slot)
-            if task is None:
-                self._refuse_dying(error)
-            outcome = WorkerDiedError(f"the worker died: {type(error).__name__}")
+            self._refuse_dying(error)
         else:
-            self._deaths_at_start = 0
-        if task is None:
-            slot.ready = True
-            return None
-        slot.task = slot.pulse = None
-        return task, outcome
+            slot.starting, self._deaths_at_start = None, 0
+
+    def _lose(
+        self,
+        slot: Slot,
+        known: Mapping[str, Exception],
+        unusable: frozenset[str] = frozenset(),
+        cause: Exception | None = None,
+    ) -> list[tuple[Task, Outcome]]:
+        """Ends a worker, whose place another one takes; and what its tasks ended with: `known`, by their attempts; for a task
+        that was alone, `cause`; a task of two may not have been to blame."""
+        ray.kill(slot.actor)
+        self._replace(slot, unusable)
+        interrupted = UnitInterruptedError("its worker is gone, which did another part beside it")
+        rest = cause if cause and len(slot.tasks) == 1 else interrupted
+        return [(task, known.get(task.unit.attempt) or _result(reference) or rest) for reference, task in slot.tasks.items()]
 
     def _stalled(self) -> list[tuple[Task, Outcome]]:
-        """Kills the workers that have stood still for too long, or no longer answer."""
+        """Ends the workers that have stood still for too long, or no longer answer."""
         stalled: list[tuple[Task, Outcome]] = []
         now = time.monotonic()
-        for slot in [slot for slot in self._slots if slot.task]:
+        for slot in [slot for slot in self._slots if slot.tasks]:
             if slot.pulse is None:
                 if now - slot.asked_at > self._stall_timeout_s / _PULSES_PER_TIMEOUT:
                     slot.pulse, slot.asked_at = slot.actor.pulse.remote(), now
                 continue
             if ray.wait([slot.pulse], timeout=0)[0]:
                 try:
-                    silence_s = ray.get(slot.pulse)
+                    silent_s = ray.get(slot.pulse)
                 except ray.exceptions.RayError:
                     continue  # it died; the next wait says so
                 slot.pulse, slot.asked_at = None, now
-            else:
-                silence_s = now - slot.asked_at  # even the thread that answers stands still
-            if silence_s > self._stall_timeout_s and slot.task:
-                ray.kill(slot.actor)
-                self._replace(slot)
-                message = f"no sign of life for {silence_s:.0f} s (--stall-timeout-s {self._stall_timeout_s:g})"
-                stalled.append((slot.task, WorkerStalledError(message)))
+                hanging = {attempt: self._silence(s) for attempt, s in silent_s.items() if s > self._stall_timeout_s}
+                stalled += self._lose(slot, hanging) if hanging else []
+            elif (silence_s := now - slot.asked_at) > self._stall_timeout_s:  # even the thread that answers stands still
+                stalled += self._lose(slot, {}, cause=self._silence(silence_s))
         return stalled
+
+    def _silence(self, silence_s: float) -> WorkerStalledError:
+        return WorkerStalledError(f"no sign of life for {silence_s:.0f} s (--stall-timeout-s {self._stall_timeout_s:g})")
 
     def _make_way(self) -> None:
         """Restarts idle workers when none has had work for a while: one that is yet to start may wait for what they hold."""
         now = time.monotonic()
-        if self.busy() or all(slot.ready for slot in self._slots):
+        if self.busy() or all(slot.starting is None for slot in self._slots):
             self._at_rest_since = now
         elif now - self._at_rest_since > _MAKE_WAY_AFTER_S:
             self._at_rest_since = now
@@ -224,6 +271,13 @@ class RayPool:
                 f"a worker for {', '.join(self._kinds[resources])} asks for {resources.num_cpus:g} CPUs and "
                 f"{resources.num_gpus or 0:g} GPUs, which no machine has (found: {found}); ask for less"
             )
+
+
+def _result(reference: ray.ObjectRef) -> Outcome:
+    """What a call has returned, if it has."""
+    with suppress(ray.exceptions.RayError):
+        return ray.get(reference, timeout=0)
+    return None
 
 
 def _children_of_own_raylet() -> list[int]:

@@ -22,6 +22,7 @@ from pipeline.label.config import LabelConfig
 from pipeline.label.queue import WORKER_TROUBLE, TeacherUnusableError
 from pipeline.label.sources import FoundSource, RunMismatchError, add_sources, match_sources
 from stages.distillation.draw import Draw
+from stages.label_store.format import LABEL_BITS
 from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import Unit
 from stages.models import checkpoint_sha256, located, resolve
@@ -29,9 +30,11 @@ from stages.models.checkpoints import require_safetensors
 from stages.models.custom import load as load_custom
 from stages.models.located import with_known
 from stages.models.spec import LATEST
+from stages.sources.photographs import available_resamplers
 from stages.sources.source import CatalogueRow, Source
 from stages.views import ViewPlan
 
+_BITS_OF_OLD, _RESAMPLER_OF_OLD = 16, "pillow"  # of columns that do not say it
 _DECIDING = ("loader", "depth_space", "dtype", "input_px", "compile", "steps", "ensemble")
 
 
@@ -94,9 +97,12 @@ def describe_run(config: LabelConfig, found: Sequence[FoundSource]) -> WantedRun
 
     Raises OSError or ValueError for a bad checkpoint, RunMismatchError for sources that do not fit the run.
     """
-    examined = [_examined(_as_recorded(teacher, config.run)) for teacher in config.chosen]
+    recorded = _recorded_columns(config.run)
+    examined = [_examined(_as_recorded(teacher, recorded.get(teacher.name))) for teacher in config.chosen]
     content = {"format_version": manifests.FORMAT_VERSION, "seed": config.seed, "part_size": config.part_size}
     content |= {f"plan.{name}": value for name, value in asdict(config.plan).items()}
+    resampler = config.resampler or _recorded_resampler(recorded) or available_resamplers()[0]
+    content |= {"resampler": resampler} if resampler != _RESAMPLER_OF_OLD else {}
     images = manifests.ColumnRecord(name=IMAGES, depth_space=None, fingerprint=content, configuration={})
     record = manifests.RunRecord(
         seed=config.seed, part_size=config.part_size, plan=asdict(config.plan), configuration=resolved(config)
@@ -144,6 +150,7 @@ def _column(
     spec: TeacherSpec, weights_sha256: str, content: Mapping[str, str | int | float | bool | None]
 ) -> manifests.ColumnRecord:
     own = {name: getattr(spec, name) for name in _DECIDING} | {"weights_sha256": weights_sha256}
+    own |= {"label_bits": spec.label_bits} if spec.label_bits != _BITS_OF_OLD else {}
     return manifests.ColumnRecord(
         name=spec.name, depth_space=spec.depth_space, fingerprint={**content, **own}, configuration=asdict(spec)
     )
@@ -237,13 +244,25 @@ def _absolute(spec: TeacherSpec) -> TeacherSpec:
     return replace(spec, **{name: str(Path(path).absolute()) for name, path in folders.items()})
 
 
-def _as_recorded(spec: TeacherSpec, run_dir: Path) -> TeacherSpec:
-    """A teacher at its newest commits, at those that the run's column was made with: they are looked up once."""
-    wanted = with_known(spec)
-    if LATEST not in (wanted.revision, wanted.base_revision) or not manifests.place_of(run_dir).exists(RUN_RECORD):
-        return spec
-    columns = manifests.load_run(run_dir).columns
-    recorded = next((column.configuration for column in columns if column.name == spec.name), {})
+def _recorded_columns(run_dir: Path) -> dict[str, manifests.ColumnRecord]:
+    """The columns that the run has, by name."""
+    if not manifests.place_of(run_dir).exists(RUN_RECORD):
+        return {}
+    return {column.name: column for column in manifests.load_run(run_dir).columns}
+
+
+def _recorded_resampler(columns: Mapping[str, manifests.ColumnRecord]) -> str | None:
+    """What has cut the run's pictures so far."""
+    return str(columns[IMAGES].fingerprint.get("resampler", _RESAMPLER_OF_OLD)) if IMAGES in columns else None
+
+
+def _as_recorded(spec: TeacherSpec, column: manifests.ColumnRecord | None) -> TeacherSpec:
+    """A teacher with what the run's column was made with, where the command leaves it open: the bits of its labels, and its
+    newest commits, which are looked up once."""
+    if spec.label_bits is None:
+        bits = LABEL_BITS if column is None else column.fingerprint.get("label_bits", _BITS_OF_OLD)
+        spec = replace(spec, label_bits=int(bits or 0))
+    wanted, recorded = with_known(spec), column.configuration if column else {}
     pinned = {"revision": ("checkpoint", wanted.revision), "base_revision": ("base", wanted.base_revision)}
     return replace(
         spec,

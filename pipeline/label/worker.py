@@ -1,15 +1,19 @@
-"""The process that labels: one task at a time, one teacher in memory, and a pulse that can be felt from outside."""
+"""The process that labels: a part at a time through the one teacher in memory, and a pulse that can be felt from outside."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 import manifests
+from pipeline.label.pool import threads_for
 from pipeline.label.queue import RunNotSharedError, Task, TeacherUnusableError
 from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import Unit, UnitResult
@@ -17,6 +21,7 @@ from stages.labelling.units import label_images_part, label_teacher_part, try_im
 from stages.models import DepthModel, load_model
 from stages.models.batches import Predictor
 from stages.models.family import marks_invalid_pixels
+from stages.threads import keep_freed_memory
 
 _FIRST_PICTURE_PX = 64
 
@@ -27,14 +32,24 @@ class WallClock:
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
         self._started = self._last_beat = time.monotonic()
+        self._waits = False
 
     def beat(self) -> None:
         """The unit has made progress."""
         self._last_beat = time.monotonic()
 
     def silence_s(self) -> float:
-        """Seconds since the last beat."""
-        return time.monotonic() - self._last_beat
+        """Seconds since the last beat; 0 for who waits for its turn."""
+        return 0.0 if self._waits else time.monotonic() - self._last_beat
+
+    @contextmanager
+    def turn(self, device: threading.Lock) -> Iterator[None]:
+        """Waits for the device, and holds it."""
+        self._waits = True
+        with device:
+            self._waits = False
+            self.beat()
+            yield
 
     def volatile(self, attempt: str, batch_size: int | None) -> manifests.Volatile:
         """The attempt, the batch, this host, the seconds taken, and the time in UTC."""
@@ -49,50 +64,56 @@ class WallClock:
 
 
 class LabelWorker:
-    """Does tasks one after the other. As an actor it has a second thread for `pulse`.
+    """Does tasks, each in the thread that calls: one by one, or a second part of a column while the first comes to its end.
 
-    device: where teachers work; by itself a worker takes a GPU where there is one.
+    The teacher is at work for one of them at a time; the other one reads its first photographs meanwhile, or writes its last
+    labels. As an actor it has a third thread for `pulse`. device: where teachers work; by itself a worker takes a GPU where
+    there is one. threads: for photographs, and as many more for labels; by itself those that
+    the machine has for each GPU.
     """
 
-    def __init__(self, batch_size: int, decode_threads: int, device: str | None = None) -> None:
+    def __init__(self, batch_size: int, threads: int | None = None, device: str | None = None) -> None:
+        keep_freed_memory()
         self._batch_sizes: dict[str, int] = {}
-        self._batch_size, self._decode_threads = batch_size, decode_threads
+        self._batch_size = batch_size
+        self._threads = threads or threads_for(len(os.sched_getaffinity(0)), torch.cuda.device_count())
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._teacher: DepthModel | None = None
-        self._clock: WallClock | None = None
+        self._loading, self._at_work = threading.Lock(), threading.Lock()
+        self._clocks: dict[str, WallClock] = {}
 
-    def pulse(self) -> float:
-        """Seconds without a sign of life from the task at work; 0 between tasks, and while a teacher is loaded."""
-        clock = self._clock
-        return clock.silence_s() if clock else 0.0
+    def pulse(self) -> dict[str, float]:
+        """Seconds without a sign of life from each task at work, by its attempt; none while a teacher is loaded."""
+        return {attempt: clock.silence_s() for attempt, clock in list(self._clocks.items())}
 
     def do(self, task: Task) -> UnitResult | None:
         """Bring a unit to its commit, or see whether an image or a teacher can be tried; whatever goes wrong is raised.
 
         Raises RunNotSharedError before anything else where this machine does not see the unit's run.
         """
-        # The sums of floating-point numbers, and so the labels, depend on the number of threads: never on the machine's.
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # for what is not predicted in the flow's own thread
         require_run(task.unit)  # before the lock, which would be made on a disk that has nothing to do with the run
         # A worker may outlive its driver by a unit: nobody must clean up under its hands.
         with manifests.hold_run(task.unit.run_dir, exclusive=False):
             require_run(task.unit)  # what is held now is not changed any more
-            teacher = self._load(task.teacher, task.unit) if task.teacher else None
-            self._clock = WallClock(self._device)
+            with self._loading:
+                teacher = self._load(task.teacher, task.unit) if task.teacher else None
+            clock = self._clocks[task.unit.attempt] = WallClock(self._device)
             try:
                 if task.only_teacher:
                     return _show_a_picture(teacher, task.unit) if teacher else None
                 if task.index is None:
-                    return self._label(task.unit, teacher, self._clock)
-                return try_image(task.unit, task.index, teacher, self._clock)
+                    return self._label(task.unit, teacher, clock)
+                return try_image(task.unit, task.index, teacher, clock)
             finally:
-                self._clock = None
+                del self._clocks[task.unit.attempt]
 
     def _label(self, unit: Unit, teacher: DepthModel | None, clock: WallClock) -> UnitResult:
         if teacher is None:
-            return label_images_part(unit, clock, threads=self._decode_threads)
+            return label_images_part(unit, clock, threads=self._threads)
         batch_size = self._batch_sizes.get(unit.column, self._batch_size)
-        result = label_teacher_part(unit, teacher, clock, batch_size=batch_size, threads=self._decode_threads)
+        turn = clock.turn(self._at_work)
+        result = label_teacher_part(unit, teacher, clock, batch_size=batch_size, threads=self._threads, turn=turn)
         if result.batch_size:  # what did not fit into memory once is not tried again for every part
             self._batch_sizes[unit.column] = result.batch_size
         return result

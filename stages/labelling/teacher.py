@@ -9,8 +9,11 @@ from stages.models.spec import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSpec(ModelSpec):
-    """A model that labels; `name` is that of its column, and what is added here decides no label."""
+    """A model that labels; `name` is that of its column."""
 
+    label_bits: int | None = None
+    """Bits of a pixel's code in its labels, 8 to 16 (docs/benchmarks.md says what they cost and keep). None is 12, or what the
+    run's column has."""
     num_cpus: float = 1
     """Cores that each worker with this teacher holds."""
     num_gpus: float | None = None

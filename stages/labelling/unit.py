@@ -10,7 +10,7 @@ from typing import Any
 import manifests
 from manifests.errors import DistillError
 from stages.sources.source import CatalogueRow, Source
-from stages.views import ViewPlan
+from stages.views import Resampler, ViewPlan
 
 
 class InputChangedError(DistillError, ValueError):
@@ -37,6 +37,16 @@ class Unit:
     with_patches: bool = True
     excluded: Mapping[int, manifests.Reason] = field(default_factory=dict)
     """Rows that are rejected unseen, because they were seen to take their worker down."""
+
+    @property
+    def label_bits(self) -> int:
+        """Of the codes of its labels; columns of old do not say that they have 16."""
+        return int(self.fingerprint.get("label_bits", 16))
+
+    @property
+    def resampler(self) -> Resampler:
+        """What cuts its pictures; runs of old do not say that it was Pillow."""
+        return self.fingerprint.get("resampler", "pillow")
 
     @property
     def arrays(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
@@ -26,9 +26,21 @@ from PIL import Image
 import manifests
 from manifests.place import NewFolder
 from manifests.run import IMAGES
-from stages.label_store import ContextPicture, ImageLabels, LabelWriter, PictureReader, encode_picture, write_pictures
-from stages.labelling.collecting import Collector
-from stages.labelling.flow import PlannedContext, View, predict_views, views_in_batches
+from stages.label_store import (
+    ContextPicture,
+    ImageLabels,
+    Label,
+    LabelWriter,
+    PackedLabel,
+    PatchLabel,
+    PictureReader,
+    decode_label,
+    encode_picture,
+    write_pictures,
+)
+from stages.labelling.collecting import Collector, LabelledView
+from stages.labelling.flow import PlannedContext, Predicted, View, predict_in_turn, views_in_batches
+from stages.labelling.quantising import label_of
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
 from stages.models import DepthModel
 from stages.models.batches import Predictor
@@ -37,9 +49,11 @@ from stages.sources.catalogue import read_images
 from stages.sources.photographs import PictureRejectedError, decode_upright, resize_region
 from stages.sources.source import CatalogueRow
 from stages.threads import Behind, ahead
-from stages.views import Box, ImageViews, UnfitImageError, plan_views
+from stages.views import Box, ImageViews, Resampler, UnfitImageError, plan_views
 
 _OPEN_IMAGES = 16  # whose views may wait for others of their shape
+_BATCHES_BEHIND = 8  # which are predicted and not packed yet
+_ALWAYS = nullcontext()
 _VERSIONED = ("diffusers", "numcodecs", "numpy", "pillow", "scipy", "torch", "transformers", "zarr")
 
 
@@ -94,11 +108,20 @@ def label_images_part(unit: Unit, clock: Clock, *, threads: int = 1) -> UnitResu
         return _commit(unit, folder, outcomes, statistics, clock)
 
 
-def label_teacher_part(unit: Unit, teacher: DepthModel, clock: Clock, *, batch_size: int = 8, threads: int = 1) -> UnitResult:
+def label_teacher_part(
+    unit: Unit,
+    teacher: DepthModel,
+    clock: Clock,
+    *,
+    batch_size: int = 8,
+    threads: int = 1,
+    turn: AbstractContextManager[object] = _ALWAYS,
+) -> UnitResult:
     """Make one part of a teacher's column. The part must be committed in the column `images`.
 
-    Pictures are decoded ahead in `threads` threads and labels are written behind in another, so that the teacher need not
-    wait. Memory: the views of 2 * threads images, and views and labels of the 16 images or so that are not complete.
+    Pictures are cut ahead in `threads` threads, and labels packed behind in as many more, so that the teacher need not wait.
+    turn: held while it predicts, for who begins one part before the last one is committed. Memory: the views of 2 * threads
+    images, 8 batches of predictions, and the packed labels of a shard and of the 16 images or so that are not complete.
     Raises InputChangedError for an image whose bytes are not those that the column `images` was made from.
     """
     known = KnownImages(unit)
@@ -113,19 +136,17 @@ def label_teacher_part(unit: Unit, teacher: DepthModel, clock: Clock, *, batch_s
             context_px=unit.plan.context_px,
             contexts_per_image=unit.plan.contexts_per_image,
             depth_space=teacher.spec.depth_space,
+            label_bits=unit.label_bits,
         ) as writer:
-            collector = Collector(
-                writer.append,
-                known.planned,
-                known.problems,
-                unit.plan.contexts_per_image,
-                marks_invalid=marks_invalid_pixels(teacher),
-            )
-            cutting = ahead(known.cut, known.usable, threads=threads, depth=threads)
-            with closing(cutting) as cuts, Behind(depth=2) as behind:
-                views = (view for cut in cuts for view in cut)
-                for batch in views_in_batches(views, batch_size, max_waiting=_OPEN_IMAGES):
-                    behind.submit(collector.take, (batch, predict_views(predictor, batch)))
+            collector = Collector(writer.append_packed, known.planned, known.problems, unit.plan.contexts_per_image)
+            cuts = ahead(known.cut, known.usable, threads=threads, depth=threads)
+            behind = Behind(partial(_packed, writer), collector.take, threads=threads, depth=_BATCHES_BEHIND * batch_size)
+            batches = views_in_batches((view for cut in cuts for view in cut), batch_size, max_waiting=_OPEN_IMAGES)
+            predicted = predict_in_turn(batches, predictor, turn, bits=unit.label_bits)
+            with closing(cuts), closing(predicted) as predictions, behind:
+                for batch in predictions:
+                    for view in batch:
+                        behind.submit(view)
                     clock.beat()
             collector.finish()
         rows = zip(unit.rows, collector.problems, known.digests, known.planned, strict=True)
@@ -135,6 +156,12 @@ def label_teacher_part(unit: Unit, teacher: DepthModel, clock: Clock, *, batch_s
         return _commit(unit, folder, outcomes, writer.statistics(), clock, teacher=teacher, batch_size=predictor.batch_size)
 
 
+def _packed(writer: LabelWriter, view: Predicted) -> LabelledView[PackedLabel]:
+    label = view.label()
+    packed = label if isinstance(label, manifests.Reason) else writer.pack(label, view.box)
+    return LabelledView(image=view.image, number=view.number, label=packed)
+
+
 def try_image(unit: Unit, index: int, teacher: DepthModel | None, clock: Clock) -> None:
     """Do with one image all that its unit would, but for the writing: to find the one that takes a worker down."""
     if teacher is None:
@@ -142,9 +169,9 @@ def try_image(unit: Unit, index: int, teacher: DepthModel | None, clock: Clock) 
         return
     known = KnownImages(unit)
     if index in known.usable:
-        predictor = Predictor(teacher, batch_size=1)
-        for view in known.cut(index):
-            predict_views(predictor, [view])
+        for batch in predict_in_turn(([view] for view in known.cut(index)), Predictor(teacher, batch_size=1), _ALWAYS):
+            for view in batch:
+                view.label()
             clock.beat()
 
 
@@ -155,18 +182,15 @@ def label_views(
 
     Raises ValueError where the column would reject the image.
     """
-    pictures = [context, *_patches(image, views, patch_px)]
-    flow = (View(image=0, number=number, picture=picture, seed=0) for number, picture in enumerate(pictures))
-    predictor = Predictor(teacher, batch_size=len(pictures))
-    rows: list[ImageLabels | None] = []
-    planned = PlannedContext(number=0, boxes=views.patches)
-    collector = Collector(rows.append, [(planned,)], [None], contexts_per_image=1, marks_invalid=marks_invalid_pixels(teacher))
-    for batch in views_in_batches(flow, len(pictures), max_waiting=len(pictures)):
-        collector.take((batch, predict_views(predictor, batch)))
-    (problem,), (labels,) = collector.problems, rows
-    if labels is None:
-        raise ValueError(str(problem))
-    return labels
+    pictures, boxes = [context, *_patches(image, views, patch_px)], [None, *views.patches]
+    labels: list[Label] = []
+    for number, (picture, box) in enumerate(zip(pictures, boxes, strict=True)):
+        label = label_of(teacher.predict(picture[None])[0], box, number, marks_invalid=marks_invalid_pixels(teacher))
+        if isinstance(label, manifests.Reason):
+            raise ValueError(str(label))
+        labels.append(decode_label(label.codes, label.scale, label.offset))
+    patches = (PatchLabel(box=box, **vars(label)) for box, label in zip(views.patches, labels[1:], strict=True))
+    return ImageLabels(context=labels[0], patches=tuple(patches))
 
 
 # --- pictures and views ---------------------------------------------------------------------------------------------
@@ -185,7 +209,7 @@ def _picture(unit: Unit, index: int) -> _Picture:
         return _Picture(problem=manifests.Reason(kind=error.kind, message=str(error)), content_sha256=digest)
     contexts = (
         ContextPicture(
-            jpeg=encode_picture(resize_region(image, views.source, *views.extent)),
+            jpeg=encode_picture(resize_region(image, views.source, *views.extent, resampler=unit.resampler)),
             extent=views.extent,
             source_size=(image.height, image.width),
             source=views.source,
@@ -199,8 +223,10 @@ def _content(unit: Unit, index: int) -> bytes:
     return next(read_images(unit.source, unit.rows[index : index + 1]))
 
 
-def _patches(image: Image.Image, views: ImageViews, side_px: int) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
-    return (resize_region(image, views.source_box(box), side_px, side_px) for box in views.patches)
+def _patches(
+    image: Image.Image, views: ImageViews, side_px: int, resampler: Resampler = "pillow"
+) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
+    return (resize_region(image, views.source_box(box), side_px, side_px, resampler=resampler) for box in views.patches)
 
 
 class KnownImages:
@@ -244,17 +270,22 @@ class KnownImages:
         """Every planned view of an image: the stored contexts, and the patches cut from the photograph itself."""
         content = _content(self._unit, index)
         self._refuse_other_bytes(index, content)
-        planned, views = self.planned[index] or (), self.views[index]
+        planned, views, plan = self.planned[index] or (), self.views[index], self._unit.plan
         image = decode_upright(content) if any(context.boxes for context in filter(None, planned)) else None
         pictures: dict[int, UInt8[np.ndarray, "_ _ 3"]] = {}
         first_row = index * self._unit.plan.contexts_per_image
         for row, (context, of_context) in enumerate(zip(planned, views, strict=True), start=first_row):
             if context is not None:
-                patches = _patches(image, of_context, self._unit.plan.patch_px) if image and context.boxes else ()
+                patches = _patches(image, of_context, plan.patch_px, self._unit.resampler) if image and context.boxes else ()
                 pictures |= dict(enumerate([self._context(row), *patches], start=context.number))
         key = self._unit.rows[index].key
+        boxes = {
+            number: box
+            for context in filter(None, planned)
+            for number, box in enumerate([None, *context.boxes], start=context.number)
+        }
         return [
-            View(image=index, number=number, picture=picture, seed=_view_seed(self._unit.seed, key, number))
+            View(image=index, number=number, box=boxes[number], picture=picture, seed=_view_seed(self._unit.seed, key, number))
             for number, picture in pictures.items()
         ]
 

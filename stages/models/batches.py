@@ -8,8 +8,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from torch import Tensor
 
-from stages.models.family import DepthModel
+from stages.models.family import DepthModel, PredictsOnDevice
 from stages.models.precision import tf32
 
 ItemT = TypeVar("ItemT")
@@ -51,32 +52,42 @@ class Predictor:
 
         Raises torch.OutOfMemoryError when even one picture is too much, and ValueError for a prediction of another size.
         """
+        parts = self.parts(np.stack(pictures), seeds)
+        return np.concatenate([part.cpu().numpy() if isinstance(part, Tensor) else part for part in parts])
+
+    def parts(
+        self, pictures: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None
+    ) -> Iterator[Float32[np.ndarray, "_ h w"] | Float32[Tensor, "_ h w"]]:
+        """As `predict`, in as many parts as the memory needs; a part that a GPU has begun to make is still there."""
         seeds = [0] * len(pictures) if seeds is None else seeds
-        depths: list[Float32[np.ndarray, "_ h w"]] = []
         start = 0
         while start < len(pictures):
             end = start + self.batch_size
             predicted = self._try(pictures[start:end], seeds[start:end])
             if predicted is not None:
-                depths.append(predicted)
+                yield predicted
                 start += len(predicted)
-        return np.concatenate(depths)
 
-    def _try(self, some: Sequence[UInt8[np.ndarray, "h w 3"]], seeds: Sequence[int]) -> Float32[np.ndarray, "b h w"] | None:
+    def _try(
+        self, pictures: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int]
+    ) -> Float32[np.ndarray, "b h w"] | Float32[Tensor, "b h w"] | None:
         """None where memory ran out; the batch size is halved then."""
-        pictures = np.stack(some)
+        predict = self.model.predict
+        if isinstance(self.model, PredictsOnDevice) and type(self.model).predict is PredictsOnDevice.predict:
+            predict = self.model.predict_on_device
         try:
             with tf32(self.model.spec.dtype == "tf32"):
-                depth = self.model.predict(pictures, seeds)
+                depth = predict(pictures, seeds)
         except torch.OutOfMemoryError:
-            if len(some) == 1:
+            if len(pictures) == 1:
                 raise
         else:
-            if depth.shape != pictures.shape[:3]:
-                raise ValueError(f"the prediction has shape {depth.shape}, expected {pictures.shape[:3]}: that of the pictures")
+            if tuple(depth.shape) != pictures.shape[:3]:
+                found = tuple(depth.shape)
+                raise ValueError(f"the prediction has shape {found}, expected {pictures.shape[:3]}: that of the pictures")
             return depth
         # Outside of the handler: the error would keep the failed batch's tensors alive.
-        self.batch_size = max(len(some) // 2, 1)
+        self.batch_size = max(len(pictures) // 2, 1)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from torch import Tensor
 
 from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
@@ -35,6 +36,20 @@ class DepthModel(Protocol):
         Raises torch.OutOfMemoryError where the batch does not fit, on any device; a smaller one may.
         """
         ...
+
+
+class PredictsOnDevice:
+    """Base of models whose maps stay where they are made, for whoever goes on there; a GPU may still be at work on them."""
+
+    def predict_on_device(
+        self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None
+    ) -> Float32[Tensor, "b h w"]:
+        """As `DepthModel.predict`."""
+        raise NotImplementedError
+
+    def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
+        """See `DepthModel.predict`."""
+        return self.predict_on_device(images, seeds).cpu().numpy()
 
 
 def marks_invalid_pixels(model: DepthModel) -> bool:

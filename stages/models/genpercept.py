@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from torch import Tensor
 
 from manifests.errors import RefusedError
 from stages.models.checkpoints import read_json
 from stages.models.diffusion_parts import load_parts
-from stages.models.family import Family, FamilyStatements, no_noise, training_size
+from stages.models.family import Family, FamilyStatements, PredictsOnDevice, no_noise, training_size
 from stages.models.pixels import network_size, out_of_memory, resize_maps, resize_pictures, to_tensor
 from stages.models.spec import ModelSpec
 
 
-class GenPerceptModel:
+class GenPerceptModel(PredictsOnDevice):
     """GenPercept's forward pass on a checkpoint's UNet, VAE and empty text."""
 
     @out_of_memory()
@@ -36,7 +37,9 @@ class GenPerceptModel:
 
     @out_of_memory()
     @torch.inference_mode()
-    def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
+    def predict_on_device(
+        self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None
+    ) -> Float32[Tensor, "b h w"]:
         """See `DepthModel.predict`. There is no noise: seeds are ignored."""
         height, width = images.shape[1:3]
         size = network_size(height, width, multiple=8, input_px=self.spec.long_side_px)
@@ -46,7 +49,7 @@ class GenPerceptModel:
         step = torch.ones((), dtype=torch.long, device=self._device)
         output = self._unet(latent, step, self._text.expand(len(pixels), -1, -1)).sample
         decoded = self._vae.decode(-output / scale).sample.float().mean(1)
-        return resize_maps((decoded.clamp(-1, 1) + 1) / 2, height, width).cpu().numpy()
+        return resize_maps((decoded.clamp(-1, 1) + 1) / 2, height, width)
 
 
 def is_diffusion(folder: Path) -> bool:

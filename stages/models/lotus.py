@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from torch import Tensor
 
 from manifests.errors import RefusedError
 from stages.models.checkpoints import read_json
 from stages.models.diffusion_parts import load_parts
-from stages.models.family import Family, FamilyStatements, no_noise, training_size
+from stages.models.family import Family, FamilyStatements, PredictsOnDevice, no_noise, training_size
 from stages.models.genpercept import is_diffusion
 from stages.models.pixels import network_size, out_of_memory, resize_maps, resize_pictures, to_tensor
 from stages.models.spec import ModelSpec
@@ -30,7 +31,7 @@ _TASK = torch.tensor([1.0, 0.0])
 _TASK_EMBEDDING = torch.cat([_TASK.sin(), _TASK.cos()])
 
 
-class LotusModel:
+class LotusModel(PredictsOnDevice):
     """Lotus-D's forward pass on a checkpoint's UNet, VAE and text encoder; the latter is used once and not kept."""
 
     @out_of_memory()
@@ -43,7 +44,9 @@ class LotusModel:
 
     @out_of_memory()
     @torch.inference_mode()
-    def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
+    def predict_on_device(
+        self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None
+    ) -> Float32[Tensor, "b h w"]:
         """See `DepthModel.predict`. There is no noise: seeds are ignored."""
         count, height, width = images.shape[:3]
         size = network_size(height, width, multiple=8, input_px=self.spec.long_side_px)
@@ -54,7 +57,7 @@ class LotusModel:
         text, task = self._text.expand(count, -1, -1), self._task.expand(count, 4)
         output = self._unet(latent, step, text, class_labels=task).sample
         decoded = self._vae.decode(output / scale).sample.float()
-        return resize_maps((decoded / 2 + 0.5).clamp(0, 1).mean(1), height, width).cpu().numpy()
+        return resize_maps((decoded / 2 + 0.5).clamp(0, 1).mean(1), height, width)
 
 
 def is_lotus(folder: Path) -> bool:

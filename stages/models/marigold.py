@@ -24,13 +24,13 @@ from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
 from stages.models.checkpoints import read_json
 from stages.models.diffusion_parts import load_parts
-from stages.models.family import Family, FamilyStatements, Statement, pixels, training_size
+from stages.models.family import Family, FamilyStatements, PredictsOnDevice, Statement, pixels, training_size
 from stages.models.genpercept import is_marigold
 from stages.models.pixels import out_of_memory
 from stages.models.spec import ModelSpec
 
 
-class MarigoldModel:
+class MarigoldModel(PredictsOnDevice):
     """`MarigoldDepthPipeline` on a checkpoint in its layout; the text encoder is used once and not kept."""
 
     @out_of_memory()
@@ -55,7 +55,9 @@ class MarigoldModel:
 
     @out_of_memory()
     @torch.inference_mode()
-    def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
+    def predict_on_device(
+        self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None
+    ) -> Float32[Tensor, "b h w"]:
         """See `DepthModel.predict`. Raises ValueError unless there are as many seeds as pictures."""
         count = len(images)
         seeds = [0] * count if seeds is None else seeds
@@ -66,7 +68,7 @@ class MarigoldModel:
         together = count if self.spec.ensemble == 1 else 1
         starts = range(0, count, together)
         maps = [self._predict(images[start : start + together], seeds[start : start + together]) for start in starts]
-        return torch.cat(maps).float().cpu().numpy()
+        return torch.cat(maps).float()
 
     def _predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int]) -> Float[Tensor, "b h w"]:
         latents = self.noise(images.shape[1], images.shape[2], seeds)

@@ -31,7 +31,10 @@ def out_of_memory() -> Iterator[None]:
 
 def to_tensor(images: UInt8[np.ndarray, "b h w 3"], device: str) -> Float32[Tensor, "b 3 h w"]:
     """Pictures in [0, 1] on the device."""
-    return torch.tensor(images).to(device).permute(0, 3, 1, 2).float() / 255
+    pictures = torch.tensor(images)
+    if device.startswith("cuda"):  # from pinned memory the copy is begun, and not waited for
+        pictures = pictures.pin_memory()
+    return pictures.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
 
 
 def network_size(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from manifests.errors import RefusedError
 from stages.models.checkpoints import read_json, read_preprocessor
-from stages.models.family import Family, FamilyStatements, Statement, no_noise
+from stages.models.family import Family, FamilyStatements, PredictsOnDevice, Statement, no_noise
 from stages.models.input_rule import InputRule, read_input_rule, stated_size_of
 from stages.models.loading import load_transformers
 from stages.models.pixels import out_of_memory, resize_maps, to_tensor
@@ -38,7 +38,7 @@ _HEADS = {"tipsv2_dpt": ("decoder", "bin_regressor"), "zoedepth": ("relative_hea
 """What comes last, where it is not the `head`."""
 
 
-class TransformersModel:
+class TransformersModel(PredictsOnDevice):
     """An `AutoModelForDepthEstimation` checkpoint with safetensors weights."""
 
     def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
@@ -55,19 +55,21 @@ class TransformersModel:
 
     @out_of_memory()
     @torch.no_grad()  # not inference_mode: the library keeps BEiT's indices for later passes, which may want a gradient
-    def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
+    def predict_on_device(
+        self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None
+    ) -> Float32[Tensor, "b h w"]:
         """See `DepthModel.predict`. There is no noise: seeds are ignored."""
         height, width = images.shape[1:3]
         pixels = self._rule.prepare(to_tensor(images, self._device), self.spec.input_px).to(self._dtype)
         if self._votes:
             maps = torch.cat([self._model(pixel_values=alone).predicted_depth for alone in pixels.split(1)])
-            return self._rule.restore(maps, height, width).cpu().numpy()
+            return self._rule.restore(maps, height, width)
         output = self._model(pixel_values=pixels)
         if self._is_depth_pro:
             maps = metres(output.predicted_depth, output.field_of_view, height, width)
         else:
             maps = self._rule.restore(output.predicted_depth, height, width)
-        return maps.cpu().numpy()
+        return maps
 
 
 def _all_but_head(network: Any, dtype: torch.dtype) -> Any:

@@ -18,6 +18,7 @@ from pipeline.label.drive import DriveOptions, drive
 from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import RunMismatchError, read_sources
 from stages.labelling.teacher import TeacherSpec
+from stages.sources.photographs import available_resamplers
 from tests.conftest import label_config, picture_bytes, scene_bytes, teacher_spec, write_tar
 
 _PLAN = ["--plan.context", "whole", "--plan.context-px", "48", "--plan.patch-px", "48", "--plan.min-image-px", "8"]
@@ -227,3 +228,29 @@ def test_a_folder_inside_one_of_the_runs_or_around_it_is_refused(tmp_path: Path,
     write_photos(tmp_path / "photos/inner", [7])
     with pytest.raises(RunMismatchError, match=r"is (inside|around) .*photos, which is the run's source photos"):
         label(replace(config, sources=(str(tmp_path / place),)))
+
+
+def test_a_run_of_old_goes_on_with_its_own_bits_and_resampler(tmp_path: Path, checkpoints: Path):
+    """Of which it says nothing: it was made when there was one of each."""
+    photos, run = write_photos(tmp_path / "photos", range(4)), tmp_path / "run"
+    given = arguments(run, checkpoints, photos)
+    assert main([*given, "--resampler", "pillow", "--primary.label-bits", "16"]) == 0
+    assert not {"label_bits", "resampler"} & {key for column in manifests.load_run(run).columns for key in column.fingerprint}
+    first, *_ = manifests.parts(manifests.load_run(run))
+    before = manifests.load_part(run, "primary", first.name)
+    manifests.drop_parts(run, {("primary", first.name): "made again"})
+    assert main(given) == 0
+    after = manifests.load_part(run, "primary", first.name)
+    assert [file.sha256 for file in after.files] == [file.sha256 for file in before.files]
+    assert main([*given, "--primary.label-bits", "10"]) == 2
+
+
+def test_a_new_run_says_its_bits_and_its_resampler_and_refuses_those_that_are_none(tmp_path: Path, checkpoints: Path, capsys):
+    photos, run = write_photos(tmp_path / "photos", range(2)), tmp_path / "run"
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments(run, checkpoints, photos), "--primary.label-bits", "7"])
+    assert "--primary.label-bits is 7, expected 8 to 16" in capsys.readouterr().err
+    assert main(arguments(run, checkpoints, photos)) == 0
+    fingerprint = next(column.fingerprint for column in manifests.load_run(run).columns if column.name == "primary")
+    assert fingerprint["label_bits"] == 12
+    assert fingerprint.get("resampler", "pillow") == available_resamplers()[0]

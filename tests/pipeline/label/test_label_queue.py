@@ -18,6 +18,7 @@ from pipeline.label.queue import (
     RunNotSharedError,
     Task,
     TeacherUnusableError,
+    UnitInterruptedError,
     WorkerDiedError,
     WorkerStalledError,
 )
@@ -292,3 +293,49 @@ def test_the_queue_imports_neither_networks_nor_ray_nor_stores() -> None:
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
     assert "manifests" in loaded
     assert not {"torch", "ray", "zarr", "pyarrow"} & set(loaded)
+
+
+def test_a_second_part_is_begun_beside_the_first_where_nobody_else_waits_for_it(tmp_path: Path):
+    queue = _queue([_unit(tmp_path, "primary", part) for part in "abc"], images_done=set("abc"))
+    first = queue.take(["primary"])
+    assert first is not None
+    assert queue.take_beside(first, workers=3) is None  # two parts are left, and two other workers to do them
+    second = queue.take_beside(first, workers=2)
+    assert second is not None
+    assert (second.unit.part, second.alone) == ("b", False)
+
+
+def test_pictures_and_single_images_are_done_alone(tmp_path: Path):
+    queue = _queue([_unit(tmp_path, IMAGES, part) for part in "abc"])
+    task = queue.take([IMAGES])
+    assert task is not None
+    assert queue.take_beside(task, workers=1) is None
+    queue = _queue([_unit(tmp_path, "primary", part) for part in "abcd"], images_done=set("abcd"))
+    tried, other = (Task(unit=_unit(tmp_path, "primary", "x"), teacher=None, index=index) for index in (3, None))
+    assert queue.take_beside(tried, workers=1) is None
+    assert queue.take_beside(other, workers=1) is None
+
+
+def test_a_part_that_was_interrupted_has_lost_no_attempt_and_is_done_alone(tmp_path: Path):
+    queue = _queue([_unit(tmp_path, "primary", "a")], images_done={"a"})
+    for _ in range(5):  # more often than there are attempts
+        task = queue.take(["primary"])
+        assert task is not None
+        assert queue.settle(task, UnitInterruptedError("gone")) == []
+    task = queue.take(["primary"])
+    assert task is not None
+    assert task.alone
+    assert not task.may_overlap
+    assert queue.settle(task, _DONE) == [(task.unit, _DONE)]
+
+
+def test_a_part_that_is_to_be_alone_is_not_begun_beside_another(tmp_path: Path):
+    queue = _queue([_unit(tmp_path, "primary", part) for part in "ab"], images_done=set("ab"))
+    first, second = queue.take(["primary"]), queue.take(["primary"])
+    assert first is not None
+    assert second is not None
+    queue.settle(second, UnitInterruptedError("gone"))
+    assert queue.take_beside(first, workers=1) is None
+    again = queue.take(["primary"])
+    assert again is not None
+    assert again.alone

@@ -56,7 +56,7 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     write_run(folder / "run")
     write_student(folder / "student")
     damaged = write_run(folder / "damaged")
-    chunk = damaged / "columns/primary/scenes.00001.first.zarr/context/c/0/0/0"
+    chunk = damaged / "columns/primary/scenes.00001.first.zarr/context/c/0/0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 3] ^= 0xFF
     chunk.write_bytes(bytes(content))

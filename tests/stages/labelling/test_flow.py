@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import manifests
 from pipeline.label.worker import WallClock
-from stages.labelling.flow import View, predict_views, views_in_batches
+from stages.labelling.flow import Predicted, View, predict_views, views_in_batches
 from stages.labelling.units import label_images_part, label_teacher_part
 from stages.models.batches import Predictor
 from stages.threads import Behind, ahead
@@ -25,7 +25,12 @@ from tests.stages.labelling.test_units import made_units
 
 def _view(image: int, side_px: int = 8, number: int = 0) -> View:
     picture = np.full((side_px, side_px, 3), image % 256, np.uint8)
-    return View(image=image, number=number, picture=picture, seed=1000 + image)
+    return View(image=image, number=number, box=None, picture=picture, seed=1000 + image)
+
+
+def _predicted(predictor: Predictor, views: int) -> list[Predicted]:
+    batch = [_view(image) for image in range(views)]
+    return list(predict_views(predictor, batch, np.stack([view.picture for view in batch])))
 
 
 class _SmallMemory:
@@ -70,14 +75,14 @@ def test_every_view_goes_once_with_its_own_shape_and_none_waits_for_too_many_ima
 
 def test_batches_that_do_not_fit_are_halved_for_good_and_every_view_is_predicted(checkpoints: Path):
     predictor = Predictor(_SmallMemory(checkpoints), batch_size=8)
-    depths = predict_views(predictor, [_view(image) for image in range(8)])
-    assert depths[:, 0, 0].tolist() == [image + (1000 + image) % 7 for image in range(8)]
+    labels = [view.label() for view in _predicted(predictor, 8)]
+    assert [label.min for label in labels] == [image + (1000 + image) % 7 for image in range(8)]  # type: ignore[union-attr]
     assert predictor.batch_size == 2
 
 
 def test_one_view_that_does_not_fit_is_an_error(checkpoints: Path):
     with pytest.raises(torch.OutOfMemoryError):
-        predict_views(Predictor(_SmallMemory(checkpoints, holds=0), batch_size=8), [_view(0)])
+        _predicted(Predictor(_SmallMemory(checkpoints, holds=0), batch_size=8), 1)
 
 
 def test_the_manifest_tells_the_batch_that_memory_allowed(tmp_path: Path, checkpoints: Path):
@@ -107,14 +112,16 @@ def test_results_come_in_order_and_only_so_many_are_computed_ahead():
     assert sorted(started) == list(range(50))
 
 
-def test_what_goes_wrong_behind_is_raised_in_front():
-    def fail(item: int) -> None:
+@pytest.mark.parametrize("failing", ["make", "take"])
+def test_what_goes_wrong_behind_is_raised_in_front(failing: str):
+    def fail(item: int) -> int:
         raise ValueError(f"item {item}")
 
     def submit_all() -> None:
-        with Behind(depth=2) as behind:
+        make, take = (int, fail) if failing == "take" else (fail, int)
+        with Behind(make, take, threads=2, depth=2) as behind:
             for item in range(3):
-                behind.submit(fail, item)
+                behind.submit(item)
 
     with pytest.raises(ValueError, match="item 0"):
         submit_all()
@@ -126,4 +133,4 @@ def test_a_prediction_of_another_size_than_its_pictures_is_refused(checkpoints: 
             return super().predict(images, seeds)[:, ::2, ::2]
 
     with pytest.raises(ValueError, match=r"has shape \(2, 4, 4\), expected \(2, 8, 8\)"):
-        predict_views(Predictor(_HalfAsLarge(checkpoints), 2), [_view(0), _view(1)])
+        _predicted(Predictor(_HalfAsLarge(checkpoints), 2), 2)

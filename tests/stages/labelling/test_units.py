@@ -289,4 +289,4 @@ def test_statistics_tell_range_and_measured_quantisation_error(labelled_run: Pat
         assert statistics.mean is not None
         assert statistics.min <= statistics.mean <= statistics.max
         assert statistics.max_quantisation_error is not None
-        assert 0 < statistics.max_quantisation_error < (statistics.max - statistics.min) / 65535
+        assert 0 < statistics.max_quantisation_error < (statistics.max - statistics.min) / 4094
