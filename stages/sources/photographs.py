@@ -14,6 +14,7 @@ import struct
 import warnings
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -110,6 +111,17 @@ def decode_upright(content: bytes) -> Image.Image:
         raise PictureRejectedError("too_large", str(error)) from error
     except _NONSENSE as error:
         raise PictureRejectedError("damaged", f"{type(error).__name__}: {error}") from error
+
+
+def stated_pixels(path: Path) -> int:
+    """The pixels that a file's header states; 0 where it cannot be read, and `decode_upright` says why."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS) as image:
+                return image.width * image.height
+    except (PictureRejectedError, UnidentifiedImageError, Image.DecompressionBombError, *_NONSENSE):
+        return 0
 
 
 def _formats(content: bytes) -> tuple[str, ...]:
