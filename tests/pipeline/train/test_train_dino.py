@@ -73,7 +73,7 @@ def test_every_command_opens_the_exported_student(dino_trained: Path, tmp_path: 
     assert values.std() > 0
     picture = np.asarray(Image.open(photo).convert("RGB"))
     model = load_model(ModelSpec(checkpoint=str(dino_trained), input_px="stated"))
-    assert np.array_equal(model.predict(picture[None])[0], values)
+    np.testing.assert_allclose(model.predict(picture[None])[0], values, rtol=1e-4)
     result = tmp_path / "result.json"
     scenes = ["--scenes", "2", "--input-px", "48", "--output", str(tmp_path / "kept"), "--json", str(result)]
     assert evaluate_main(["--model", str(dino_trained), *scenes, *device]) == 0
