@@ -20,7 +20,6 @@ from pipeline.interrupts import handled_by
 from pipeline.label.in_process import InProcessPool
 from pipeline.label.pool import Pool, Resources, SlotT
 from pipeline.label.queue import Ending, LabelQueue, Outcome, RunNotSharedError, Task, TeacherUnusableError
-from pipeline.label.ray_pool import RayPool
 from pipeline.label.run import OpenRun
 from pipeline.progress import ColumnProgress
 from stages.labelling.unit import Unit, UnitResult
@@ -159,6 +158,8 @@ def _pool(columns: Sequence[str], most_workers: int, options: DriveOptions) -> A
     arguments = (options.batch_size, options.decode_threads)
     if options.workers == 0:
         return InProcessPool(columns, arguments)
+    from pipeline.label.ray_pool import RayPool  # takes a second, and `--workers 0` needs no Ray
+
     return RayPool(
         {column: options.resources[column] for column in columns},
         arguments,

@@ -38,6 +38,7 @@ from stages.models.checkpoints import (
 )
 from stages.models.dino_backbone import BARE_ENCODERS
 from stages.models.loading import load_transformers, read_config
+from stages.models.positions import remember_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,4 +136,5 @@ def _load_encoder(folder: Path) -> Any:
 
 
 def _frozen(encoder: Any) -> Any:
+    remember_positions(encoder)
     return encoder.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float32, Float64, UInt16
 from torch import Tensor
 
 from manifests import Reason
@@ -116,73 +116,89 @@ def labels_on_device(
     bits: int = LABEL_BITS,
 ) -> list[LabelOnItsWay]:
     """Begins, on the device where the predictions are, what `label_of` does with each; the host waits for nothing."""
-    begun = [_begun(depth, box, marks_invalid, top_step(bits)) for depth, box in zip(depths, boxes, strict=True)]
-    on_host = [(_to_host(codes), _to_host(facts)) for codes, facts in begun]
-    event = torch.cuda.Event() if depths.is_cuda else None
+    groups: dict[tuple[int, int] | None, list[int]] = {}
+    for view, box in enumerate(boxes):
+        groups.setdefault(box and (box.height, box.width), []).append(view)
+    on_host: dict[int, tuple[Tensor, Tensor]] = {}
+    for size, views in groups.items():  # at once: each kernel that is begun keeps the host from the network's own
+        some = depths if len(groups) == 1 else torch.stack([depths[view] for view in views])
+        codes, facts = map(_to_host, _begun(some, size, marks_invalid, top_step(bits)))
+        on_host.update(zip(views, zip(codes, facts, strict=True), strict=True))
+    event = torch.cuda.Event(blocking=True) if depths.is_cuda else None  # else it is asked for without a pause
     if event is not None:
         event.record(torch.cuda.current_stream(depths.device))
     return [
-        LabelOnItsWay(box=box, number=number, size=depths[0].numel(), codes=codes, numbers=facts, event=event)
-        for box, number, (codes, facts) in zip(boxes, numbers, on_host, strict=True)
+        LabelOnItsWay(
+            box=box, number=number, size=depths[0].numel(), codes=on_host[view][0], numbers=on_host[view][1], event=event
+        )
+        for view, (box, number) in enumerate(zip(boxes, numbers, strict=True))
     ]
 
 
 def _begun(
-    depth: Float32[Tensor, "h w"], box: Box | None, marks_invalid: bool, top_step: int
-) -> tuple[Tensor, Float64[Tensor, "11"]]:
+    depths: Float32[Tensor, "b h w"], size: tuple[int, int] | None, marks_invalid: bool, top_step: int
+) -> tuple[UInt16[Tensor, "b h2 w2"], Float64[Tensor, "b 11"]]:
     """Codes, and what is to be known of them: all whole numbers below 2**53 or of float32, which float64 holds exactly."""
-    known = ~depth.isnan() if marks_invalid else torch.ones_like(depth, dtype=torch.bool)
-    values, valid = (depth, known) if box is None else _onto_box(depth, known, box)
+    known = ~depths.isnan() if marks_invalid else torch.ones_like(depths, dtype=torch.bool)
+    if size is None:
+        values, valid = depths, known
+    elif marks_invalid:
+        values, valid = _onto_box_where(depths, known, size)
+    else:
+        values = _on_grid(depths.double(), size).float()
+        valid = torch.ones_like(values, dtype=torch.bool)
     offset, top = _range(values, valid)
     scale = ((top.double() - offset.double()) / top_step).float()
     steps = (torch.where(valid, values, offset).double() - offset.double()) / scale.double()
     steps = torch.where(scale > 0, steps.round().clamp(0, top_step), 0.0)
     codes = torch.where(valid, steps + 1, 0.0).to(torch.int32)
     errors = (steps * scale.double() + offset.double()).float() - values
-    said = _range(depth, known)
-    pixels = valid.sum()
+    pixels = valid.sum((1, 2), keepdim=True)
     nowhere = pixels == 0
     facts = [
-        known.sum(),
-        (known & ~depth.isfinite()).sum(),
+        known.sum((1, 2), keepdim=True),
+        (known & ~depths.isfinite()).sum((1, 2), keepdim=True),
         torch.where(nowhere, 0.0, scale),
         torch.where(nowhere, 0.0, offset),
         pixels,
-        codes.sum(dtype=torch.int64),
+        codes.sum((1, 2), keepdim=True, dtype=torch.int64),
         torch.where(nowhere, torch.nan, offset),
         torch.where(nowhere, torch.nan, top),
-        torch.where(valid, errors.abs(), 0.0).amax(),
-        *said,
+        torch.where(valid, errors.abs(), 0.0).amax((1, 2), keepdim=True),
+        *((offset, top) if size is None else _range(depths, known)),
     ]
-    return codes.to(torch.uint16), torch.stack([fact.double() for fact in facts])
+    return codes.to(torch.uint16), torch.cat([fact.double() for fact in facts], 1)[..., 0]
 
 
-def _range(values: Float32[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> tuple[Tensor, Tensor]:
-    """The least and the largest of the valid values."""
-    return torch.where(valid, values, torch.inf).amin() + 0.0, torch.where(valid, values, -torch.inf).amax() + 0.0
+def _range(
+    values: Float32[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]
+) -> tuple[Float32[Tensor, "b 1 1"], Float32[Tensor, "b 1 1"]]:
+    """The least and the largest of the valid values of each map."""
+    least = torch.where(valid, values, torch.inf).amin((1, 2), keepdim=True)
+    return least + 0.0, torch.where(valid, values, -torch.inf).amax((1, 2), keepdim=True) + 0.0
 
 
-def _onto_box(
-    depth: Float32[Tensor, "h w"], known: Bool[Tensor, "h w"], box: Box
-) -> tuple[Float32[Tensor, "h2 w2"], Bool[Tensor, "h2 w2"]]:
+def _onto_box_where(
+    depths: Float32[Tensor, "b h w"], known: Bool[Tensor, "b h w"], size: tuple[int, int]
+) -> tuple[Float32[Tensor, "b h2 w2"], Bool[Tensor, "b h2 w2"]]:
     """`onto_grid_where`, which is `onto_grid` where all is known: shares are 1 then, to the last bit or so."""
-    share = _on_grid(known.double(), box)
-    sums = _on_grid(torch.where(known, depth, 0.0).double(), box)
-    valid, everywhere = share >= 0.5, known.all()
+    share = _on_grid(known.double(), size)
+    sums = _on_grid(torch.where(known, depths, 0.0).double(), size)
+    valid, everywhere = share >= 0.5, known.all(2, keepdim=True).all(1, keepdim=True)
     means = torch.where(valid, sums / torch.where(valid, share, 1.0), 0.0)
     return torch.where(everywhere, sums, means).float(), valid
 
 
-def _on_grid(values: Float64[Tensor, "h w"], box: Box) -> Float64[Tensor, "h2 w2"]:
-    return _resampled(_resampled(values, box.height).T.contiguous(), box.width).T.contiguous()
+def _on_grid(values: Float64[Tensor, "b h w"], size: tuple[int, int]) -> Float64[Tensor, "b h2 w2"]:
+    return _resampled(_resampled(values, size[0]).mT.contiguous(), size[1]).mT.contiguous()
 
 
-def _resampled(lines: Float64[Tensor, "old n"], new: int) -> Float64[Tensor, "new n"]:
+def _resampled(lines: Float64[Tensor, "b old n"], new: int) -> Float64[Tensor, "b new n"]:
     """See `stages.views`; not one product of matrices, whose sums would have another order."""
-    (first, *others), (weight, *weights) = _resampling(len(lines), new, lines.device)
-    total = weight * lines[first]
+    (first, *others), (weight, *weights) = _resampling(lines.shape[1], new, lines.device)
+    total = weight * lines[:, first]
     for index, weight in zip(others, weights, strict=True):
-        total = total + weight * lines[index]
+        total = total + weight * lines[:, index]
     return total
 
 

@@ -56,8 +56,8 @@ class Predictor:
 
         Raises torch.OutOfMemoryError when even one picture is too much, and ValueError for a prediction of another size.
         """
-        parts = self.parts(np.stack(pictures), seeds)
-        return np.concatenate([part.cpu().numpy() if isinstance(part, Tensor) else part for part in parts])
+        parts = [_on_host(part) for part in self.parts(np.stack(pictures), seeds)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def parts(
         self, pictures: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None
@@ -95,3 +95,10 @@ class Predictor:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def _on_host(maps: Float32[np.ndarray, "b h w"] | Float32[Tensor, "b h w"]) -> Float32[np.ndarray, "b h w"]:
+    """Through pinned memory, which a GPU writes to ten times as fast as to any other."""
+    if not isinstance(maps, Tensor):
+        return maps
+    return torch.empty(maps.shape, dtype=maps.dtype, pin_memory=True).copy_(maps).numpy() if maps.is_cuda else maps.numpy()

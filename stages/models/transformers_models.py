@@ -30,6 +30,7 @@ from stages.models.family import Family, FamilyStatements, PredictsOnDevice, Sta
 from stages.models.input_rule import InputRule, read_input_rule, stated_size_of
 from stages.models.loading import load_transformers
 from stages.models.pixels import out_of_memory, resize_maps, to_tensor
+from stages.models.positions import remember_positions
 from stages.models.precision import in_memory_format
 from stages.models.spec import ModelSpec
 
@@ -53,7 +54,11 @@ class TransformersModel(PredictsOnDevice):
         with out_of_memory():
             model = _all_but_head(model, self._dtype).to(device).eval()
             in_memory_format(spec, model)
-        self._model = torch.compile(model) if spec.compile else model
+        if spec.compile:
+            self._model = torch.compile(model)
+        else:
+            remember_positions(model)
+            self._model = model
 
     @out_of_memory()
     @torch.no_grad()  # not inference_mode: the library keeps BEiT's indices for later passes, which may want a gradient

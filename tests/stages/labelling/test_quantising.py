@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from manifests import Reason
+from stages.label_store import QuantisedLabel
 from stages.labelling.quantising import label_of, labels_on_device
 from stages.views import Box
 
@@ -20,7 +21,11 @@ _VALUES = st.one_of(st.floats(-1e6, 1e6, width=32), st.sampled_from([0.0, -0.0, 
 def _equal(depth: np.ndarray, box: Box | None, *, marks_invalid: bool, device: str = "cpu") -> None:
     expected = label_of(depth, box, 3, marks_invalid=marks_invalid)
     (begun,) = labels_on_device(torch.from_numpy(depth[None]).to(device), [box], [3], marks_invalid=marks_invalid)
-    found = begun()
+    assert_equal(begun(), expected)
+
+
+def assert_equal(found: QuantisedLabel | Reason, expected: QuantisedLabel | Reason) -> None:
+    """To the last bit."""
     if isinstance(expected, Reason) or isinstance(found, Reason):
         assert found == expected
         return
@@ -49,3 +54,16 @@ def test_at_the_size_of_the_paper_too(box: Box | None, share_unknown: float):
 def test_on_a_gpu_too(box: Box | None):
     depth = np.random.default_rng(0).normal(size=(560, 420)).astype(np.float32).cumsum(1)
     _equal(depth, box, marks_invalid=False, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("marks_invalid", [False, True])
+def test_views_of_a_batch_go_by_size_and_come_back_in_their_order(device: str, marks_invalid: bool):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    depths = np.random.default_rng(0).normal(size=(7, 60, 48)).astype(np.float32).cumsum(1)
+    depths[2, :9] = np.nan if marks_invalid else np.inf
+    boxes = [Box(0, 0, 30, 24), None, Box(4, 9, 30, 24), Box(0, 0, 31, 24), None, Box(1, 1, 30, 24), Box(0, 0, 90, 96)]
+    begun = labels_on_device(torch.from_numpy(depths).to(device), boxes, range(7), marks_invalid=marks_invalid)
+    for number, (depth, box, label) in enumerate(zip(depths, boxes, begun, strict=True)):
+        assert_equal(label(), label_of(depth, box, number, marks_invalid=marks_invalid))
