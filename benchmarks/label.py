@@ -115,7 +115,7 @@ def _store_rows(place: Path) -> list[tuple[str, str]]:
     pixels = sum(label.values.size for label in labels)
     blosc = numcodecs.Blosc("zstd", shuffle=numcodecs.Blosc.BITSHUFFLE)
     numcodecs.blosc.set_nthreads(1)
-    coded = [quantise(label) for label in labels]
+    coded = [quantise(Label(values=label.values, valid=label.valid)) for label in labels]
     stored_bytes = sum(file.size_bytes for file in part.files if "/context/" in file.path)
     formats: dict[str, tuple[float, list[Callable[[], object]]]] = {
         "ours (PCodec, crc32c; through Zarr)": (

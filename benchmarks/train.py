@@ -9,6 +9,7 @@ import argparse
 import itertools
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from benchmarks.timing import seconds, with_range
+from benchmarks.worker import write_photographs
 from pipeline.label.command import label
 from pipeline.label.config import PRESETS as LABEL_PRESETS
 from pipeline.label.config import LabelConfig, default_workers, demo_teacher
@@ -26,15 +28,16 @@ from pipeline.train.labels import open_dataset
 from pipeline.train.ranks import Process
 from pipeline.train.setup import make_batches, make_learner, make_plan
 from stages.demo_networks import build_depth_anything, save_depth_anything
-from stages.distillation.dataset import Batch, Sample
+from stages.distillation.batch import Batch, PackedBatch, Sample
 from stages.distillation.joined import JoinedLabels
 from stages.distillation.step import Learner, gradient_step
+from stages.labelling.teacher import TeacherSpec
 from stages.labelling.units import label_views
 from stages.models import DepthModel, load_model
 from stages.models.find import resolve_device
 from stages.scenes import render_scene
 from stages.sources.photographs import resize_region
-from stages.views import ImageViews, SourceBox, plan_views
+from stages.views import ImageViews, SourceBox, ViewPlan, plan_views
 
 _VIT_S = {"hidden": 384, "layers": 12, "heads": 6, "patch_px": 14, "fusion": 64}
 """Depth Anything v2 Small: 24.8 million parameters."""
@@ -63,6 +66,7 @@ def main() -> None:
         cases = [_demo_case(place), _vit_s_case(place, arguments.images, arguments.vit_s_steps)]
         rows = [row for case in cases for row in _cache_rows(case, arguments.rounds, device)]
         rows += _teacher_rows(cases[0], arguments.rounds, device)
+        rows += _reading_rows(place, arguments.images)
     print("| what | figure |\n|---|---|")
     print("\n".join(f"| {what} | {figure} |" for what, figure in rows))
 
@@ -128,7 +132,7 @@ def _cache_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]:
     ]
 
 
-def _read(dataset: JoinedLabels, requests: list) -> Batch:
+def _read(dataset: JoinedLabels, requests: list) -> PackedBatch:
     return dataset.collate([dataset[request] for request in requests])
 
 
@@ -160,7 +164,7 @@ def _teacher_rows(case: Case, rounds: int, device: str) -> list[tuple[str, str]]
     ]
 
 
-def _online_step(learner: Learner, online: Iterator[Batch], number: int, device: str) -> None:
+def _online_step(learner: Learner, online: Iterator[PackedBatch], number: int, device: str) -> None:
     *_, batch = (next(online) for _ in range(number))
     _step(learner, batch.to(device))
 
@@ -168,7 +172,7 @@ def _online_step(learner: Learner, online: Iterator[Batch], number: int, device:
 _DEMO_TEACHERS = ("primary", "assistant")
 
 
-def _online_batches(dataset: JoinedLabels, teachers: list[DepthModel], batch_size: int) -> Iterator[Batch]:
+def _online_batches(dataset: JoinedLabels, teachers: list[DepthModel], batch_size: int) -> Iterator[PackedBatch]:
     """Batches labelled on the spot, by the teachers in turns, with the views of the demo's plan."""
     plan = LABEL_PRESETS["demo"]["plan"]
     photographs = [Image.fromarray(render_scene(seed, height_px=352, width_px=352).rgb) for seed in range(batch_size)]
@@ -181,6 +185,54 @@ def _labelled_now(teacher: DepthModel, image: Image.Image, views: ImageViews, pa
     context = resize_region(image, SourceBox(0, 0, image.height, image.width), *views.extent)
     labels = label_views(teacher, image, context, views, patch_px)
     return Sample(image=context, context=labels.context, patches=labels.patches, key="now", teacher=teacher.spec.name)
+
+
+# --- reading alone, for a device that is fast ------------------------------------------------------------------------
+
+
+def _reading_rows(place: Path, images: int) -> list[tuple[str, str]]:
+    """Batches of 8 of the paper's squares: their size, what a core pays for them, and how long a step of 15 ms waits."""
+    teacher = TeacherSpec(name="quick", loader="benchmarks.quick_teacher:load", checkpoint="none")
+    labels = LabelConfig(
+        run=place / "paper",
+        sources=(str(write_photographs(place / "photographs.tar", images, width=1600, height=1200)),),
+        plan=ViewPlan(),
+        teachers={"quick": teacher},
+        workers=0,
+    )
+    report = label(labels)
+    assert report.committed == report.parts_total, report
+    config = TrainConfig(run=(labels.run,), output=place / "none", columns=("quick",), batch_size=8, steps=10_000)
+    config = replace(config, loader_workers=2)
+    dataset = open_dataset(config)
+    plan = make_plan(config, dataset, Process(device="cpu"), 0)
+    batches, read_ms = [], []
+    for step in range(6):
+        started = time.process_time()
+        batches.append(_read(dataset, plan.requests(step)))
+        read_ms.append(1000 * (time.process_time() - started) / config.batch_size)
+    loader = make_batches(config, plan, dataset, "cpu")
+    for _ in range(8):
+        next(loader)  # the loader's processes start
+    waited_s, started = 0.0, time.perf_counter()
+    for _ in range(_SIMULATED_STEPS):
+        time.sleep(_STEP_S)
+        asked = time.perf_counter()
+        next(loader)
+        waited_s += time.perf_counter() - asked
+    share = waited_s / (time.perf_counter() - started)
+    real = sum(patch.valid.size for step in range(6) for r in plan.requests(step) for patch in dataset[r].patches)
+    padded = sum(group.maps.numel() for batch in batches for group in batch.patches)
+    return [
+        ("paper's squares, 560 px, batch 8: MB that travel to the device", with_range([b.size_bytes / 1e6 for b in batches])),
+        ("the same: pixels of patches as they are compared / as they are", f"{padded / real:.3f}"),
+        ("the same: CPU ms of reading a sample", with_range(read_ms[1:])),
+        ("the same: share of waiting where a step takes 15 ms, 2 loader processes", f"{share:.3f}"),
+    ]
+
+
+_STEP_S = 0.015
+_SIMULATED_STEPS = 100
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ from manifests.run import IMAGES
 from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import read_sources
 from pipeline.label.worker import WallClock
-from stages.distillation.dataset import LabelDataset, Sample, SampleRequest
+from stages.distillation.batch import Sample
+from stages.distillation.dataset import LabelDataset
+from stages.distillation.order import SampleRequest
 from stages.labelling.units import label_images_part, label_teacher_part
 from stages.views import ViewPlan
 from tests.conftest import label_config, picture_bytes, teacher_spec, write_tar

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pipeline.train.config import TrainConfig
 from pipeline.train.state import truncate_metrics
-from stages.distillation.dataset import Batch
+from stages.distillation.batch import Batch
 from stages.distillation.progress_pictures import training_pictures
 from stages.distillation.step import StepOutcome
 

@@ -26,7 +26,7 @@ from pipeline.train.log import TrainingLog
 from pipeline.train.ranks import Process, gathered, on_all_ranks
 from pipeline.train.setup import Prepared, make_batches, make_plan, prepare
 from pipeline.train.state import lock_dataset, remove_states, save_state
-from stages.distillation.dataset import Batch
+from stages.distillation.batch import Batch, PackedBatch
 from stages.distillation.step import Learner, StepOutcome, gradient_step, not_finite
 from stages.distillation.student import save_student
 from stages.models.dino_backbone import needs_adapting
@@ -127,7 +127,7 @@ def _prepared_alike(config: TrainConfig, process: Process, held: ExitStack) -> P
     return ready
 
 
-def _next(batches: Iterator[Batch], config: TrainConfig, process: Process) -> list[Batch]:
+def _next(batches: Iterator[PackedBatch], config: TrainConfig, process: Process) -> list[Batch]:
     return [batch.to(process.device) for batch in islice(batches, config.accumulation)]
 
 

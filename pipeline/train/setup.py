@@ -23,7 +23,7 @@ from pipeline.train.labels import announce_labels, open_dataset
 from pipeline.train.ranks import Process
 from pipeline.train.shared_memory import require_shared_memory
 from pipeline.train.state import finished_training, library_versions, load_state, refuse_other_labels
-from stages.distillation.dataset import Batch
+from stages.distillation.batch import PackedBatch
 from stages.distillation.features import feature_target_of, load_feature_target
 from stages.distillation.joined import JoinedLabels
 from stages.distillation.order import BatchPlan, with_stand_ins
@@ -179,7 +179,7 @@ def make_plan(config: TrainConfig, dataset: JoinedLabels, process: Process, firs
     return with_stand_ins(plan)
 
 
-def make_batches(config: TrainConfig, plan: BatchPlan, dataset: JoinedLabels, device: str) -> Iterator[Batch]:
+def make_batches(config: TrainConfig, plan: BatchPlan, dataset: JoinedLabels, device: str) -> Iterator[PackedBatch]:
     """The plan's micro-batches, read ahead by `loader_workers` processes.
 
     Raises RefusedError as `require_shared_memory` does.

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from manifests.errors import RefusedError
 from stages.distillation.joined import JoinedLabels
 
@@ -28,8 +26,7 @@ def require_shared_memory(dataset: JoinedLabels, batches: Iterable[list[Any]], l
         return
     if not (first := next(iter(batches), None)):
         return
-    batch = dataset.collate([dataset[request] for request in first])
-    size = sum(value.nbytes for value in vars(batch).values() if isinstance(value, Tensor))
+    size = dataset.collate([dataset[request] for request in first]).size_bytes
     count = _PREFETCHED * loader_workers + 1  # and the one that is being learned from
     if free < count * size:
         raise RefusedError(

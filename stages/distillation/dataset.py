@@ -10,20 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Int
 from torch.utils.data import Dataset
 
 from manifests import PartManifest, Place, column_dir, load_part, load_run, place_of
 from manifests.errors import RefusedError
-from stages.depth_space import DepthConversion, DepthSpace, convert_to_disparity
+from stages.depth_space import DepthConversion, DepthSpace, convert_to_disparity, is_disparity
+from stages.distillation.batch import PackedBatch, Sample, mirrored, packed
 from stages.distillation.columns import (
     IMAGES,
     TrainPart,
@@ -37,61 +34,9 @@ from stages.distillation.coverage import Coverage, coverage_of
 from stages.distillation.disagreement import patches_without_disagreement, without_disagreement
 from stages.distillation.draw import is_of_a_draw
 from stages.distillation.fusion import agreement_weighted_average, fused_patches
-from stages.distillation.losses import LossTargets
-from stages.distillation.order import AVERAGE, PARTS_IN_WINDOW, UNCHANGED, BatchPlan, Color, SampleRequest
+from stages.distillation.order import AVERAGE, PARTS_IN_WINDOW, SampleRequest
 from stages.distillation.patch_filter import agreeing_patches
-from stages.label_store import Label, LabelReader, PatchLabel, PictureReader
-from stages.views import Box
-
-__all__ = ["Batch", "BatchPlan", "LabelDataset", "Sample", "SampleRequest", "mirrored"]
-
-LabelT = TypeVar("LabelT", bound=Label)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch(LossTargets):
-    """Samples of one teacher on the context grid of C x C, top-left aligned; what lies beyond a sample is 0 and invalid."""
-
-    image: UInt8[Tensor, "b 3 c c"]
-    extent: Int[Tensor, "b 2"]
-    sizes: tuple[tuple[int, int], ...]
-    """The extents again, height and width, where they can be asked for without waiting for the device."""
-    keys: tuple[str, ...]
-    """part/key of each sample, for messages; followed by #context where images have several."""
-    teacher: str
-    """`average` where all teachers' labels are fused."""
-    color: Float[Tensor, "b 4"]
-    """What `augmentation.color_jitter` is to make of each image, which is as the teachers saw it."""
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device; copies from pinned memory do not wait."""
-        return self._with({name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
-
-    def pin_memory(self) -> Batch:
-        """Called by the DataLoader."""
-        return self._with({name: tensor.pin_memory() for name, tensor in self._tensors().items()})
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-    def _with(self, tensors: dict[str, Tensor]) -> Batch:
-        return dataclasses.replace(self, **tensors)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One context of an image with one teacher's labels, at its own extent, mirrored where that was asked for."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    context: Label
-    patches: tuple[PatchLabel, ...]
-    key: str
-    teacher: str
-    color: Color = UNCHANGED
-
-    def renamed(self, key: str) -> Sample:
-        """The same with another key."""
-        return dataclasses.replace(self, key=key)
+from stages.label_store import AnyLabel, AnyPatch, Label, LabelReader, PatchLabel, PictureReader
 
 
 class LabelDataset(Dataset[Sample]):
@@ -191,7 +136,7 @@ class LabelDataset(Dataset[Sample]):
         where = f"{self.run_dir}: part {part.name}, row {row}"
         picture = _pictures(self.run_dir, part.name, part.digests[0]).picture(row)
         contexts, patches = zip(*(self._read(part, row, teacher) for teacher in asked), strict=True)
-        sizes = [None if picture is None else picture.shape[:2], *(context.values.shape for context in contexts)]
+        sizes = [None if picture is None else picture.shape[:2], *(context.valid.shape for context in contexts)]
         if picture is None or len(set(sizes)) > 1:
             raise RefusedError(f"{where}: picture and label are {sizes}, expected one size; verify the run")
         own = 0 if fuse else asked.index(index.teacher)
@@ -215,7 +160,7 @@ class LabelDataset(Dataset[Sample]):
         number = int(np.searchsorted(self._start, sample, side="right")) - 1
         return self.parts[number], sample - int(self._start[number])
 
-    def _read(self, part: TrainPart, row: int, teacher: int) -> tuple[Label, tuple[PatchLabel, ...]]:
+    def _read(self, part: TrainPart, row: int, teacher: int) -> tuple[AnyLabel, tuple[AnyPatch, ...]]:
         """What one teacher says of a context and of its patches, converted if need be."""
         reader = _labels(self.run_dir, self.teachers[teacher], part.name, part.digests[1 + teacher])
         context = reader.context(row)
@@ -223,63 +168,15 @@ class LabelDataset(Dataset[Sample]):
             why = "its training does not draw it" if is_of_a_draw(self.columns[1 + teacher].fingerprint) else "verify the run"
             raise RefusedError(f"{reader.where} row {row}: has no label: {why}")
         patches = reader.patches(row) if self.read_patches else ()
-        return self._converted(context, teacher), tuple(self._converted(patch, teacher) for patch in patches)
+        if is_disparity(space := self._spaces[teacher]) or self.conversion == "refuse":
+            return context, tuple(patches)
+        values = (convert_to_disparity(label.values, label.valid, space, self.conversion) for label in (context, *patches))
+        whole = Label(values=next(values), valid=context.valid)
+        return whole, tuple(PatchLabel(values=v, valid=p.valid, box=p.box) for v, p in zip(values, patches, strict=True))
 
-    def _converted(self, label: LabelT, teacher: int) -> LabelT:
-        if self.conversion == "refuse":
-            return label
-        values = convert_to_disparity(label.values, label.valid, self._spaces[teacher], self.conversion)
-        return dataclasses.replace(label, values=values)
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """See `collated`."""
-        return collated(samples, self.context_px)
-
-
-def collated(samples: Sequence[Sample], context_px: int) -> Batch:
-    """Pads to the context grid, to the most patches and to the largest patch of the batch."""
-    count = max(len(sample.patches) for sample in samples)
-    side = max((max(patch.values.shape) for sample in samples for patch in sample.patches), default=1)
-    grid = (len(samples), context_px, context_px)
-    image, label, valid = np.zeros((*grid, 3), np.uint8), np.zeros(grid, np.float32), np.zeros(grid, bool)
-    patch_label = np.zeros((len(samples), count, side, side), np.float32)
-    patch_valid, patch_box = np.zeros(patch_label.shape, bool), np.zeros((len(samples), count, 4), np.int64)
-    for i, sample in enumerate(samples):
-        height, width = sample.context.values.shape
-        image[i, :height, :width] = sample.image
-        label[i, :height, :width], valid[i, :height, :width] = sample.context.values, sample.context.valid
-        for j, patch in enumerate(sample.patches):
-            height, width = patch.values.shape
-            patch_label[i, j, :height, :width], patch_valid[i, j, :height, :width] = patch.values, patch.valid
-            patch_box[i, j] = patch.box
-    return Batch(
-        image=torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(),
-        extent=torch.tensor([sample.context.values.shape for sample in samples]),
-        label=torch.from_numpy(label),
-        valid=torch.from_numpy(valid),
-        patch_label=torch.from_numpy(patch_label),
-        patch_valid=torch.from_numpy(patch_valid),
-        patch_box=torch.from_numpy(patch_box),
-        sizes=tuple((sample.image.shape[0], sample.image.shape[1]) for sample in samples),
-        keys=tuple(sample.key for sample in samples),
-        teacher=samples[0].teacher,
-        color=torch.tensor([sample.color for sample in samples], dtype=torch.float32),
-    )
-
-
-def mirrored(sample: Sample) -> Sample:
-    """Left and right exchanged within the sample's extent, for the image, its label, and its patches and their places."""
-    width = sample.image.shape[1]
-    patches = (
-        PatchLabel(
-            values=p.values[:, ::-1],
-            valid=p.valid[:, ::-1],
-            box=Box(p.box.top, width - p.box.left - p.box.width, p.box.height, p.box.width),
-        )
-        for p in sample.patches
-    )
-    context = Label(values=sample.context.values[:, ::-1], valid=sample.context.valid[:, ::-1])
-    return dataclasses.replace(sample, image=sample.image[:, ::-1], context=context, patches=tuple(patches))
+    def collate(self, samples: Sequence[Sample]) -> PackedBatch:
+        """See `packed`."""
+        return packed(samples, self.context_px)
 
 
 @lru_cache(maxsize=8 * PARTS_IN_WINDOW)

@@ -8,17 +8,13 @@ it is asked for.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
 from stages.distillation.fusion import refuse_other_boxes
-from stages.label_store import Label, PatchLabel
-
-LabelT = TypeVar("LabelT", bound=Label)
+from stages.label_store import AnyLabel, AnyLabelT, AnyPatch, only_where
 
 _FITTED_PIXELS = 1 << 13
 """Of more, every n-th is fitted to: the result hardly moves, and a step need not wait for its labels."""
@@ -26,7 +22,7 @@ _LEVEL = 0.1
 """Pairs of pixels between which both labels change by less than this share of their deviation say nothing of the scale."""
 
 
-def agreeing_pixels(labels: Sequence[Label], most: float) -> Bool[np.ndarray, "h w"]:
+def agreeing_pixels(labels: Sequence[AnyLabel], most: float) -> Bool[np.ndarray, "h w"]:
     """Where no two labels of one view, of equal shape, differ by more than `most`; true where not all are valid.
 
     The unit is the first label's mean absolute deviation from its median, over the pixels that are valid in all; where it is
@@ -46,14 +42,14 @@ def agreeing_pixels(labels: Sequence[Label], most: float) -> Bool[np.ndarray, "h
     return agree
 
 
-def without_disagreement(label: LabelT, labels: Sequence[Label], most: float) -> LabelT:
+def without_disagreement(label: AnyLabelT, labels: Sequence[AnyLabel], most: float) -> AnyLabelT:
     """A view's label that is valid only where `labels`, those of all teachers of that view, agree (see `agreeing_pixels`)."""
-    return dataclasses.replace(label, valid=label.valid & agreeing_pixels(labels, most))
+    return only_where(label, agreeing_pixels(labels, most))
 
 
 def patches_without_disagreement(
-    patches: Sequence[PatchLabel], of_teachers: Sequence[Sequence[PatchLabel]], most: float, where: str
-) -> tuple[PatchLabel, ...]:
+    patches: Sequence[AnyPatch], of_teachers: Sequence[Sequence[AnyPatch]], most: float, where: str
+) -> tuple[AnyPatch, ...]:
     """`without_disagreement` for each patch of a context. Raises ValueError where the teachers' boxes differ."""
     refuse_other_boxes(of_teachers, where)
     views = zip(patches, zip(*of_teachers, strict=True), strict=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from stages.distillation.dataset import Batch
+from stages.distillation.batch import Batch
 from stages.distillation.features import FeatureTarget, token_mask
 from stages.distillation.losses import TokenPair
 from stages.distillation.student import Student

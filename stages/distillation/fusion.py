@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from stages.label_store import Label, PatchLabel
+from stages.label_store import AnyLabel, AnyPatch, Label, PatchLabel
 
 
-def agreement_weighted_average(labels: Sequence[Label]) -> Label:
+def agreement_weighted_average(labels: Sequence[AnyLabel]) -> Label:
     """The labels of one view, of equal shape and the primary teacher's first, as one; invalid pixels are 0.
 
     N_i: a teacher's map less its median, divided by its mean absolute deviation from that, both over the pixels that are valid
@@ -28,14 +28,14 @@ def agreement_weighted_average(labels: Sequence[Label]) -> Label:
     return Label(values=((weights * maps).sum(0) / weights.sum(0)).astype(np.float32), valid=valid)
 
 
-def fused_patches(patches: Sequence[Sequence[PatchLabel]], where: str) -> tuple[PatchLabel, ...]:
+def fused_patches(patches: Sequence[Sequence[AnyPatch]], where: str) -> tuple[PatchLabel, ...]:
     """Each patch fused, from every teacher's patches of one context. Raises ValueError where their boxes differ."""
     refuse_other_boxes(patches, where)
     fused = (agreement_weighted_average(views) for views in zip(*patches, strict=True))
     return tuple(PatchLabel(values=f.values, valid=f.valid, box=patch.box) for f, patch in zip(fused, patches[0], strict=True))
 
 
-def refuse_other_boxes(patches: Sequence[Sequence[PatchLabel]], where: str) -> None:
+def refuse_other_boxes(patches: Sequence[Sequence[AnyPatch]], where: str) -> None:
     """Raises ValueError where the teachers' patches of one context do not lie in the same places."""
     first = [tuple(patch.box) for patch in patches[0]]
     for number, others in enumerate(patches):

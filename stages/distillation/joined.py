@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from manifests import fingerprint_differences
 from manifests.errors import RefusedError
-from stages.distillation.dataset import Batch, LabelDataset, Sample, collated
+from stages.distillation.batch import PackedBatch, Sample, packed
+from stages.distillation.dataset import LabelDataset
 from stages.distillation.order import SampleRequest, image_rank
 
 _OF_ONE_RUN = ("seed", "part_size")
@@ -70,9 +71,9 @@ class JoinedLabels(Dataset[Sample]):
         sample = run[index._replace(sample=within)]
         return sample if len(self.runs) == 1 else sample.renamed(self._named(run, sample.key))
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """See `collated`."""
-        return collated(samples, self.context_px)
+    def collate(self, samples: Sequence[Sample]) -> PackedBatch:
+        """See `packed`."""
+        return packed(samples, self.context_px)
 
     def _place(self, sample: int) -> tuple[LabelDataset, int]:
         number = int(np.searchsorted(self._start, sample, side="right")) - 1

@@ -7,7 +7,7 @@ autocast, and never waits for the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stages.distillation.normalization import LEVELS, Normalization, Segments, clean, normalized_pairs, rising_order
+from stages.views import Box
 
 DEAD = 1e-6
 """An untrained student whose spread is no larger than this has none to keep; its level, or 1, is then the anchor's unit."""
@@ -47,18 +48,39 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossTargets:
-    """What a student's maps are compared with: one teacher's labels of whole contexts and of their patches.
+class PatchGroup:
+    """Labels of patches, of whichever samples, filled up to one size with pixels marked invalid."""
 
-    Samples with fewer than p patches, and patches smaller than k, are filled up with pixels marked invalid.
-    """
+    label: Float[Tensor, "n h w"]
+    valid: Bool[Tensor, "n h w"]
+    sample: Int[Tensor, "n"]
+    box: Int[Tensor, "n 4"]
+    """Top, left, height, width on the context grid."""
+
+    def of_samples(self, start: int, end: int) -> PatchGroup:
+        """Those of the samples from `start` to `end`, which are counted from 0 then; waits for the device."""
+        kept = (self.sample >= start) & (self.sample < end)
+        chosen = {name: value[kept] for name, value in vars(self).items()}
+        return replace(self, **{**chosen, "sample": chosen["sample"] - start})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTargets:
+    """What a student's maps are compared with: one teacher's labels of whole contexts and of their patches."""
 
     label: Float[Tensor, "b c c"]
     valid: Bool[Tensor, "b c c"]
-    patch_label: Float[Tensor, "b p k k"]
-    patch_valid: Bool[Tensor, "b p k k"]
-    patch_box: Int[Tensor, "b p 4"]
-    """Top, left, height, width on the context grid; all 0 where a sample has fewer than p patches."""
+    patches: tuple[PatchGroup, ...]
+
+    def patches_of(self, sample: int) -> list[tuple[Box, Float[Tensor, "h w"], Bool[Tensor, "h w"]]]:
+        """Box, label and valid pixels of each of a sample's patches; waits for the device."""
+        found = []
+        for group in self.patches:
+            of_sample = group.of_samples(sample, sample + 1)
+            boxes = [Box(*box) for box in of_sample.box.tolist()]
+            for box, label, valid in zip(boxes, of_sample.label, of_sample.valid, strict=True):
+                found.append((box, label[: box.height, : box.width], valid[: box.height, : box.width]))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +192,7 @@ def cross_context_loss(
     if config.shared_weight:
         how = config.normalization_shared, config.segments, config.trim_fraction
         shared = _mean(_distillation(prediction, label, valid, *how), maps)
-    if config.local_global_weight and targets.patch_label.numel():
+    if config.local_global_weight and targets.patches:
         local = _mean(_local_global(prediction, targets, config), samples_with_patches)
     if config.feature_weight and tokens is not None:
         feature = _mean(_feature(tokens.student, tokens.frozen, config.feature_margin, tokens.valid), samples)
@@ -187,19 +209,25 @@ def cross_context_loss(
 
 def count_maps(targets: LossTargets) -> Float[Tensor, "3"]:
     """Maps with a valid pixel, samples with a valid patch, samples: what the terms are means over. Adds up over batches."""
-    samples, patches = targets.valid.new_ones(len(targets.valid)), targets.patch_valid.flatten(1).any(1)
-    return torch.stack([has.sum() for has in (_any_valid(targets.valid), patches, samples)]).float()
+    samples = torch.ones_like(targets.valid[:, 0, 0])
+    patches = sum((_per_sample(_any_valid(group.valid), group, len(samples)) for group in targets.patches), 0 * samples)
+    return torch.stack([has.sum() for has in (_any_valid(targets.valid), patches > 0, samples)]).float()
 
 
-def crop_patches(maps: Float[Tensor, "b c c"], patch_box: Int[Tensor, "b p 4"], side: int) -> Float[Tensor, "b p side side"]:
-    """The square of `side` pixels at each box's top-left corner; beyond the map's edge it repeats the edge."""
+def crop_patches(maps: Float[Tensor, "b c c"], group: PatchGroup) -> Float[Tensor, "n h w"]:
+    """The group's places in the maps; where a patch is filled up, what lies there, and beyond the map's edge the edge again."""
     height, width = maps.shape[1:]
-    offset = torch.arange(side, device=maps.device)
-    rows = (patch_box[..., 0, None] + offset).clamp(max=height - 1)
-    columns = (patch_box[..., 1, None] + offset).clamp(max=width - 1)
-    index = (rows[..., :, None] * width + columns[..., None, :]).flatten(2)
-    source = maps.flatten(1)[:, None].expand(-1, patch_box.shape[1], -1)
-    return source.gather(2, index).view(*patch_box.shape[:2], side, side)
+    rows, columns = (torch.arange(side, device=maps.device) for side in group.label.shape[1:])
+    rows = (group.box[:, 0, None] + rows).clamp(max=height - 1) + group.sample[:, None] * height
+    columns = (group.box[:, 1, None] + columns).clamp(max=width - 1)
+    index = rows[:, :, None] * width + columns[:, None, :]
+    return maps.flatten().gather(0, index.flatten()).view(index.shape)
+
+
+def _per_sample(of_patches: Tensor, group: PatchGroup, samples: int) -> Float[Tensor, "b"]:
+    """The sum over each sample's patches in the group, always in the same order."""
+    values = of_patches.to(torch.promote_types(of_patches.dtype, torch.float32))
+    return torch.where(group.sample == torch.arange(samples, device=values.device)[:, None], values, 0).sum(1)
 
 
 # --- of each map, 0 where it has nothing to compare -----------------------------------------------------------------
@@ -232,11 +260,13 @@ def _distillation(
 
 def _local_global(prediction: Float[Tensor, "b c c"], targets: LossTargets, config: LossConfig) -> Float[Tensor, "b"]:
     """Each sample's mean over its patches that have a valid pixel."""
-    labels, valid = targets.patch_label, targets.patch_valid
-    crops = crop_patches(prediction, targets.patch_box, labels.shape[-1]).flatten(0, 1)
     how = config.normalization_local, config.segments, config.trim_fraction
-    per_patch = _distillation(crops, labels.flatten(0, 1), valid.flatten(0, 1), *how).view(labels.shape[:2])
-    return per_patch.sum(1) / valid.flatten(2).any(2).sum(1).clamp(min=1)
+    losses = counts = prediction.new_zeros(len(prediction), dtype=_wide(prediction))
+    for group in targets.patches:
+        of_patches = _distillation(crop_patches(prediction, group), group.label, group.valid, *how)
+        losses = losses + _per_sample(of_patches, group, len(prediction))
+        counts = counts + _per_sample(_any_valid(group.valid), group, len(prediction))
+    return losses / counts.clamp(min=1)
 
 
 def _gradient(

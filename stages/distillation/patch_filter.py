@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from stages.label_store import Label, PatchLabel
+from stages.label_store import AnyLabel, AnyPatch
 
 
-def agreeing_patches(context: Label, patches: Iterable[PatchLabel], least: float) -> tuple[PatchLabel, ...]:
+def agreeing_patches(context: AnyLabel, patches: Iterable[AnyPatch], least: float) -> tuple[AnyPatch, ...]:
     """The patches that correlate with their slice of the whole view's label by at least `least`, from -1 to 1.
 
     Pearson's correlation of the pixels that are valid in both: blind to the scale and shift that each label has of its own. It
@@ -18,7 +18,7 @@ def agreeing_patches(context: Label, patches: Iterable[PatchLabel], least: float
     return tuple(patch for patch in patches if _correlation(context, patch) >= least)
 
 
-def _correlation(context: Label, patch: PatchLabel) -> float:
+def _correlation(context: AnyLabel, patch: AnyPatch) -> float:
     top, left, height, width = patch.box
     window = np.s_[top : top + height, left : left + width]
     valid = context.valid[window] & patch.valid

@@ -8,11 +8,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from stages.coloring import colorize_disparity, robust_range
-from stages.distillation.dataset import Batch
+from stages.distillation.batch import Batch
 from stages.evaluation.metrics import align_scale_shift
 from stages.label_store import ImageLabels, Label, PatchLabel
 from stages.stitching import stitch_patches
-from stages.views import Box
 
 _GAP_PX = 4
 
@@ -35,11 +34,7 @@ def _row(batch: Batch, disparity: Float[Tensor, "b c c"], i: int) -> UInt8[np.nd
         fit = align_scale_shift(student, label, valid)
         student = fit.scale * student + fit.shift
     patches = tuple(
-        PatchLabel(values=_array(values)[:height, :width], valid=_array(ok)[:height, :width], box=Box(top, left, height, width))
-        for values, ok, (top, left, height, width) in zip(
-            batch.patch_label[i], batch.patch_valid[i], batch.patch_box[i].tolist(), strict=True
-        )
-        if height
+        PatchLabel(values=_array(values), valid=_array(known), box=box) for box, values, known in batch.patches_of(i)
     )
     stitched = stitch_patches(ImageLabels(context=Label(values=label, valid=valid), patches=patches))
     maps = [(label, valid), (student, None), (stitched.values, stitched.valid)]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from stages.distillation.augmentation import color_jitter
-from stages.distillation.dataset import Batch
+from stages.distillation.batch import Batch
 from stages.distillation.features import FeatureTarget
 from stages.distillation.forward import forward_batch
 from stages.distillation.gradient_sum import GradientSum
@@ -154,7 +154,7 @@ def measured_scale(student: Student, batches: Sequence[Batch]) -> OutputScale:
 @torch.no_grad()
 def not_finite(learner: Learner, batches: Sequence[Batch]) -> list[str]:
     """Keys of the samples whose own loss is not finite, on this device; slow, and only for an error's message."""
-    samples = [one for batch in batches for one in _one_by_one(batch)]
+    samples = [batch.samples(i, i + 1) for batch in batches for i in range(len(batch.keys))]
     return [one.keys[0] for one in samples if not torch.isfinite(_forward(learner, one, None, False)[0].total)]
 
 
@@ -181,16 +181,6 @@ def _output_statistics(disparity: Float[Tensor, "b c c"], batch: Batch) -> list[
     median = torch.where(sparse.any(), median, 0)
     spread, zero_share = ((disparity - median).abs() * valid).sum() / pixels, ((disparity == 0) & valid).sum() / pixels
     return [median, spread, zero_share, 1 - valid.sum() / sum(height * width for height, width in batch.sizes)]
-
-
-def _one_by_one(batch: Batch) -> list[Batch]:
-    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    return [
-        dataclasses.replace(
-            batch, keys=(key,), sizes=(batch.sizes[i],), **{name: value[i : i + 1] for name, value in tensors.items()}
-        )
-        for i, key in enumerate(batch.keys)
-    ]
 
 
 # --- several devices ------------------------------------------------------------------------------------------------

@@ -9,6 +9,11 @@ gets the size of each file from the writing itself: nothing is learned by lookin
 import warnings
 
 from stages.label_store.format import (
+    AnyLabel,
+    AnyLabelT,
+    AnyPatch,
+    CodedLabel,
+    CodedPatch,
     ContextPicture,
     ImageLabels,
     Label,
@@ -17,6 +22,8 @@ from stages.label_store.format import (
     decode_label,
     decode_picture,
     encode_picture,
+    left_right,
+    only_where,
     quantise,
 )
 from stages.label_store.packing import PackedLabel
@@ -27,6 +34,11 @@ from stages.label_store.writer import LabelWriter, Row, write_labels, write_pict
 warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr", category=UserWarning)
 
 __all__ = [
+    "AnyLabel",
+    "AnyLabelT",
+    "AnyPatch",
+    "CodedLabel",
+    "CodedPatch",
     "ContextPicture",
     "ImageLabels",
     "Label",
@@ -40,6 +52,8 @@ __all__ = [
     "decode_label",
     "decode_picture",
     "encode_picture",
+    "left_right",
+    "only_where",
     "quantise",
     "write_labels",
     "write_pictures",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8, UInt16
@@ -26,10 +28,59 @@ class Label:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodedLabel:
+    """A label as it is stored (see `quantise`), which is decoded when its values are asked for."""
+
+    codes: UInt16[np.ndarray, "h w"]
+    scale: np.float32
+    offset: np.float32
+
+    @property
+    def values(self) -> Float32[np.ndarray, "h w"]:
+        """As a `Label` has them."""
+        return self._label.values
+
+    @cached_property
+    def valid(self) -> Bool[np.ndarray, "h w"]:
+        """As a `Label` has it."""
+        return self.codes > 0
+
+    @cached_property
+    def _label(self) -> Label:
+        return decode_label(self.codes, self.scale, self.offset)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PatchLabel(Label):
     """A patch's label, area-averaged to its box on the context grid."""
 
     box: Box
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodedPatch(CodedLabel):
+    """The same as it is stored."""
+
+    box: Box
+
+
+AnyLabel = Label | CodedLabel
+AnyPatch = PatchLabel | CodedPatch
+AnyLabelT = TypeVar("AnyLabelT", bound=AnyLabel)
+
+
+def only_where(label: AnyLabelT, keep: Bool[np.ndarray, "h w"]) -> AnyLabelT:
+    """The same label, valid only in pixels that are to be kept."""
+    if isinstance(label, CodedLabel):
+        return replace(label, codes=np.where(keep, label.codes, np.uint16(0)))
+    return replace(label, valid=label.valid & keep)
+
+
+def left_right(label: AnyLabelT) -> AnyLabelT:
+    """The same label with left and right exchanged, but not the place of its box."""
+    if isinstance(label, CodedLabel):
+        return replace(label, codes=label.codes[:, ::-1])
+    return replace(label, values=label.values[:, ::-1], valid=label.valid[:, ::-1])
 
 
 @dataclass(frozen=True, kw_only=True)

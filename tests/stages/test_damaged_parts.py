@@ -15,7 +15,8 @@ import pytest
 
 from manifests import drop_parts, load_part
 from manifests.part_files import LARGE_ARRAYS
-from stages.distillation.dataset import LabelDataset, Sample
+from stages.distillation.batch import Sample
+from stages.distillation.dataset import LabelDataset
 from stages.distillation.order import SampleRequest
 from tests.training_run import write_run
 

@@ -20,7 +20,8 @@ from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
 from pipeline.train.ranks import Process
 from pipeline.train.setup import make_plan
-from stages.distillation.dataset import Batch, LabelDataset
+from stages.distillation.batch import Batch
+from stages.distillation.dataset import LabelDataset
 from stages.distillation.joined import JoinedLabels
 from stages.distillation.losses import LossConfig, cross_context_loss
 from stages.distillation.order import SampleRequest
@@ -137,14 +138,11 @@ def _loss_and_gradient(batch: Batch, prediction: torch.Tensor, normalization: st
 def test_no_loss_depends_on_the_values_under_the_mask_of_label_or_student(folder: Path, normalization: str):
     _label()
     dataset = LabelDataset(folder / "RUN", ("mine",))
-    batch = dataset.collate([dataset[_REQUEST], dataset[SampleRequest(0, 0, True)]])
+    batch = dataset.collate([dataset[_REQUEST], dataset[SampleRequest(0, 0, True)]]).to("cpu")
     prediction = torch.rand(batch.label.shape, generator=torch.Generator().manual_seed(1))
     loss, gradient = _loss_and_gradient(batch, prediction, normalization)
-    changed = dataclasses.replace(
-        batch,
-        label=torch.where(batch.valid, batch.label, torch.nan),
-        patch_label=torch.where(batch.patch_valid, batch.patch_label, 1e9),
-    )
+    patches = tuple(dataclasses.replace(p, label=torch.where(p.valid, p.label, 1e9)) for p in batch.patches)
+    changed = dataclasses.replace(batch, label=torch.where(batch.valid, batch.label, torch.nan), patches=patches)
     untouched = ~batch.valid
     untouched[:, _SKY_ROWS // 2 - 2 :] = False  # the photograph's own edge, which a patch knows better
     assert untouched.any()

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.distillation.losses import PatchGroup
+
 
 def random_maps(
     seed: int, shape: tuple[int, ...] = (3, 9, 11), dtype: torch.dtype = torch.float64
@@ -55,6 +57,22 @@ def reference_pixel_losses(prediction: np.ndarray, label: np.ndarray, normalizat
             scales = np.mean(np.abs(p)), np.mean(np.abs(t))
             losses[i].append(abs(ours / scales[0] - theirs / scales[1]) if scales[1] > 1e-4 * np.ptp(label) else 0.0)
     return np.array([np.mean(one) for one in losses])
+
+
+def recorded_loss(prediction: Tensor, label: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """The same of one map's valid pixels, [n] each, as operations of which torch records the gradient."""
+    floors = [1e-4 * (x.max() - x.min()) if x.max() > x.min() else x.abs().max().clamp(min=1) for x in (prediction, label)]
+    share = (label - label.min()) / (label.max() - label.min()).clamp(min=1e-30)
+    losses = []
+    for count in levels:
+        contexts = (share * count).long().clamp(max=count - 1)
+        for inside in (contexts == s for s in range(count) if (contexts == s).any()):
+            middle = [(int(inside.sum()) - 1) // 2, int(inside.sum()) // 2]
+            centred = [x[inside] - x[inside].sort().values[middle].mean() for x in (prediction, label)]
+            if centred[1].abs().mean() > floors[1]:
+                ours, theirs = (x / torch.maximum(x.abs().mean(), y.detach()) for x, y in zip(centred, floors, strict=True))
+                losses.append((ours - theirs).abs().sum())
+    return torch.stack([prediction.sum() * 0, *losses]).sum() / (len(levels) * len(label))
 
 
 def reference_loss(prediction: Tensor, label: Tensor, valid: Tensor, *how: Any) -> float:
@@ -105,6 +123,14 @@ def reference_anchor_loss(prediction: Tensor, valid: Tensor, level: float, sprea
 
 BOXES = torch.tensor([[[0, 0, 6, 6], [0, 4, 6, 6], [4, 0, 6, 5]], [[2, 3, 5, 6], [4, 4, 6, 6], [0, 0, 0, 0]]])
 """Top, left, height, width on a map of 10 x 10; the second sample has two patches."""
+
+
+def patch_groups(label: Tensor, valid: Tensor, patch_box: Tensor) -> tuple[PatchGroup, ...]:
+    """Patches given as [b, p, k, k], with boxes of 0 up to p, as the losses take them."""
+    used = patch_box[..., 2] > 0
+    if not used.any():
+        return ()
+    return (PatchGroup(label=label[used], valid=valid[used], sample=used.nonzero()[:, 0], box=patch_box[used]),)
 
 
 def patch_maps(seed: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from stages.distillation.batch import packed
 from stages.distillation.losses import (
     LossConfig,
     LossTargets,
@@ -23,21 +24,26 @@ from stages.distillation.losses import (
     gradient_loss,
     output_scale,
 )
+from stages.distillation.normalization import LEVELS, Normalization
 from tests.stages.distillation.loss_references import (
     BOXES,
+    patch_groups,
     patch_maps,
     random_maps,
     random_tokens,
+    recorded_loss,
     reference_anchor_loss,
     reference_feature_loss,
     reference_gradient_loss,
     reference_loss,
     reference_map_loss,
 )
+from tests.stages.distillation.test_batch import samples_of_many_sizes
 
 
 def targets_of(every: dict[str, Any]) -> LossTargets:
-    return LossTargets(**{name: every[name] for name in ("label", "valid", "patch_label", "patch_valid", "patch_box")})
+    patches = patch_groups(every["patch_label"], every["patch_valid"], every["patch_box"])
+    return LossTargets(label=every["label"], valid=every["valid"], patches=patches)
 
 
 def loss_of(every: dict[str, Any], config: LossConfig, **more: Any) -> LossTerms:
@@ -74,7 +80,7 @@ def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
     ours, theirs, counted = (tokens[:2] for tokens in random_tokens(9))
     scale = output_scale(label, valid)
     config = LossConfig(normalization_shared="hybrid", normalization_local="global", anchor_weight=0.3, trim_fraction=0.1)
-    targets = LossTargets(label=label, valid=valid, patch_label=patch_label, patch_valid=patch_valid, patch_box=BOXES)
+    targets = LossTargets(label=label, valid=valid, patches=patch_groups(patch_label, patch_valid, BOXES))
     pair = TokenPair(student=ours, frozen=theirs, valid=counted)
     terms = cross_context_loss(prediction, targets, config, tokens=pair, anchor=scale)
     local = []
@@ -99,14 +105,37 @@ def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
     assert terms.total.item() == pytest.approx(parts.item())
 
 
+@pytest.mark.parametrize("normalization", ["hybrid", "global", "local"])
+def test_values_and_gradients_of_patches_of_any_sizes_are_those_of_each_patch_alone(normalization: Normalization) -> None:
+    config = LossConfig(shared_weight=0, gradient_weight=0, feature_weight=0, normalization_local=normalization)
+    for seed in range(4):
+        batch = packed(samples_of_many_sizes(seed), 40).to("cpu")
+        targets = replace(batch, patches=tuple(replace(group, label=group.label.double()) for group in batch.patches))
+        prediction = torch.rand(batch.label.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        prediction[0] = prediction[0].round(decimals=1)  # many equal values
+        prediction[3] = 0.25  # a constant
+        prediction.requires_grad_()
+        found = cross_context_loss(prediction, targets, config).local_global
+        means = []
+        for i, student in enumerate(prediction):
+            views = [(student[t : t + h, x : x + w][m], y[m]) for (t, x, h, w), y, m in targets.patches_of(i) if m.any()]
+            if views:
+                means.append(torch.stack([recorded_loss(*view, LEVELS[normalization]) for view in views]).mean())
+        expected = torch.stack(means).mean()
+        assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+        slopes = [torch.autograd.grad(loss, prediction)[0] for loss in (found, expected)]
+        slopes = [slope[[1, 2, 3, 4]] for slope in slopes]  # of equal middle values, either may move the median
+        torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-13)
+
+
 def test_weights_of_zero_and_samples_without_patches_leave_the_shared_term() -> None:
     prediction, label, valid = random_maps(13, (2, 10, 10))
     patch_label, patch_valid = patch_maps(14)
     off = LossConfig(local_global_weight=0.0, feature_weight=0.0, gradient_weight=0.0)
-    targets = LossTargets(label=label, valid=valid, patch_label=patch_label, patch_valid=patch_valid, patch_box=BOXES)
+    targets = LossTargets(label=label, valid=valid, patches=patch_groups(patch_label, patch_valid, BOXES))
     terms = cross_context_loss(prediction, targets, off)
     assert terms.total == terms.shared_context
-    no_patches = replace(targets, patch_label=patch_label[:, :0], patch_valid=patch_valid[:, :0], patch_box=BOXES[:, :0])
+    no_patches = replace(targets, patches=patch_groups(patch_label, patch_valid, 0 * BOXES))
     none = cross_context_loss(prediction, no_patches, LossConfig())
     assert none.local_global == 0
     assert none.total == none.shared_context + 2 * none.gradient
@@ -170,17 +199,26 @@ def test_the_losses_never_wait_for_the_device() -> None:
             torch.ones(1).item()
         with pytest.raises(DynamicOutputShapeException):
             torch.ones(3)[torch.ones(3) > 0]
-    every = {
-        name: mode.from_tensor(tensor.float() if tensor.is_floating_point() else tensor)
-        for name, tensor in everything(18).items()
-    }
+    every = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in everything(18).items()}
+    targets = _faked(targets_of(every), mode)
+    every = {name: mode.from_tensor(tensor) for name, tensor in every.items()}
+    pair = TokenPair(student=every["student_tokens"], frozen=every["frozen_tokens"], valid=every["token_valid"])
     every["prediction"].requires_grad_()
     for normalization, segments in (("hybrid", "range"), ("local", "quantile"), ("none", "range")):
         config = replace(ALL_TERMS, normalization_shared=normalization, normalization_local=normalization, segments=segments)
         with mode:
             scale = output_scale(every["prediction"], every["valid"])
-            counts = count_maps(targets_of(every))
-            loss_of(every, config, anchor=scale, counts=counts).total.backward()
+            more = {"tokens": pair, "anchor": scale, "counts": count_maps(targets)}
+            cross_context_loss(every["prediction"], targets, config, **more).total.backward()
+
+
+def _faked(record: Any, mode: FakeTensorMode) -> Any:
+    """The same record with tensors that have no values, in records of it too."""
+    if isinstance(record, tuple):
+        return tuple(_faked(part, mode) for part in record)
+    if isinstance(record, Tensor):
+        return mode.from_tensor(record)
+    return replace(record, **{name: _faked(value, mode) for name, value in vars(record).items()})
 
 
 def test_the_loss_of_half_precision_under_autocast_is_float32() -> None:
@@ -204,7 +242,7 @@ def test_mistake_local_global_compares_the_student_with_itself() -> None:
     patch_label, patch_valid = patch_maps(12)
     config = LossConfig(gradient_weight=0.0)
     prediction.requires_grad_()
-    targets = LossTargets(label=label, valid=valid, patch_label=patch_label, patch_valid=patch_valid, patch_box=BOXES)
+    targets = LossTargets(label=label, valid=valid, patches=patch_groups(patch_label, patch_valid, BOXES))
     terms = cross_context_loss(prediction, targets, config)
     assert terms.local_global > 0.1  # a student compared with itself would have none
     (slope,) = torch.autograd.grad(terms.local_global, prediction)
@@ -214,6 +252,6 @@ def test_mistake_local_global_compares_the_student_with_itself() -> None:
     crops = torch.stack([perfect[i, y : y + 6, x : x + 6] for i, (y, x) in enumerate(((0, 0), (0, 4), (4, 0)))])
     boxes = torch.tensor([[[0, 0, 6, 6], [0, 4, 6, 6], [4, 0, 6, 6]]])
     whole = torch.ones(1, 3, 6, 6, dtype=torch.bool)
-    own = LossTargets(label=label[:1], valid=valid[:1], patch_label=3 * crops[None] + 1, patch_valid=whole, patch_box=boxes)
+    own = LossTargets(label=label[:1], valid=valid[:1], patches=patch_groups(3 * crops[None] + 1, whole, boxes))
     found = cross_context_loss(prediction[:1], own, config)
     assert found.local_global < 1e-9

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from manifests.schema import parse_run, to_json
-from stages.distillation.dataset import LabelDataset, mirrored
+from stages.distillation.batch import mirrored
+from stages.distillation.dataset import LabelDataset
 from stages.distillation.fusion import agreement_weighted_average
 from stages.distillation.order import AVERAGE, BatchPlan, SampleRequest
+from tests.stages.distillation.test_batch import assert_equal
 from tests.training_run import AFFINE, CONTEXT_PX, scene_disparity, write_run
 
 TEACHERS = ("primary", "assistant")
@@ -63,7 +64,7 @@ def test_a_run_written_before_contexts_were_counted_has_one_of_each_image(tmp_pa
 @pytest.mark.parametrize("teacher", [0, 1])
 def test_picture_label_and_patches_show_the_same_place(mixed_run: Path, teacher: int, flip: bool) -> None:
     dataset = LabelDataset(mixed_run, TEACHERS)
-    batch = dataset.collate([dataset[SampleRequest(i, teacher, flip)] for i in (0, 1)])
+    batch = dataset.collate([dataset[SampleRequest(i, teacher, flip)] for i in (0, 1)]).to("cpu")
     assert batch.teacher == TEACHERS[teacher]
     assert batch.extent.tolist() == [list(WIDE), list(TALL)]
     scale, shift = AFFINE[batch.teacher]
@@ -79,22 +80,12 @@ def test_picture_label_and_patches_show_the_same_place(mixed_run: Path, teacher:
         for beyond in (batch.image[i].sum(0).numpy(), valid):
             assert not beyond[height:].any()
             assert not beyond[:, width:].any()
-        boxes = batch.patch_box[i].tolist()
-        assert (height, width) in {(top + h, left + w) for top, left, h, w in boxes}
-        for j, (top, left, patch_height, patch_width) in enumerate(boxes):
+        patches = batch.patches_of(i)
+        assert (height, width) in {(top + h, left + w) for (top, left, h, w), _, _ in patches}
+        for (top, left, patch_height, patch_width), values, known in patches:
             crop = disparity[top : top + patch_height, left : left + patch_width] * (3 * scale) + shift + 1
-            assert np.abs(batch.patch_label[i, j, :patch_height, :patch_width].numpy() - crop).max() < 1e-3
-            assert batch.patch_valid[i, j].sum() == patch_height * patch_width
-
-
-def test_samples_of_different_patch_counts_are_padded_with_invalid_patches(mixed_run: Path) -> None:
-    dataset = LabelDataset(mixed_run, TEACHERS)
-    first, second = (dataset[SampleRequest(i, 0, False)] for i in (0, 1))
-    fewer = dataclasses.replace(second, patches=second.patches[:1])
-    batch = dataset.collate([first, fewer])
-    assert batch.patch_label.shape == (2, 4, 24, 24)
-    assert batch.patch_box[1, 1:].abs().sum() == 0
-    assert not batch.patch_valid[1, 1:].any()
+            assert np.abs(values.numpy() - crop).max() < 1e-3
+            assert known.all()
 
 
 def test_worker_processes_yield_the_same_batches(mixed_run: Path) -> None:
@@ -113,14 +104,12 @@ def test_worker_processes_yield_the_same_batches(mixed_run: Path) -> None:
     processes = {"num_workers": 2, "multiprocessing_context": "spawn"}
     workers = DataLoader(dataset, batch_sampler=plan, collate_fn=dataset.collate, **processes)
     for ours, theirs in zip(alone, workers, strict=True):
-        for name, value in vars(ours).items():
-            other = getattr(theirs, name)
-            assert value.equal(other) if isinstance(value, Tensor) else value == other, name
+        assert_equal(ours, theirs)
 
 
 def test_patches_are_left_out_where_no_loss_needs_them(mixed_run: Path) -> None:
     dataset = LabelDataset(mixed_run, TEACHERS, read_patches=False)
-    assert dataset.collate([dataset[SampleRequest(0, 0, False)]]).patch_label.shape[1] == 0
+    assert dataset.collate([dataset[SampleRequest(0, 0, False)]]).patches == ()
 
 
 def test_the_colour_asked_for_is_handed_on_and_changes_neither_picture_nor_label(mixed_run: Path) -> None:
@@ -128,8 +117,7 @@ def test_the_colour_asked_for_is_handed_on_and_changes_neither_picture_nor_label
     plain, colored = (dataset.collate([dataset[SampleRequest(0, 1, True, *c)]]) for c in ((), (color,)))
     assert plain.color.tolist() == [[1, 1, 1, 0]]
     assert colored.color.tolist() == [list(color)]
-    for name in ("image", "label", "valid", "patch_label", "patch_valid", "patch_box"):
-        assert getattr(plain, name).equal(getattr(colored, name)), name
+    assert_equal(dataclasses.replace(plain, color=colored.color), colored)
 
 
 def test_a_sample_of_all_teachers_is_their_agreement_on_the_context_and_on_each_patch(tmp_path: Path) -> None:

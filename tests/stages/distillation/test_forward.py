@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.distillation.dataset import Batch, LabelDataset
+from stages.distillation.batch import Batch
+from stages.distillation.dataset import LabelDataset
 from stages.distillation.features import feature_target_of
 from stages.distillation.forward import forward_batch
 from stages.distillation.order import SampleRequest
 from stages.distillation.student import Student, load_student
+from tests.stages.distillation.loss_references import patch_groups
 from tests.stages.distillation.tiny_students import CONTEXT_PX as SIDES
 from tests.stages.distillation.tiny_students import save_network
 from tests.training_run import CONTEXT_PX, write_run
@@ -25,7 +27,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     """A square, two of one narrow shape, and one whose height the patches do not tile."""
     run = write_run(tmp_path_factory.mktemp("forward") / "run", images=4, extents=_EXTENTS)
     dataset = LabelDataset(run, ("primary",))
-    return dataset.collate([dataset[SampleRequest(i, 0, False)] for i in range(4)])
+    return dataset.collate([dataset[SampleRequest(i, 0, False)] for i in range(4)]).to("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +77,7 @@ def _narrow(side: int) -> Batch:
         sizes=((side, side // 2),),
         label=torch.zeros(grid),
         valid=torch.zeros(grid, dtype=torch.bool),
-        patch_label=torch.zeros(1, 0, 1, 1),
-        patch_valid=torch.zeros(1, 0, 1, 1, dtype=torch.bool),
-        patch_box=torch.zeros(1, 0, 4, dtype=torch.int64),
+        patches=patch_groups(torch.zeros(1, 0, 1, 1), torch.zeros(1, 0, 1, 1, dtype=torch.bool), torch.zeros(1, 0, 4)),
         keys=("a",),
         teacher="primary",
         color=torch.ones(1, 4),

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from stages.distillation.dataset import Batch, LabelDataset
+from stages.distillation.batch import Batch
+from stages.distillation.dataset import LabelDataset
 from stages.distillation.losses import LossConfig, OutputScale
 from stages.distillation.order import SampleRequest
 from stages.distillation.step import Learner, gradient_step, not_finite
@@ -24,7 +25,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     """Three contexts, the second of which is narrower than the grid."""
     run = write_run(tmp_path_factory.mktemp("step") / "run", images=3, extents=((CONTEXT_PX, CONTEXT_PX), (CONTEXT_PX, 36)))
     dataset = LabelDataset(run, ("primary",))
-    return dataset.collate([dataset[SampleRequest(i, 0, False)] for i in range(3)])
+    return dataset.collate([dataset[SampleRequest(i, 0, False)] for i in range(3)]).to("cpu")
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_micro_batches_leave_the_gradient_of_the_whole_batch(tmp_path: Path, spl
     """One context is narrow, one has no valid pixel, one no valid patch: the micro-batches are of unequal weight."""
     run = write_run(tmp_path / "run", images=4, extents=((CONTEXT_PX, CONTEXT_PX), (CONTEXT_PX, 36)))
     dataset = LabelDataset(run, ("primary",))
-    whole = _without_some_labels(dataset.collate([dataset[SampleRequest(i, 0, False)] for i in range(4)]))
+    whole = _without_some_labels(dataset.collate([dataset[SampleRequest(i, 0, False)] for i in range(4)]).to("cpu"))
     checkpoint = write_student(tmp_path / "student")
     gradients, outcomes = [], []
     for sizes in ((4,), split):
@@ -88,24 +89,22 @@ def _learner_in_float64(checkpoint: Path) -> Learner:
 
 
 def _without_some_labels(batch: Batch) -> Batch:
-    valid, patch_valid = batch.valid.clone(), batch.patch_valid.clone()
-    valid[2], patch_valid[3] = False, False
-    in_float64 = {"label": batch.label.double(), "patch_label": batch.patch_label.double()}
-    return dataclasses.replace(batch, valid=valid, patch_valid=patch_valid, **in_float64)
+    valid = batch.valid.clone()
+    valid[2] = False
+    patches = tuple(
+        dataclasses.replace(p, label=p.label.double(), valid=p.valid & (p.sample != 3)[:, None, None]) for p in batch.patches
+    )
+    return dataclasses.replace(batch, valid=valid, label=batch.label.double(), patches=patches)
 
 
 def _parts(batch: Batch, sizes: tuple[int, ...]) -> list[Batch]:
-    tensors = {name: value.split(sizes) for name, value in vars(batch).items() if isinstance(value, Tensor)}
-    extents = [tuple(batch.sizes[sum(sizes[:i]) : sum(sizes[: i + 1])]) for i in range(len(sizes))]
-    return [
-        dataclasses.replace(batch, sizes=extents[i], **{name: parts[i] for name, parts in tensors.items()})
-        for i in range(len(sizes))
-    ]
+    return [batch.samples(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
 
 
 def test_a_batch_without_a_valid_pixel_says_nothing_and_moves_nothing(learner: Learner, batch: Batch) -> None:
-    masks = {"valid": torch.zeros_like(batch.valid), "patch_valid": torch.zeros_like(batch.patch_valid)}
-    outcome, _ = gradient_step(learner, [dataclasses.replace(batch, **masks)], max_gradient_norm=1.0, bf16=False)
+    patches = tuple(dataclasses.replace(group, valid=torch.zeros_like(group.valid)) for group in batch.patches)
+    empty = dataclasses.replace(batch, valid=torch.zeros_like(batch.valid), patches=patches)
+    outcome, _ = gradient_step(learner, [empty], max_gradient_norm=1.0, bf16=False)
     assert outcome.masked_share == 1
     assert set(dataclasses.astuple(dataclasses.replace(outcome, masked_share=0.0))) == {0.0}
 
