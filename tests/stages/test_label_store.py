@@ -7,6 +7,7 @@ import json
 import os
 import random
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from stages.label_store import (
     write_labels,
     write_pictures,
 )
-from stages.label_store.packing import PCODEC
+from stages.label_store.packing import PCODEC, pack_codes, shard_file, shard_places
 from stages.views import Box, SourceBox
 
 _STEP = 4 / 4094
@@ -392,3 +393,30 @@ def test_a_part_of_version_1_is_read_as_before(tmp_path: Path):
     for found, given_label in zip([label, *patches], [wanted.context, *wanted.patches], strict=True):
         assert (found.valid == given_label.valid).all()
         assert np.abs(found.values - given_label.values)[found.valid].max() < 4 / 65534
+
+
+@pytest.mark.parametrize(
+    ("chunk_of", "refused"),
+    [
+        (lambda chunk: pack_codes(np.ones((3, 3), np.uint16), 5), r"row 0 is damaged \(found other than 2304 values\)"),
+        (lambda chunk: chunk[:-1] + bytes([chunk[-1] ^ 1]), r"row 0 is damaged \(the stored checksum is another\)"),
+    ],
+    ids=["of-another-size", "another-checksum"],
+)
+def test_a_view_in_whose_place_another_lies_is_refused_and_its_neighbour_is_read(
+    tmp_path: Path, chunk_of: Callable[[bytes], bytes], refused: str
+):
+    write_labels(_new(tmp_path), [_labels(0, 32, 48), _labels(1, 32, 48)], context_px=48, depth_space="depth_metric")
+    shard = tmp_path / "a.zarr/context/c/0/0"
+    content = shard.read_bytes()
+    sound = LabelReader(place_of(tmp_path), "a.zarr").context(1)
+    places = zarr.open_array(tmp_path / "a.zarr/context", mode="r").shards[0]  # type: ignore[index]
+    first, second = (content[start : start + size] for start, size in shard_places(content[-16 * places - 4 :])[:2].tolist())
+    shard.write_bytes(b"".join(shard_file([chunk_of(first), second], places)))
+    reader = LabelReader(place_of(tmp_path), "a.zarr")
+    with pytest.raises(ValueError, match=refused):
+        reader.context(0)
+    neighbour = reader.context(1)
+    assert sound is not None
+    assert neighbour is not None
+    assert (neighbour.values == sound.values).all()
