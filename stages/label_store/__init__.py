@@ -19,6 +19,17 @@ from stages.label_store.format import (
     encode_picture,
     quantise,
 )
+from stages.label_store.keys import AmbiguousKeyError, ImageId, NoLabelsError
+from stages.label_store.opening import (
+    DamagedPartError,
+    LabelColumn,
+    OpenRun,
+    PhotographLabels,
+    PhotographPictures,
+    PictureColumn,
+    Status,
+    open_run,
+)
 from stages.label_store.packing import PackedLabel
 from stages.label_store.reader import LabelReader, PictureReader
 from stages.label_store.writer import LabelWriter, Row, write_labels, write_pictures
@@ -27,19 +38,30 @@ from stages.label_store.writer import LabelWriter, Row, write_labels, write_pict
 warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr", category=UserWarning)
 
 __all__ = [
+    "AmbiguousKeyError",
     "ContextPicture",
+    "DamagedPartError",
+    "ImageId",
     "ImageLabels",
     "Label",
+    "LabelColumn",
     "LabelReader",
     "LabelWriter",
+    "NoLabelsError",
+    "OpenRun",
     "PackedLabel",
     "PatchLabel",
+    "PhotographLabels",
+    "PhotographPictures",
+    "PictureColumn",
     "PictureReader",
     "QuantisedLabel",
     "Row",
+    "Status",
     "decode_label",
     "decode_picture",
     "encode_picture",
+    "open_run",
     "quantise",
     "write_labels",
     "write_pictures",
