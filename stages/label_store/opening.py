@@ -270,9 +270,18 @@ class LabelColumn(_Column[LabelReader, PhotographLabels]):
             None if label is None else ImageLabels(context=label, patches=tuple(reader.patches(row)))
             for row, label in zip(rows, whole, strict=True)
         )
+        if any(_is_impossible(labels) for labels in contexts if labels is not None):
+            raise ValueError(f"{reader.where}: labels of {image.key!r} are not finite, or have boxes outside of the whole view")
         if not any(contexts):
             raise ValueError(f"{reader.where}: found no label of {image.key!r}, which is labelled by the part's manifest")
         return PhotographLabels(image=image, teacher=self.name, depth_space=self.depth_space, contexts=contexts)
+
+
+def _is_impossible(labels: ImageLabels) -> bool:
+    """Of what a run can hold that was not written by this package."""
+    (height, width), boxes = labels.context.values.shape, [patch.box for patch in labels.patches]
+    finite = all(np.isfinite(label.values).all() for label in (labels.context, *labels.patches))
+    return not finite or any(min(b) < 0 or b.top + b.height > height or b.left + b.width > width for b in boxes)
 
 
 class PictureColumn(_Column[PictureReader, PhotographPictures]):

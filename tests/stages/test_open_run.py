@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from torch.utils.data import DataLoader
 
 import manifests
@@ -188,10 +189,23 @@ def test_damaged_records_and_parts_of_other_settings_are_refused_by_name(small: 
         open_run(small)[TEACHER][_key("shard", 0)]
 
 
+def test_labels_that_this_package_would_not_write_are_refused(small: Path):
+    folder = small / "columns" / TEACHER / "shard.00001.a1.zarr"
+    group = zarr.open_group(folder, mode="r+", zarr_format=3)
+    for array, row, value in (("patch_box", 0, (9, 0, 4, 4)), ("context_scale", 0, np.nan)):
+        before = group[array][row]  # type: ignore[index]
+        group[array][row] = value  # type: ignore[index]
+        small_run.commit_again(small)
+        with pytest.raises(DamagedPartError, match=r"shard.00001.a1.zarr: labels of .* boxes outside .* manifests repair"):
+            open_run(small)[TEACHER][_key("shard", 3)]
+        group[array][row] = before  # type: ignore[index]
+
+
 def test_an_opened_column_can_be_sent_to_another_process_at_any_time(small: Path):
     column = open_run(small)[TEACHER]
     fresh, (first, *_) = pickle.loads(pickle.dumps(column)), column
-    column[first], len(column)
+    assert column[first].image == first
+    assert len(column) == 8
     used = pickle.loads(pickle.dumps(column))
     assert "_index" not in vars(used.images)  # hashes of texts are another process's own
     for other in (fresh, used):
@@ -222,6 +236,25 @@ def test_the_dataset_gives_every_photograph_that_all_teachers_have_labelled_and_
     assert [item["key"] for item in shared] == [item["key"] for item in items]
     for one, other in zip(items, shared, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in ("image", "label", "valid"))
+
+
+def test_the_programs_of_the_page_on_reading_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Path, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("photos/1.png").write_bytes(scene_bytes(1))
+    Path("photos/broken.jpg").write_bytes(b"no picture")
+    label(label_config(Path("runs/mine"), ("photos",), checkpoints))
+    page = (Path(__file__).parents[2] / "docs/reading.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert len(programs) == 3
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for program in programs:
+        exec(program.replace('num_workers=2, multiprocessing_context="forkserver"', "num_workers=0"), names)
+    assert names["depth"].shape == names["known"].shape == names["labels"].context.values.shape
+    lines = capsys.readouterr().out.splitlines()
+    assert "1.png Status(status='labelled', reason='')" in lines
+    assert any(re.match(r"broken.jpg Status\(status='rejected', reason=.not_an_image: ", line) for line in lines)
+    assert lines[-1].startswith("1.png torch.Size([3, 48, 48]) torch.Size([2, 48, 48]) tensor(1.)")
 
 
 def test_the_dataset_takes_any_context_and_batches_of_squares(squares: Path):
