@@ -29,7 +29,7 @@ from pipeline.config import url_problems
 from pipeline.exits import DONE, REFUSED, say
 from pipeline.show.picture import Opinion, label_picture
 from pipeline.show.terminal import drawn, protocol_of
-from stages.label_store import NoLabelsError, OpenRun, PhotographPictures, open_run
+from stages.label_store import AmbiguousKeyError, NoLabelsError, OpenRun, PhotographPictures, open_run, refuse_other_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         show(config)
     except (Exception, KeyboardInterrupt) as error:
-        return say(_PROGRAM, error)
+        return say(_PROGRAM, error, "Name it with --source." if isinstance(error, AmbiguousKeyError) else "")
     return DONE
 
 
@@ -109,6 +109,7 @@ def _opinions(run: OpenRun, number: int, config: ShowConfig) -> tuple[list[Opini
             without.append(f"{column.name} has no label of context {config.context}: it was not wanted")
         else:
             opinions.append(Opinion(column.name, column.depth_space, labels))
+    refuse_other_files(number, [run.pictures, *(run[opinion.teacher] for opinion in opinions)])
     if not opinions:
         raise NoLabelsError("\n".join(without) or f"{config.run}: the run has no teacher's column yet; label first")
     return opinions, [printable(line) for line in without]

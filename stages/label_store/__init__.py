@@ -29,6 +29,7 @@ from stages.label_store.opening import (
     PictureColumn,
     Status,
     open_run,
+    refuse_other_files,
 )
 from stages.label_store.packing import PackedLabel
 from stages.label_store.reader import LabelReader, PictureReader
@@ -63,6 +64,7 @@ __all__ = [
     "encode_picture",
     "open_run",
     "quantise",
+    "refuse_other_files",
     "write_labels",
     "write_pictures",
 ]

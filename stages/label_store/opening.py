@@ -11,7 +11,7 @@ This is here and not in `manifests`, which answers without Zarr: labels are arra
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,6 +169,11 @@ class _Column(_Images[ImageId, RecordT], Generic[ReaderT, RecordT]):
         with self._labelled(number) as (image, reader, rows):
             return self._record_of(image, reader, rows)
 
+    def content_sha256(self, number: int) -> str | None:
+        """The digest of the file that the image of this number was read from; None where the run does not say."""
+        part, index = self.images.place(number)
+        return self._part(part)[0].images[index].content_sha256
+
     @abstractmethod
     def _record_of(self, image: ImageId, reader: ReaderT, rows: range) -> RecordT: ...
 
@@ -299,6 +304,15 @@ class PictureColumn(_Column[PictureReader, PhotographPictures]):
             pictures=pictures,
             boxes=tuple(reader.source_box(row) for row in rows),
         )
+
+
+def refuse_other_files(number: int, columns: Sequence[LabelColumn | PictureColumn]) -> None:
+    """Raises RefusedError where these columns have the image of this number from different files: it changed in between."""
+    if len({column.content_sha256(number) for column in columns}) > 1:
+        found = ", ".join(f"{column.name} {column.content_sha256(number)}" for column in columns)
+        images = columns[0].images
+        where = f"{images.run_dir}: {images.key(number)!r} of the source {images.place(number)[0].source!r}"
+        raise RefusedError(f"{where}: its columns were made from different files (sha256: {found}); {REPAIR}")
 
 
 class OpenRun(Mapping[str, LabelColumn]):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from manifests.errors import RefusedError
-from stages.label_store.opening import open_run
+from stages.label_store.opening import open_run, refuse_other_files
 
 
 class LabelledPhotograph(TypedDict):
@@ -63,6 +63,7 @@ class LabelledPhotographs(Dataset[LabelledPhotograph]):
 
     def __getitem__(self, index: int) -> LabelledPhotograph:
         number = int(self.numbers[index])
+        refuse_other_files(number, [self.pictures, *self.columns])
         seen = self.pictures.numbered(number)
         picture, image = seen.pictures[self.context], seen.image
         labels = [column.whole(number, self.context) for column in self.columns]

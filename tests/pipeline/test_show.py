@@ -166,7 +166,7 @@ def test_the_name_of_a_file_is_safe_whatever_the_key_is(key: str):
     ("arguments", "status", "words"),
     [
         (["broken"], 2, "'broken' of the source 'one' has nothing in 'images': rejected: damaged: "),
-        (["a"], 2, "2 sources have the key 'a'; say which one: ('one', 'a') or ('two', 'a')"),
+        (["a"], 2, "2 sources have the key 'a'; say which one: ('one', 'a') or ('two', 'a')\nName it with --source."),
         (["a", "--source", "two", "--columns", "third"], 2, "no teacher's column 'third' (it has: assistant, primary)"),
         (["a", "--source", "two", "--context", "1"], 2, "--context is 1, expected one from 0 to 0"),
         (["a", "-o", "photo.jpg"], 2, "-o photo.jpg: expected a name that ends in .png"),

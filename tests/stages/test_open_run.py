@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import shutil
@@ -236,6 +237,18 @@ def test_the_dataset_gives_every_photograph_that_all_teachers_have_labelled_and_
     assert [item["key"] for item in shared] == [item["key"] for item in items]
     for one, other in zip(items, shared, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in ("image", "label", "valid"))
+
+
+def test_a_photograph_whose_columns_were_made_from_different_files_is_refused(squares: Path, tmp_path: Path):
+    run_dir = Path(shutil.copytree(squares, tmp_path / "run"))
+    part = manifests.load_part(run_dir, "images", "b.00000")
+    (image,) = part.images
+    changed = dataclasses.replace(part, images=(dataclasses.replace(image, content_sha256="0" * 64),))
+    manifests.manifest_path(run_dir, "images", "b.00000").write_bytes(manifests.to_json(changed))
+    dataset = LabelledPhotographs(run_dir)
+    assert dataset[0]["key"] == "both"
+    with pytest.raises(ValueError, match=r"'both' of the source 'b': its columns were made from different files \(sha256: im"):
+        dataset[2]
 
 
 def test_the_programs_of_the_page_on_reading_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Path, capsys):
