@@ -30,6 +30,7 @@ from manifests.run import (
     part_names,
     parts,
     read_run,
+    refuse_foreign_part,
     table_path,
 )
 from manifests.schema import (
@@ -122,6 +123,7 @@ __all__ = [
     "parts",
     "place_of",
     "read_run",
+    "refuse_foreign_part",
     "repair",
     "sha256_file",
     "summarize",

@@ -337,3 +337,13 @@ def fingerprint_differences(found: Mapping[str, Any], expected: Mapping[str, Any
         for field in sorted(found.keys() | expected.keys())
         if shown(found, field) != shown(expected, field)
     ]
+
+
+def refuse_foreign_part(run_dir: Path, column: ColumnRecord, part: PartId, manifest: PartManifest) -> None:
+    """Raises RefusedError, naming the fields, for a part of other settings or another source than the run's records say."""
+    differences = fingerprint_differences(manifest.fingerprint, part_fingerprint(column, part.rows_sha256))
+    if manifest.depth_space != column.depth_space:
+        differences.append(f"depth_space: found {manifest.depth_space}, expected {column.depth_space}")
+    if differences:
+        where = manifest_path(run_dir, column.name, part.name)
+        raise RefusedError(f"{where}: not made with this run's settings: " + "; ".join(differences))

@@ -83,7 +83,7 @@ def examine(run_dir: Path, *, deep: bool = True) -> Iterator[list[Damage]]:
     yield _check_places(run_dir, run, unread)
     keys: dict[str, pa.ChunkedArray | None] = {}
     for source in run.sources:
-        damage, keys[source.source] = _check_table(run_dir, source)
+        damage, keys[source.source] = check_table(run_dir, source)
         yield damage
     known = {part.name: part for part in parts(run)}
     for column in run.columns:
@@ -225,7 +225,7 @@ def _links_in(run_dir: Path, zarr: Path) -> list[Damage]:
     return [Damage(str(zarr / entry.name), "link", _LINK) for entry in entries if entry.kind == "link"]
 
 
-def _check_table(run_dir: Path, source: Catalogue) -> tuple[list[Damage], pa.ChunkedArray | None]:
+def check_table(run_dir: Path, source: Catalogue) -> tuple[list[Damage], pa.ChunkedArray | None]:
     """Damage of a source's table, and the keys of its images; None where the table is not to be trusted."""
     place = table_path(Path(), source)
     damage = _check_digest(run_dir, place, source.table_sha256)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from manifests.checker import printable
 from manifests.errors import DistillError
 
 DONE, PROBLEMS, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -31,5 +32,6 @@ def say(program: str, error: BaseException, hint: str = "") -> int:
     if status is None:
         raise error
     what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).strip() or type(error).__name__
-    print(f"{program}: {what}" + (f"\n{hint}" if hint else ""), file=sys.stderr)
+    lines = [*f"{program}: {what}".split("\n"), *([hint] if hint else [])]
+    print(*map(printable, lines), sep="\n", file=sys.stderr)  # what a run says of itself may hold a terminal's commands
     return status

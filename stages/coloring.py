@@ -1,4 +1,4 @@
-"""Disparity as a picture, in the colours the field uses: blue is far, red is near."""
+"""Disparity as a picture, in the colours the field uses: blue is far, red is near; and differences of disparities."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 
-COLOR_MAP = "Spectral_r"
-_INVALID_GREY = 128
+COLOR_MAP, DIFFERENCE_MAP = "Spectral_r", "RdBu_r"
+INVALID_GREY = 128
 _ENOUGH_VALUES = 1 << 18
 
 
@@ -39,16 +39,30 @@ def colorize_disparity(
     if low is None or high is None:
         own_low, own_high = robust_range(disparity, shown)
         low, high = own_low if low is None else low, own_high if high is None else high
-    colors = _colors()
+    return _colored(disparity, shown, low, high, COLOR_MAP)
+
+
+def colorize_difference(
+    difference: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"], most: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Colour how much nearer (red) or farther (blue) one map is than another: white is none, and `most` or more the full
+    colour. Pixels that are invalid or not finite are grey."""
+    return _colored(difference, valid & np.isfinite(difference), -most, most, DIFFERENCE_MAP)
+
+
+def _colored(
+    values: Float[np.ndarray, "h w"], shown: Bool[np.ndarray, "h w"], low: float, high: float, color_map: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    colors = _colors(color_map)
     steps = len(colors) - 1
-    position = (np.where(shown, disparity, low) - low) / max(high - low, np.finfo(np.float32).tiny)
+    position = (np.where(shown, values, low) - low) / max(high - low, np.finfo(np.float32).tiny)
     # as in Matplotlib, steps of equal width, and 1 belongs to the last
     index = np.where(shown, np.minimum(position.clip(0, 1) * steps, steps - 1), steps).astype(np.uint16)
     return colors.take(index, axis=0)
 
 
 @cache
-def _colors() -> UInt8[np.ndarray, "n 3"]:
+def _colors(color_map: str) -> UInt8[np.ndarray, "n 3"]:
     """The colour map's own steps, from far to near, and last the grey of what is not shown."""
-    table = colormaps[COLOR_MAP](np.arange(colormaps[COLOR_MAP].N), bytes=True)[:, :3]
-    return np.concatenate([table, np.full((1, 3), _INVALID_GREY)]).astype(np.uint8)
+    table = colormaps[color_map](np.arange(colormaps[color_map].N), bytes=True)[:, :3]
+    return np.concatenate([table, np.full((1, 3), INVALID_GREY)]).astype(np.uint8)

@@ -61,7 +61,12 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "pipeline/train/state.py",
     ),
     "depth maps of a prediction": ("pipeline/predict/files.py",),
-    "reports and figures": ("pipeline/demo/report.py", "pipeline/figures.py", "pipeline/report.py"),
+    "reports and figures": (
+        "pipeline/demo/report.py",
+        "pipeline/figures.py",
+        "pipeline/report.py",
+        "pipeline/show/command.py",
+    ),
     "configuration": ("pipeline/config.py",),
     "a folder for a sample's run, which is thrown away whole": ("pipeline/label/estimate.py",),
     "processes, in /proc": ("pipeline/label/ray_pool.py",),

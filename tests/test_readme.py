@@ -35,7 +35,7 @@ def test_the_commands_on_ones_own_photographs_run_in_order(
     for seed in range(3):
         (tmp_path / "photos" / f"{seed}.png").write_bytes(scene_bytes(seed, side_px=240))
     commands = _commands(".venv/bin/python")
-    assert len(commands) == 8
+    assert len(commands) == 9
     for _, dash_m, module, *arguments in commands:
         assert dash_m == "-m"
         monkeypatch.setattr(sys, "argv", [module, *arguments, *_SMALLER.get(module, [])])
@@ -43,9 +43,10 @@ def test_the_commands_on_ones_own_photographs_run_in_order(
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         assert not ended.value.code, capsys.readouterr()
     (tmp_path / "photo.jpg").write_bytes(scene_bytes(7))
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     names: dict[str, object] = {}
-    exec(snippet, names)
+    for snippet in re.findall(r"```python\n(.*?)```", README, flags=re.S):
+        exec(snippet, names)
+    assert names["labels"].context.values.shape == (192, 192)  # type: ignore[attr-defined]
     assert tuple(names["disparity"].shape[-2:]) == (88, 88)  # type: ignore[attr-defined]
 
 

@@ -22,13 +22,12 @@ from manifests import (
     PartId,
     PartManifest,
     Run,
-    column_dir,
     committed_parts,
     fingerprint_differences,
     load_part,
-    part_fingerprint,
     parts,
     place_of,
+    refuse_foreign_part,
 )
 from manifests.errors import RefusedError
 from manifests.part_files import differing_sizes, refuse_problems
@@ -139,7 +138,7 @@ def lock_differences(found: Mapping[str, str], expected: Mapping[str, str]) -> l
 def _trainable_part(run_dir: Path, columns: Sequence[ColumnRecord], contexts: int, part: PartId) -> TrainPart:
     records = [load_part(run_dir, column.name, part.name) for column in columns]
     for column, record in zip(columns, records, strict=True):
-        _refuse_foreign(run_dir, column, part, record)
+        refuse_foreign_part(run_dir, column, part, record)
         refuse_problems(place_of(run_dir), column.name, differing_sizes(place_of(run_dir), record))
     outcomes_of_images = zip(*(record.images for record in records), strict=True)
     sound = [i for i, outcomes in enumerate(outcomes_of_images) if all(o.status != "rejected" for o in outcomes)]
@@ -185,12 +184,3 @@ def _refuse_other_input(run_dir: Path, columns: Sequence[ColumnRecord], records:
             f"{run_dir}: part {records[0].part}, image {records[0].images[image].key!r}: its columns were made from different "
             f"files (sha256: {found}); run `python -m manifests repair {run_dir}`, then label again"
         )
-
-
-def _refuse_foreign(run_dir: Path, column: ColumnRecord, part: PartId, record: PartManifest) -> None:
-    differences = fingerprint_differences(record.fingerprint, part_fingerprint(column, part.rows_sha256))
-    if record.depth_space != column.depth_space:
-        differences.append(f"depth_space: found {record.depth_space}, expected {column.depth_space}")
-    if differences:
-        where = f"{column_dir(run_dir, column.name) / record.part}.json"
-        raise RefusedError(f"{where}: not made with this run's settings: " + "; ".join(differences))

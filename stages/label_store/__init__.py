@@ -26,6 +26,18 @@ from stages.label_store.format import (
     only_where,
     quantise,
 )
+from stages.label_store.keys import AmbiguousKeyError, ImageId, NoLabelsError
+from stages.label_store.opening import (
+    DamagedPartError,
+    LabelColumn,
+    OpenRun,
+    PhotographLabels,
+    PhotographPictures,
+    PictureColumn,
+    Status,
+    open_run,
+    refuse_other_files,
+)
 from stages.label_store.packing import PackedLabel
 from stages.label_store.reader import LabelReader, PictureReader
 from stages.label_store.writer import LabelWriter, Row, write_labels, write_pictures
@@ -39,22 +51,34 @@ __all__ = [
     "AnyPatch",
     "CodedLabel",
     "CodedPatch",
+    "AmbiguousKeyError",
     "ContextPicture",
+    "DamagedPartError",
+    "ImageId",
     "ImageLabels",
     "Label",
+    "LabelColumn",
     "LabelReader",
     "LabelWriter",
+    "NoLabelsError",
+    "OpenRun",
     "PackedLabel",
     "PatchLabel",
+    "PhotographLabels",
+    "PhotographPictures",
+    "PictureColumn",
     "PictureReader",
     "QuantisedLabel",
     "Row",
+    "Status",
     "decode_label",
     "decode_picture",
     "encode_picture",
     "left_right",
     "only_where",
+    "open_run",
     "quantise",
+    "refuse_other_files",
     "write_labels",
     "write_pictures",
 ]

@@ -35,10 +35,10 @@ class CodedLabel:
     scale: np.float32
     offset: np.float32
 
-    @property
+    @cached_property
     def values(self) -> Float32[np.ndarray, "h w"]:
         """As a `Label` has them."""
-        return self._label.values
+        return decode_label(self.codes, self.scale, self.offset).values
 
     @cached_property
     def valid(self) -> Bool[np.ndarray, "h w"]:
@@ -46,8 +46,9 @@ class CodedLabel:
         return self.codes > 0
 
     @cached_property
-    def _label(self) -> Label:
-        return decode_label(self.codes, self.scale, self.offset)
+    def decoded(self) -> Label:
+        """The label of floats."""
+        return Label(values=self.values, valid=self.valid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,11 @@ class CodedPatch(CodedLabel):
     """The same as it is stored."""
 
     box: Box
+
+    @cached_property
+    def decoded(self) -> PatchLabel:
+        """The label of floats, with its box."""
+        return PatchLabel(values=self.values, valid=self.valid, box=self.box)
 
 
 AnyLabel = Label | CodedLabel

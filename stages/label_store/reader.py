@@ -20,11 +20,11 @@ from manifests.place import Place
 from stages.label_store.format import EVERY_CHUNK, CodedLabel, CodedPatch, decode_picture
 from stages.label_store.packing import shard_places, unpack_codes, unpacked
 from stages.label_store.zarr_files import PartFiles
-from stages.views import Box
+from stages.views import Box, SourceBox
 
 _READ_BYTES = 1 << 26
 """The most that one read may bring, so that a part that says otherwise of itself cannot fill the memory."""
-_REPAIR = "run `python -m manifests repair` on the run, then label again"
+REPAIR = "run `python -m manifests repair` on the run, then label again"
 _ABSENT = 2**64 - 1  # in the index of a shard
 
 
@@ -102,7 +102,7 @@ class _PartReader:
             stored, first = self._stored_chunks(file, in_shard), shard * in_shard
             for chunk in range(max(start // chunk_rows, first), min(-(-end // chunk_rows), first + in_shard)):
                 if chunk - first >= len(stored) or not stored[chunk - first]:
-                    raise ValueError(f"{self.where}/{name}: row {chunk * chunk_rows} has lost its chunk; {_REPAIR}")
+                    raise ValueError(f"{self.where}/{name}: row {chunk * chunk_rows} has lost its chunk; {REPAIR}")
 
     def _is_promised(self, shard: str) -> bool:
         """Whether a shard must be there: always, but in a part of old, whose writer left out what is all 0."""
@@ -113,7 +113,7 @@ class _PartReader:
             return True
         if self._has_every_chunk or self.place.exists(name):
             found = f"{self.where}/{shard}: its array needs this file"
-            raise ValueError(f"{found}, and the part's manifest does not list it; {_REPAIR}")
+            raise ValueError(f"{found}, and the part's manifest does not list it; {REPAIR}")
         return False
 
     def _stored_chunks(self, shard: str, chunks: int) -> Bool[np.ndarray, "_"]:
@@ -211,12 +211,12 @@ class LabelReader(_PartReader):
         try:
             stored = self._stored(name, row)
         except (ValueError, RuntimeError) as error:  # a checksum, or what the decoder makes of other bytes
-            raise ValueError(f"{self.where}/{name}: row {row} is damaged ({error}); {_REPAIR}") from error
+            raise ValueError(f"{self.where}/{name}: row {row} is damaged ({error}); {REPAIR}") from error
         codes = stored[:height, :width] if stored.ndim == 2 else unpacked(stored, height, width)  # as in version 1, and now
         scale, offset = self._small[f"{name}_scale"][row], self._small[f"{name}_offset"][row]
         if not codes.any():  # a view without any value, which is rare, or one that was lost
             if scale or offset:  # a view that was written without any value has both 0
-                raise ValueError(f"{self.where}/{name}: row {row} has lost its chunk; {_REPAIR}")
+                raise ValueError(f"{self.where}/{name}: row {row} has lost its chunk; {REPAIR}")
             if self._has_every_chunk:
                 self._refuse_lost(name, self._codes[name], row, row + 1)
         return CodedLabel(codes=codes, scale=scale, offset=offset)
@@ -249,6 +249,14 @@ class PictureReader(_PartReader):
         height, width = self._sizes[row]
         return int(height), int(width)
 
+    @cached_property
+    def _boxes(self) -> np.ndarray:
+        return self._table("context_box")
+
+    def source_box(self, row: int) -> SourceBox:
+        """Where the context is in the upright photograph, in its pixels; 0, 0, 0, 0 for a rejected image."""
+        return SourceBox(*map(float, self._boxes[row]))
+
     def picture(self, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
         """The context's decoded pixels, or None for a rejected image."""
         start, end = (int(byte) for byte in self._starts[row : row + 2])
@@ -260,4 +268,4 @@ class PictureReader(_PartReader):
         try:
             return decode_picture(np.asarray(self._jpeg[start:end]).tobytes(), (height, width))
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.where}/jpeg: row {row} is damaged ({error}); {_REPAIR}") from error
+            raise ValueError(f"{self.where}/jpeg: row {row} is damaged ({error}); {REPAIR}") from error

@@ -1,0 +1,1 @@
+"""`python -m pipeline.show`: a photograph's labels as one picture."""
