@@ -186,7 +186,7 @@ def encode_depth_png(
     pixels = []
     for rows in _strips(values):
         samples = _codes(values[rows], low, scale, first).astype(">u2").view(np.uint8)
-        pixels.append(compressor.compress(_minus_row_above(samples, above)))
+        pixels.append(compressor.compress(_minus_row_above(samples, above).tobytes()))
         above = samples[-1:]
     header = struct.pack(">2I5B", *values.shape[::-1], 16, 0, 0, 0, 0)  # 16 bits, grey, not interlaced
     return _png_file([(b"IHDR", header), *text, (b"IDAT", b"".join([*pixels, compressor.flush()])), (b"IEND", b"")])

@@ -31,7 +31,7 @@ def out_of_memory() -> Iterator[None]:
 
 def to_tensor(images: UInt8[np.ndarray, "b h w 3"], device: str) -> Float32[Tensor, "b 3 h w"]:
     """Pictures in [0, 1] on the device."""
-    pictures = torch.tensor(images)
+    pictures = torch.from_numpy(images) if images.flags.writeable else torch.tensor(images)
     if device.startswith("cuda"):  # from pinned memory the copy is begun, and not waited for
         pictures = pictures.pin_memory()
     return pictures.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
