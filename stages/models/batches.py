@@ -56,9 +56,9 @@ class Predictor:
 
         Raises torch.OutOfMemoryError when even one picture is too much, and ValueError for a prediction of another size.
         """
-        stacked = pictures[0][None] if len(pictures) == 1 else np.stack(pictures)  # one may be large: it is not copied
-        maps = [part.cpu().numpy() if isinstance(part, Tensor) else part for part in self.parts(stacked, seeds)]
-        return maps[0] if len(maps) == 1 else np.concatenate(maps)
+        stacked = np.stack(pictures) if len(pictures) > 1 else np.ascontiguousarray(pictures[0])[None]  # large, so not copied
+        parts = self.parts(stacked, seeds)
+        return np.concatenate([part.cpu().numpy() if isinstance(part, Tensor) else part for part in parts])
 
     def parts(
         self, pictures: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None
