@@ -28,7 +28,7 @@ _SCENES = 16
 
 def write_photographs(path: Path, count: int, *, width: int, height: int) -> Path:
     """A tar of JPEGs of a photograph's size; the scenes are rendered small and enlarged, which costs a decoder the same."""
-    files = [_photograph(seed, width, height) for seed in range(min(count, _SCENES))]
+    files = [photograph(seed, width, height) for seed in range(min(count, _SCENES))]
     with tarfile.open(path, "w") as tar:
         for number in range(count):
             content = files[number % _SCENES]
@@ -38,7 +38,7 @@ def write_photographs(path: Path, count: int, *, width: int, height: int) -> Pat
     return path
 
 
-def _photograph(seed: int, width: int, height: int) -> bytes:
+def photograph(seed: int, width: int, height: int) -> bytes:
     scene = Image.fromarray(render_scene(seed, height_px=height // 4, width_px=width // 4).rgb)
     buffer = io.BytesIO()
     scene.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)

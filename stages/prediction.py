@@ -11,16 +11,18 @@ a code of its own in a PNG file.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, assert_never
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from manifests.errors import DistillError
-from stages.coloring import colorize_disparity, robust_range
+from stages.coloring import colorize_for_pillow, robust_range
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.evaluation.metrics import align_scale_shift
 from stages.models import DepthModel
@@ -34,7 +36,7 @@ _INVALID_CODE = 0
 _JPEG_SIDE_PX = 65500
 """Pictures with longer sides have no JPEG file."""
 _NEAREST_M = 1e-3
-_STRIP_PX = 2**21
+_STRIP_PX = 2**17
 
 
 class MapRejectedError(DistillError, ValueError):
@@ -174,20 +176,47 @@ def encode_depth_png(
     has `invalid_code` too, the code of its pixels without a value. Raises MapRejectedError as `require_map` does.
     """
     require_map(values, marks_invalid=marks_invalid)
-    known = ~np.isnan(values)
-    low, high, first = float(np.nanmin(values)), float(np.nanmax(values)), 0 if known.all() else _INVALID_CODE + 1
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    first = _INVALID_CODE + 1 if np.isnan(values).any() else 0
     scale = (high - low) / (_LARGEST_CODE - first)
-    codes = np.empty(values.shape, np.uint16)
-    for rows in _strips(values):
-        steps = np.rint((np.where(known[rows], values[rows], low) - low) / np.float64(scale)).clip(0, _LARGEST_CODE - first)
-        codes[rows] = np.where(known[rows], steps + first, _INVALID_CODE)
     own = {"depth_space": space, "scale": repr(scale), "offset": repr(low - first * scale)}
     own |= {"invalid_code": str(_INVALID_CODE)} if first else {}
-    text = PngImagePlugin.PngInfo()
-    for key, value in {**own, **about}.items():
-        text.add_text(key, value)
+    text = [(b"tEXt", f"{key}\0{value}".encode("latin-1")) for key, value in {**own, **about}.items()]
+    compressor, above = zlib.compressobj(level=1, memLevel=9), np.zeros((1, 2 * values.shape[1]), np.uint8)
+    pixels = []
+    for rows in _strips(values):
+        samples = _codes(values[rows], low, scale, first).astype(">u2").view(np.uint8)
+        pixels.append(compressor.compress(_minus_row_above(samples, above).tobytes()))
+        above = samples[-1:]
+    header = struct.pack(">2I5B", *values.shape[::-1], 16, 0, 0, 0, 0)  # 16 bits, grey, not interlaced
+    return _png_file([(b"IHDR", header), *text, (b"IDAT", b"".join([*pixels, compressor.flush()])), (b"IEND", b"")])
+
+
+def _codes(values: Float32[np.ndarray, "h w"], low: float, scale: float, first: int) -> UInt16[np.ndarray, "h w"]:
+    """Where `low` has code `first`, which is 0 unless there are pixels without a value."""
+    steps = (values - np.float32(low)) / np.float64(scale)
+    np.rint(steps, out=steps).clip(0, _LARGEST_CODE - first, out=steps)
+    if not first:
+        return steps.astype(np.uint16)
+    return np.where(np.isnan(steps), _INVALID_CODE, steps + first).astype(np.uint16)
+
+
+def _minus_row_above(samples: UInt8[np.ndarray, "h n"], above: UInt8[np.ndarray, "1 n"]) -> UInt8[np.ndarray, "h m"]:
+    """Rows of a PNG's samples under its filter 2: the filter's number, and each byte less the one above it, modulo 256.
+
+    On maps that were enlarged to their photograph neither another filter nor one for each row makes smaller files, and Pillow,
+    which tries them all on each row, takes as long for that as the compression takes.
+    """
+    filtered = np.full((len(samples), samples.shape[1] + 1), 2, np.uint8)
+    np.subtract(samples, np.concatenate([above, samples[:-1]]), out=filtered[:, 1:])
+    return filtered
+
+
+def _png_file(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(codes).save(file, "PNG", pnginfo=text, compress_level=1)  # 3 takes half as long again, for 8 % less
+    file.write(b"\x89PNG\r\n\x1a\n")
+    for kind, content in chunks:
+        PngImagePlugin.putchunk(file, kind, content)
     return file.getvalue()
 
 
@@ -222,11 +251,11 @@ def encode_color_jpeg(values: Float32[np.ndarray, "h w"], space: DepthSpace) -> 
     """The map as colours, near is red, grey has no value, in the map's own robust range; shrunk where a side is too long for a
     JPEG."""
     nearness = _nearness(values, space)
-    low, high = robust_range(nearness, np.isfinite(nearness))
-    colors = np.empty((*values.shape, 3), np.uint8)
+    low, high = robust_range(nearness)
+    colors = np.empty(values.shape, np.uint32)
     for rows in _strips(values):
-        colors[rows] = colorize_disparity(nearness[rows], low=low, high=high)
-    image = Image.fromarray(colors)
+        colors[rows] = colorize_for_pillow(nearness[rows], low, high)
+    image = Image.frombuffer("RGBX", values.shape[::-1], colors, "raw", "RGBX", 0, 1)  # without a copy
     image.thumbnail((_JPEG_SIDE_PX, _JPEG_SIDE_PX))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=92)
@@ -234,7 +263,7 @@ def encode_color_jpeg(values: Float32[np.ndarray, "h w"], space: DepthSpace) -> 
 
 
 def _strips(values: Float32[np.ndarray, "h w"]) -> Iterator[slice]:
-    """Rows of a map, some megapixels at a time: what is made of one on the way is many times as large as its result."""
+    """Rows of a map, few enough for the processor's cache: what is made of them on the way is many times as large."""
     rows = max(_STRIP_PX // values.shape[1], 1)
     return (slice(top, top + rows) for top in range(0, values.shape[0], rows))
 

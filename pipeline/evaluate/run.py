@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,7 @@ Score = Callable[[Float32[np.ndarray, "h w"], BenchmarkSample], ScoreT]
 _DEFAULT_OUTPUT = Path("evaluations")
 _MOST_PX = 32e6
 """Pixels of pictures that are read ahead, and of maps that are scored, at a time: one of 24 megapixels, many of one."""
+_NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 _SHOWN = 5
 """Unreadable files of a set that are named."""
 
@@ -130,6 +131,11 @@ class _Question:
     key: str
     kept: Mapping[str, Float32[np.ndarray, "h w"]]
     """By model: predictions that are already there."""
+
+    @property
+    def pixels(self) -> int:
+        """Of the picture as a model sees it, or of the truth, which may be much larger."""
+        return max(self.picture[..., 0].size, self.sample.valid.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +228,7 @@ def evaluate_set(
         answers = _answers(_readable(questions, outcome.problems, bar), models, outcome.failures, batch, bar)
         mark = partial(_mark, score, store, keys)
         marked = ahead(
-            mark, answers, threads=workers, depth=workers, weight_of=lambda answer: answer.prediction.size, most=_MOST_PX
+            mark, answers, threads=workers, depth=workers, weight_of=lambda answer: answer.question.pixels, most=_MOST_PX
         )
         for answer, result in marked:
             if isinstance(result, ValueError):
@@ -241,9 +247,8 @@ class _Sizes:
     def __init__(self) -> None:
         self.largest_px, self._any = _MOST_PX, False
 
-    def see(self, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+    def see(self, pixels: int) -> None:
         """A picture has been read; from any thread."""
-        pixels = picture[..., 0].size
         self.largest_px, self._any = max(pixels, self.largest_px) if self._any else pixels, True
 
 
@@ -253,11 +258,12 @@ def _ask(data: EvaluationSet, store: PredictionStore, keys: Mapping[str, str], s
         picture, sample = data.read(index)
     except (ValueError, OSError) as error:
         return f"{data.name}: {error}"
-    sizes.see(picture)
     key = picture_key(sample.name, picture)
     found = {model: store.load(model_key, key, picture.shape[:2]) for model, model_key in keys.items()}
     kept = {model: prediction for model, prediction in found.items() if prediction is not None}
-    return _Question(index=index, picture=picture, sample=sample, key=key, kept=kept)
+    question = _Question(index=index, picture=picture, sample=sample, key=key, kept=kept)
+    sizes.see(question.pixels)
+    return question
 
 
 def _readable(questions: Iterable[_Question | str], problems: list[str], bar: tqdm) -> Iterator[_Question]:
@@ -279,7 +285,7 @@ def _answers(
         shape_of=lambda question: question.picture.shape,
         position_of=lambda question: question.index,
         max_waiting=2 * batch,
-        weight_of=lambda question: question.picture[..., 0].size,
+        weight_of=lambda question: question.pixels,
         most=_MOST_PX / 2,
     )
     for asked in batches:
@@ -302,7 +308,7 @@ def _predict(model: EvaluatedModel, asked: Sequence[_Question]) -> Iterator[_Ans
     for question in asked:
         kept = question.kept.get(model.name)
         prediction = predicted[question.index] if kept is None else kept
-        yield _Answer(model=model.name, question=question, prediction=prediction)
+        yield _Answer(model=model.name, question=replace(question, picture=_NO_PICTURE), prediction=prediction)
 
 
 def _mark(

@@ -120,7 +120,7 @@ def decode_png16(content: bytes, name: str, codes_per_m: float) -> Float32[np.nd
         raise BenchmarkError(
             f"{name}: a PNG of Pillow's mode {image.mode}, expected grey with 16 bits: depth * {codes_per_m:g}"
         )
-    return (np.asarray(image) / codes_per_m).astype(np.float32)
+    return np.divide(np.asarray(image), np.float32(codes_per_m), dtype=np.float32)
 
 
 def decode_float32(content: bytes, name: str, size_px: tuple[int, int]) -> Float32[np.ndarray, "h w"]:

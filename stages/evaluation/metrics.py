@@ -6,18 +6,21 @@ A prediction that cannot be scored (dead, not finite, nothing valid) raises Valu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import assert_never
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 from numpy.typing import NDArray
 
-from stages.depth_space import DepthSpace
+from stages.depth_space import DepthSpace, is_disparity
 
 DISPARITY_FLOOR = 1e-3
 """Fitted disparity (1/m) below this counts as this, so that its inverse is at most 1000 m."""
+
+_PART = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +58,8 @@ def align_scale_shift(
     shape: scale 0, shift the target's mean.
     Raises ValueError for shapes that differ, for no valid pixel, and for values that are not finite on valid pixels.
     """
-    x, y = _valid_values(prediction, target, valid)
-    x_mean, y_mean = x[0] + (x - x[0]).mean(), y.mean()  # from x[0], so that a constant has a spread of exactly 0
-    spread = x - x_mean
-    variance = spread @ spread
-    scale = float(spread @ (y - y_mean) / variance) if variance > 0 else 0.0
-    return AffineFit(scale=scale, shift=float(y_mean - scale * x_mean))
+    _require_finite(prediction, target, valid)
+    return _least_squares(_float64(prediction, valid), lambda: _float64(target, valid))
 
 
 def depth_metrics(
@@ -83,7 +82,7 @@ def depth_metrics(
         max_depth_m=max_depth_m,
         fit_valid=fit_valid,
     )
-    return depth_errors(aligned, depth_m[valid].astype(np.float64))
+    return depth_errors(aligned, depth_m[valid])
 
 
 def aligned_depth(
@@ -108,24 +107,52 @@ def aligned_depth(
     far_m = np.inf if max_depth_m is None else max_depth_m
     if not 0 < min_depth_m < far_m:
         raise ValueError(f"the depth range is [{min_depth_m}, {max_depth_m}] m, expected 0 < min < max")
-    scored = _scored_values(prediction, depth_m, valid)
-    fitted = scored if fit_valid is None else _scored_values(prediction, depth_m, fit_valid)
-    return np.clip(_depth(scored[0], fitted, space), min_depth_m, far_m)
+    for pixels in (valid,) if fit_valid is None else (valid, fit_valid):
+        _refuse_unscorable(prediction, depth_m, pixels)
+    fit = _fit(prediction, depth_m, valid if fit_valid is None else fit_valid, space)
+    values = prediction[valid].astype(
+        np.float64, copy=False
+    )  # a copy already: from here on in place, for maps of 24 megapixels
+    values *= fit.scale
+    values += fit.shift
+    if is_disparity(space):
+        _inverse(np.maximum(values, DISPARITY_FLOOR, out=values))
+    return np.clip(values, min_depth_m, far_m, out=values)
 
 
-def depth_errors(depth_m: Float64[np.ndarray, "n"], truth_m: Float64[np.ndarray, "n"]) -> DepthMetrics:
-    """Errors of n depths, already aligned and > 0, against the true ones, > 0; metres."""
-    ratio = np.maximum(depth_m / truth_m, truth_m / depth_m)
-    log_error = np.log(depth_m) - np.log(truth_m)
+def depth_errors(depth_m: Float64[np.ndarray, "n"], truth_m: Float[np.ndarray, "n"]) -> DepthMetrics:
+    """Errors of n depths, already aligned and > 0, against the true ones, > 0; metres. Takes 8 n bytes of memory."""
+    each = partial(_of_each, depth_m, truth_m, np.empty_like(depth_m))  # makes each array in place of the last
+    abs_rel = each(lambda depth, truth: np.abs(depth - truth) / truth).mean()
+    rmse_m = np.sqrt(each(lambda depth, truth: (depth - truth) ** 2).mean())
+    ratio = each(lambda depth, truth: np.maximum(depth / truth, truth / depth))
+    delta1, delta2, delta3 = (float(np.mean(ratio < 1.25**power)) for power in (1, 2, 3))
+    log10 = each(lambda depth, truth: np.abs(np.log(depth) - np.log(truth))).mean() / np.log(10)
+    log_error = each(lambda depth, truth: np.log(depth) - np.log(truth))
+    log_error -= log_error.mean()
+    silog = 100 * np.sqrt(np.square(log_error, out=log_error).mean())
     return DepthMetrics(
-        abs_rel=float(np.mean(np.abs(depth_m - truth_m) / truth_m)),
-        delta1=float(np.mean(ratio < 1.25)),
-        delta2=float(np.mean(ratio < 1.25**2)),
-        delta3=float(np.mean(ratio < 1.25**3)),
-        rmse_m=float(np.sqrt(np.mean((depth_m - truth_m) ** 2))),
-        log10=float(np.mean(np.abs(log_error)) / np.log(10)),
-        silog=float(100 * np.std(log_error)),
+        abs_rel=float(abs_rel),
+        delta1=delta1,
+        delta2=delta2,
+        delta3=delta3,
+        rmse_m=float(rmse_m),
+        log10=float(log10),
+        silog=float(silog),
     )
+
+
+def _of_each(
+    depth_m: Float64[np.ndarray, "n"],
+    truth_m: Float[np.ndarray, "n"],
+    out: Float64[np.ndarray, "n"],
+    error: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
+) -> Float64[np.ndarray, "n"]:
+    """`out` with an error of each pixel, made a part at a time: what is made on the way stays in the processor's cache."""
+    for start in range(0, len(out), _PART):
+        part = slice(start, start + _PART)
+        out[part] = error(depth_m[part], truth_m[part].astype(np.float64))
+    return out
 
 
 def mean_metrics(metrics: Sequence[DepthMetrics]) -> DepthMetrics:
@@ -137,9 +164,9 @@ def mean_metrics(metrics: Sequence[DepthMetrics]) -> DepthMetrics:
     return DepthMetrics(**dict(zip(names, rows.mean(0).tolist(), strict=True)))
 
 
-def _valid_values(
+def _require_finite(
     prediction: Float[np.ndarray, "..."], target: Float[np.ndarray, "..."], valid: Bool[np.ndarray, "..."]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> None:
     if not prediction.shape == target.shape == valid.shape:
         raise ValueError(
             f"shapes differ: prediction {prediction.shape}, target {target.shape}, valid {valid.shape};"
@@ -147,41 +174,59 @@ def _valid_values(
         )
     if not valid.any():
         raise ValueError("the mask has no valid pixel: nothing to compare; leave this image out")
-    x, y = prediction[valid].astype(np.float64), target[valid].astype(np.float64)
-    for name, values in (("prediction", x), ("target", y)):
-        if bad := np.count_nonzero(~np.isfinite(values)):
-            raise ValueError(f"the {name} is not finite in {bad} of {values.size} valid pixels")
-    return x, y
+    for name, values in (("prediction", prediction), ("target", target)):
+        finite = np.isfinite(values[valid])
+        if bad := np.count_nonzero(~finite):
+            raise ValueError(f"the {name} is not finite in {bad} of {finite.size} valid pixels")
 
 
-def _scored_values(
+def _float64(values: Float[np.ndarray, "..."], valid: Bool[np.ndarray, "..."]) -> NDArray[np.float64]:
+    """The valid values; a copy."""
+    return values[valid].astype(np.float64, copy=False)
+
+
+def _inverse(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(1, values, out=values)
+
+
+def _refuse_unscorable(
     prediction: Float[np.ndarray, "..."], depth_m: Float[np.ndarray, "..."], valid: Bool[np.ndarray, "..."]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    predicted, truth = _valid_values(prediction, depth_m, valid)
-    if truth.min() <= 0:
-        raise ValueError(f"the true depth of valid pixels goes down to {truth.min()} m, expected > 0; mark such pixels invalid")
-    return predicted, truth
+) -> None:
+    _require_finite(prediction, depth_m, valid)
+    if (least_m := float(depth_m[valid].min())) <= 0:
+        raise ValueError(f"the true depth of valid pixels goes down to {least_m} m, expected > 0; mark such pixels invalid")
 
 
-def _depth(
-    values: NDArray[np.float64], fitted: tuple[NDArray[np.float64], NDArray[np.float64]], space: DepthSpace
-) -> NDArray[np.float64]:
-    predicted, truth = fitted
+def _fit(
+    prediction: Float[np.ndarray, "..."],
+    depth_m: Float[np.ndarray, "..."],
+    valid: Bool[np.ndarray, "..."],
+    space: DepthSpace,
+) -> AffineFit:
+    """What brings values of this space to metres, or to 1/m."""
     match space:
         case "disparity_affine_invariant":
-            positive = predicted > 0
+            positive = valid & (prediction > 0)
             if not positive.any():
                 raise ValueError(
                     "the predicted disparity is nowhere > 0: a dead output layer predicts exactly this;"
                     " look at the checkpoint's training log"
                 )
-            fit = align_scale_shift(predicted, 1 / truth, positive)
-            return 1 / np.maximum(fit.scale * values + fit.shift, DISPARITY_FLOOR)
+            return _least_squares(_float64(prediction, positive), lambda: _inverse(_float64(depth_m, positive)))
         case "depth_affine_invariant":
-            fit = align_scale_shift(predicted, truth, np.ones(truth.shape, np.bool_))
-            return fit.scale * values + fit.shift
-        case "disparity_metric":
-            return 1 / np.maximum(values, DISPARITY_FLOOR)
-        case "depth_metric":
-            return values
+            return align_scale_shift(prediction, depth_m, valid)
+        case "disparity_metric" | "depth_metric":
+            return AffineFit(scale=1.0, shift=0.0)
     assert_never(space)
+
+
+def _least_squares(x: NDArray[np.float64], target: Callable[[], NDArray[np.float64]]) -> AffineFit:
+    """The fit of a target to x. Both are used up, and the target is made when there is room for it."""
+    x_mean = x[0] + (x - x[0]).mean()  # from x[0], so that a constant has a spread of exactly 0
+    x -= x_mean
+    y = target()
+    y_mean = y.mean()
+    y -= y_mean
+    variance = x @ x
+    scale = float(x @ y / variance) if variance > 0 else 0.0
+    return AffineFit(scale=scale, shift=float(y_mean - scale * x_mean))

@@ -72,9 +72,9 @@ def score_within(
     except ValueError as error:
         every = "; a model is scored in all of them, those that it marks as not known (NaN) too"
         raise ValueError(f"{sample.name}: {error}{every * bool(np.isnan(resized[valid]).any())}") from error
+    metrics = depth_errors(aligned, sample.depth_m[valid])
     depth_m = np.ones(shape)
     depth_m[valid] = aligned
-    metrics = depth_errors(aligned, sample.depth_m[valid].astype(np.float64))
     return ImageScore(metrics=metrics, boundary=boundary_score(depth_m, sample.depth_m, valid))
 
 

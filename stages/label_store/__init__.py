@@ -46,12 +46,12 @@ from stages.label_store.writer import LabelWriter, Row, write_labels, write_pict
 warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr", category=UserWarning)
 
 __all__ = [
+    "AmbiguousKeyError",
     "AnyLabel",
     "AnyLabelT",
     "AnyPatch",
     "CodedLabel",
     "CodedPatch",
-    "AmbiguousKeyError",
     "ContextPicture",
     "DamagedPartError",
     "ImageId",

@@ -56,7 +56,8 @@ class Predictor:
 
         Raises torch.OutOfMemoryError when even one picture is too much, and ValueError for a prediction of another size.
         """
-        parts = [_on_host(part) for part in self.parts(np.stack(pictures), seeds)]
+        stacked = np.stack(pictures) if len(pictures) > 1 else np.ascontiguousarray(pictures[0])[None]  # large, so not copied
+        parts = [_on_host(part) for part in self.parts(stacked, seeds)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def parts(

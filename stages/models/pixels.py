@@ -31,9 +31,11 @@ def out_of_memory() -> Iterator[None]:
 
 def to_tensor(images: UInt8[np.ndarray, "b h w 3"], device: str) -> Float32[Tensor, "b 3 h w"]:
     """Pictures in [0, 1] on the device."""
-    # From pinned memory the copy to a GPU is begun, and not waited for.
-    pictures = torch.empty(images.shape, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
-    pictures.numpy()[...] = images
+    if device.startswith("cuda"):  # from pinned memory the copy is begun, and not waited for
+        pictures = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
+        pictures.numpy()[...] = images
+    else:
+        pictures = torch.from_numpy(images) if images.flags.writeable else torch.tensor(images)
     return pictures.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
 

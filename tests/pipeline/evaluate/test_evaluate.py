@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ import pipeline.evaluate.run
 from pipeline.evaluate.cache import PredictionStore, picture_key
 from pipeline.evaluate.command import EvaluationError, evaluate_models, main, protocol
 from pipeline.evaluate.data import open_set
+from pipeline.evaluate.run import EvaluatedModel
 from stages.demo_networks import build_depth_anything, save_depth_anything
 from stages.distillation.model_card import RESULTS_END, RESULTS_START
 from stages.evaluation.benchmarks import LIST_NAMES
 from stages.evaluation.fixtures import write_benchmark
 from stages.evaluation.metrics import mean_metrics
 from stages.evaluation.protocols import BENCHMARKS, rules
-from stages.evaluation.rendered import HELD_OUT_SEED
+from stages.evaluation.rendered import HELD_OUT_SEED, SCENE_SIDE_PX
 from tests.pipeline.forked import ended_by
 from tests.stages.models.tiny_teachers import save_genpercept, save_marigold
 
@@ -380,6 +381,22 @@ def test_results_are_in_the_lists_order_and_batches_do_not_move_them(
     for one, two, alone in zip(*tables, strict=True):
         assert float(one["abs_rel"]) == pytest.approx(float(two["abs_rel"]), rel=1e-3)
         assert float(one["abs_rel"]) == pytest.approx(float(alone["abs_rel"]), rel=1e-3)
+
+
+@pytest.mark.parametrize(("most_px", "expected"), [(1e9, [2]), (1.5 * SCENE_SIDE_PX**2, [1, 1])])
+def test_small_pictures_whose_truth_is_large_are_predicted_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_px: float, expected: list[int]
+):
+    batches, predict = [], EvaluatedModel.predict
+
+    def counted(self: EvaluatedModel, pictures: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+        batches.append(len(pictures))
+        return predict(self, pictures, names)
+
+    monkeypatch.setattr(EvaluatedModel, "predict", counted)
+    monkeypatch.setattr(pipeline.evaluate.run, "_MOST_PX", most_px)
+    _evaluate(tmp_path, "--model", checkpoint, *_SCENES)
+    assert batches == expected
 
 
 def test_teachers_of_all_loaders_stand_in_one_table_each_under_the_protocol_of_its_space(
