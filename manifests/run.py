@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from manifests.checker import Scalar
 from manifests.errors import RefusedError
-from manifests.place import place_of
+from manifests.place import Entry, place_of
 from manifests.schema import (
     MAX_PARTS,
     MAX_RECORD_BYTES,
@@ -216,10 +216,14 @@ def _source_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
 
 def _column_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
     """Folders in which there is a column's record, whatever may be in it. Links are unread: they are not followed."""
-    folders = [name for name, kind in _entries(run_dir, "columns", unread) if kind in ("folder", "link")]
-    return [
-        name for name in folders if any(entry == COLUMN_RECORD for entry, _ in _entries(run_dir, f"columns/{name}", unread))
-    ]
+    names = []
+    for name, kind in _entries(run_dir, "columns", unread):
+        try:
+            if kind in ("folder", "link") and place_of(run_dir).exists(f"columns/{name}/{COLUMN_RECORD}"):
+                names.append(name)
+        except OSError as error:
+            unread[Path("columns", name)] = error
+    return names
 
 
 def _entries(run_dir: Path, folder: str, unread: dict[Path, Exception]) -> list[tuple[str, str]]:
@@ -303,26 +307,40 @@ def committed_parts(run_dir: Path, column: str) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnListing:
-    """The names in a column's folder: parts with a manifest, parts with a failure record, .zarr folders."""
+    """The names in a column's folder: parts with a manifest, parts with a failure record, .zarr folders. `states`: those of
+    manifests, by part, where they were asked for and can be told (see `Entry`); `manifest_bytes`: the size of all of them."""
 
     manifests: set[str] = field(default_factory=set)
     failures: set[str] = field(default_factory=set)
     zarrs: set[str] = field(default_factory=set)
+    states: Mapping[str, str] = field(default_factory=dict)
+    manifest_bytes: int = 0
 
 
-def list_column(run_dir: Path, column: str) -> ColumnListing:
+def list_column(run_dir: Path, column: str, *, with_states: bool = False) -> ColumnListing:
     """What lies in a column's folder; all empty where there is no such folder yet. Files still being written are left out.
 
     Raises OSError where the folder cannot be listed, a LinkError where it is a link.
     """
-    entries = place_of(run_dir).entries(column_dir(Path(), column).as_posix())
-    names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.name != COLUMN_RECORD]
-    failures = {name for name in names if name.endswith(FAILURE_SUFFIX)}
+    entries = place_of(run_dir).entries(column_dir(Path(), column).as_posix(), with_states=with_states)
+    manifests: dict[str, Entry] = {}
+    failures, zarrs = set(), set()
+    for entry in entries:
+        stem, dot, suffix = (name := entry.name).rpartition(".")
+        if name.startswith(".") or name == COLUMN_RECORD:
+            continue
+        if name.endswith(FAILURE_SUFFIX):
+            failures.add(name.removesuffix(FAILURE_SUFFIX))
+        elif dot + suffix == MANIFEST_SUFFIX:
+            manifests[stem] = entry
+        elif dot + suffix == ZARR_SUFFIX:
+            zarrs.add(name)
     return ColumnListing(
-        manifests={name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX)}
-        - {name.removesuffix(MANIFEST_SUFFIX) for name in failures},
-        failures={name.removesuffix(FAILURE_SUFFIX) for name in failures},
-        zarrs={name for name in names if name.endswith(ZARR_SUFFIX)},
+        manifests=set(manifests),
+        failures=failures,
+        zarrs=zarrs,
+        states={part: entry.state for part, entry in manifests.items() if entry.state is not None},
+        manifest_bytes=sum(entry.size_bytes or 0 for entry in manifests.values()),
     )
 
 

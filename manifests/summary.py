@@ -10,15 +10,13 @@ sources, that run.json records.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from manifests.facts import PartFacts, part_facts
 from manifests.licences import UNKNOWN, most_restrictive
-from manifests.place import place_of
 from manifests.run import (
     ColumnListing,
     PartId,
@@ -31,7 +29,7 @@ from manifests.run import (
     parts,
     read_run,
 )
-from manifests.schema import FORMAT_VERSION, MAX_RECORD_BYTES, ColumnRecord, DepthSpace, PartStatistics, has_right_checksum
+from manifests.schema import ColumnRecord, DepthSpace
 
 _NAMED_REJECTIONS = 20
 
@@ -132,19 +130,6 @@ class RunSummary:
         return found + excess
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartSummary:
-    """A committed part, without its lists."""
-
-    labelled: int
-    not_drawn: int
-    rejected: Counter[str]
-    licence: str | None
-    zarr: str
-    bytes: int
-    statistics: PartStatistics
-
-
 def summarize(run_dir: Path) -> RunSummary:
     """The whole run in numbers. Raises NotARunError, and InvalidRecordError for run.json; other damage is in the summary."""
     run, unread = read_run(run_dir)
@@ -197,20 +182,18 @@ def _rejections(run_dir: Path, column: str) -> list[str]:
 
 
 def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[str, PartId]) -> ColumnSummary:
-    done: list[PartSummary] = []
+    done: list[PartFacts] = []
     damage: dict[str, str] = {}
     try:
-        listing = list_column(run_dir, column.name)
+        listing = list_column(run_dir, column.name, with_states=True)
     except OSError as error:
         listing, damage[""] = ColumnListing(), _first_lines(error)
-    for name in sorted(listing.manifests):
-        if name not in catalogued:
-            damage[name] = f"{manifest_path(run_dir, column.name, name)}: the run has no such part"
-            continue
-        try:
-            done.append(read_part(run_dir, column.name, catalogued[name]))
-        except (OSError, ValueError) as error:
-            damage[name] = _first_lines(error)
+    for name, facts in sorted(part_facts(run_dir, column.name, listing).items()):
+        if name in catalogued and isinstance(facts, PartFacts) and facts.images == catalogued[name].images:
+            done.append(facts)
+        else:
+            path = manifest_path(run_dir, column.name, name)
+            damage[name] = _refused(path, facts, catalogued.get(name))
     unknown = tuple(f"{name}." for name in damage)  # no telling which folders a damaged manifest names
     litter = [zarr for zarr in listing.zarrs - {part.zarr for part in done} if not zarr.startswith(unknown)]
     failures: Counter[str] = Counter()
@@ -221,7 +204,7 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
             kind = "unreadable_record"
             damage[name] = _first_lines(error)
         failures[kind] += catalogued[name].images
-    labelled, rejected = sum(part.labelled for part in done), sum((part.rejected for part in done), Counter())
+    labelled, rejected = sum(part.labelled for part in done), Counter(kind for part in done for _, kind in part.rejected)
     not_drawn = sum(part.not_drawn for part in done)
     images_total = sum(part.images for part in catalogued.values())
     return ColumnSummary(
@@ -243,18 +226,26 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
     )
 
 
-def _measured(done: list[PartSummary]) -> LabelTotals:
+def _refused(path: Path, facts: PartFacts | Exception, part: PartId | None) -> str:
+    """Why a manifest does not count."""
+    if part is None:
+        return f"{path}: the run has no such part"
+    if isinstance(facts, Exception):
+        return _first_lines(facts)
+    return f"{path}: found {facts.images} images, expected the {part.images} of this part"
+
+
+def _measured(done: list[PartFacts]) -> LabelTotals:
     """The statistics of several parts as those of one."""
-    parts_measured = [part.statistics for part in done]
-    pixels, size_bytes = sum(part.pixels for part in parts_measured), sum(part.bytes for part in done)
-    means = [(part.mean, part.pixels) for part in parts_measured if part.mean is not None and part.pixels]
+    pixels, size_bytes = sum(part.pixels for part in done), sum(part.bytes for part in done)
+    means = [(part.mean, part.pixels) for part in done if part.mean is not None and part.pixels]
     weight = sum(count for _, count in means)
 
     def known(field: str) -> list[float]:
-        return [value for part in parts_measured if (value := getattr(part, field)) is not None]
+        return [value for part in done if (value := getattr(part, field)) is not None]
 
     return LabelTotals(
-        views=sum(part.views for part in parts_measured),
+        views=sum(part.views for part in done),
         pixels=pixels,
         bytes=size_bytes,
         bits_per_pixel=8 * size_bytes / pixels if pixels else None,
@@ -267,57 +258,3 @@ def _measured(done: list[PartSummary]) -> LabelTotals:
 
 def _first_lines(error: Exception) -> str:
     return " ".join(str(error).splitlines()[:2])
-
-
-_REJECTED_KIND = re.compile(rb'\n        "kind": "([^"]*)"')
-_SIZE = re.compile(rb'\n      "size_bytes": (\d+)')
-
-
-def read_part(run_dir: Path, column: str, part: PartId) -> PartSummary:
-    """What the summary needs of a manifest, without decoding its long lists where the checksum is right.
-
-    `to_json` wrote such a file, so it is valid and its layout is known; every other one is validated in full. Raises
-    OSError, or ValueError where the manifest is damaged, another part's, or does not account for every image.
-    """
-    path = manifest_path(run_dir, column, part.name)
-    raw = place_of(run_dir).read(manifest_path(Path(), column, part.name).as_posix(), limit_bytes=MAX_RECORD_BYTES)
-    found = _skim(raw, column, part.name) if has_right_checksum(raw) else None
-    if found is None:
-        manifest = load_part(run_dir, column, part.name)
-        found = PartSummary(
-            labelled=sum(image.status == "labelled" for image in manifest.images),
-            not_drawn=sum(image.status == "not_drawn" for image in manifest.images),
-            rejected=Counter(image.problem.kind for image in manifest.images if image.problem),
-            licence=manifest.licence,
-            zarr=manifest.zarr,
-            bytes=sum(file.size_bytes for file in manifest.files),
-            statistics=manifest.statistics,
-        )
-    if (images := found.labelled + found.rejected.total() + found.not_drawn) != part.images:
-        raise ValueError(f"{path}: found {images} images, expected the {part.images} of this part")
-    return found
-
-
-def _skim(raw: bytes, column: str, part: str) -> PartSummary | None:
-    """The same from the text, in a twentieth of the time; None unless it is laid out as `to_json` does it.
-
-    Strings cannot be mistaken for structure: inside them quotes are escaped.
-    """
-    if not raw.startswith(b'{\n  "column": "%s",\n' % column.encode()):
-        return None
-    files, _, rest = raw.partition(b'"files": [')[2].partition(b'],\n  "fingerprint": ')
-    images, _, end = rest.partition(b'"format_version": %d,\n  "images": [' % FORMAT_VERSION)[2].rpartition(b'],\n  "kind": ')
-    if not end.startswith(b'"part",\n'):
-        return None
-    after = json.loads(b'{"kind": ' + end)
-    if after["part"] != part:
-        return None
-    return PartSummary(
-        labelled=images.count(b'"labelled"\n'),
-        not_drawn=images.count(b'"not_drawn"\n'),
-        rejected=Counter(kind.decode() for kind in _REJECTED_KIND.findall(images)),
-        licence=after["licence"],
-        zarr=after["zarr"],
-        bytes=sum(map(int, _SIZE.findall(files))),
-        statistics=PartStatistics(**after["statistics"]),
-    )

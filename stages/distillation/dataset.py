@@ -23,14 +23,14 @@ from torch.utils.data import Dataset
 
 from manifests import PartManifest, Place, column_dir, load_part, load_run, place_of
 from manifests.errors import RefusedError
+from manifests.facts import part_digest
+from manifests.run import list_column
 from stages.depth_space import DepthConversion, DepthSpace, convert_to_disparity
 from stages.distillation.columns import (
     IMAGES,
-    TrainPart,
     common_space,
     depth_spaces,
     matching_columns,
-    part_digest,
     trainable_parts,
 )
 from stages.distillation.coverage import Coverage, coverage_of
@@ -39,6 +39,7 @@ from stages.distillation.draw import is_of_a_draw
 from stages.distillation.fusion import agreement_weighted_average, fused_patches
 from stages.distillation.losses import LossTargets
 from stages.distillation.order import AVERAGE, PARTS_IN_WINDOW, UNCHANGED, BatchPlan, Color, SampleRequest
+from stages.distillation.parts import TrainPart, TrainParts
 from stages.distillation.patch_filter import agreeing_patches
 from stages.label_store import Label, LabelReader, PatchLabel, PictureReader
 from stages.views import Box
@@ -112,12 +113,14 @@ class LabelDataset(Dataset[Sample]):
         only_parts: Collection[str] | None = None,
         patch_agreement: float = -1,
         mask_disagreement: float | None = None,
+        look_for_files: bool = True,
     ) -> None:
         """`teachers`: columns. `read_patches` off leaves the patches out of the samples: a training without
         L_lg need not decode them. `conversion`: how teachers' labels that are not disparities are used. `only_parts`: names;
         None takes all that are committed. `patch_agreement`: patches that correlate less with the whole view's label are left
         out (see `agreeing_patches`); -1 takes all. `mask_disagreement`: pixels in which two teachers differ by more are not
-        valid (see `agreeing_pixels`), for which every sample is read from all columns; None compares nothing."""
+        valid (see `agreeing_pixels`), for which every sample is read from all columns; None compares nothing.
+        `look_for_files` off leaves it to the reading of a part to find that a file of it is lost or cut."""
         run = load_run(run_dir)
         columns = matching_columns(run, run_dir, teachers, conversion)
         self.teachers, self.read_patches, self.patch_agreement = teachers, read_patches, patch_agreement
@@ -130,12 +133,13 @@ class LabelDataset(Dataset[Sample]):
         self._spaces = depth_spaces(columns)
         self.depth_space: DepthSpace = common_space(self._spaces, conversion)
         """Of the labels as they come out; fused ones are affine-invariant even where this is metric."""
-        self.parts = trainable_parts(run, run_dir, columns, only_parts)
+        listings = {column.name: list_column(run_dir, column.name, with_states=True) for column in columns}
+        opened = trainable_parts(run, run_dir, columns, list(listings.values()), only=only_parts, look_for_files=look_for_files)
+        self.parts = opened.parts
         self.contexts_per_image = int(run.plan.get("contexts_per_image", 1))
         self.run_dir = run_dir
-        self.coverage: Coverage = coverage_of(run, run_dir, [column.name for column in columns], self.parts)
+        self.coverage: Coverage = coverage_of(run, listings, opened)
         """How many of the run's images are in use, and why the others are not."""
-        self._count()
         if not len(self):
             advice = ". Finish labelling first, or train on the columns that are complete" * self.coverage.unfinished
             raise RefusedError(f"{run_dir}: no image is labelled in all columns: {self.coverage}{advice}")
@@ -144,24 +148,18 @@ class LabelDataset(Dataset[Sample]):
         """Use only these images of each part, by their index among all of the part's."""
         contexts, parts = self.contexts_per_image, []
         for part, kept in zip(self.parts, images, strict=True):
-            chosen = {row: key for row, key in zip(part.rows, part.keys, strict=False) if row // contexts in kept}
-            places = tuple(place for place in part.places if place // contexts in kept)
-            parts.append(dataclasses.replace(part, places=places, rows=tuple(chosen), joined_keys="\0".join(chosen.values())))
-        used = sum(len(part.images_in_use(contexts)) for part in parts)
+            places, rows = (of[np.isin(of // contexts, list(kept))] for of in (part.places, part.rows))
+            parts.append(dataclasses.replace(part, places=places, rows=rows))
+        used = sum(part.images_in_use(contexts) for part in parts)
         self.coverage = dataclasses.replace(self.coverage, used=used, not_chosen=self.coverage.used - used)
-        self.parts = tuple(parts)
-        self._count()
-
-    def _count(self) -> None:
-        self.part_sizes = tuple(len(part.rows) for part in self.parts)
-        self._start = np.concatenate([[0], np.cumsum(self.part_sizes, dtype=np.int64)])
+        self.parts = TrainParts(parts)
 
     def __len__(self) -> int:
-        return int(self._start[-1])
+        return int(self.parts.starts[-1])
 
     def samples_of_places(self) -> Int[np.ndarray, "n"]:
         """The sample in each place that is drawn from (see `BatchPlan`), part by part; -1 where there is none."""
-        places = [np.isin(np.asarray(part.places, np.int64), part.rows) for part in self.parts]
+        places = [np.isin(part.places, part.rows) for part in self.parts]
         there = np.concatenate(places)
         return np.where(there, np.cumsum(there) - 1, -1)
 
@@ -175,18 +173,20 @@ class LabelDataset(Dataset[Sample]):
 
     def digest(self) -> str:
         """What a training on this dataset depends on: the content of every part, which of its rows are used, and as what."""
-        rows = [(part.rows, tuple(part.places)) for part in self.parts]
+        rows = [(tuple(part.rows.tolist()), tuple(part.places.tolist())) for part in self.parts]
         content = (sorted(self.lock().items()), self.teachers, rows, self.conversion)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def key_of(self, sample: int) -> str:
-        """part/key of a sample, followed by #context where images have several; reads nothing."""
+        """part/key of a sample, followed by #context where images have several; reads the manifest of the part's images."""
         part, within = self._place(sample)
-        return f"{part.name}/{part.keys[within]}"
+        image, context = divmod(int(part.rows[within]), self.contexts_per_image)
+        key = _pictures(self.run_dir, part.name, part.digests[0]).keys[image].replace("\0", "")
+        return f"{part.name}/{key}" + f"#{context}" * (self.contexts_per_image > 1)
 
     def __getitem__(self, index: SampleRequest) -> Sample:
         part, within = self._place(index.sample)
-        row, fuse, most = part.rows[within], index.teacher == AVERAGE, self.mask_disagreement
+        row, fuse, most = int(part.rows[within]), index.teacher == AVERAGE, self.mask_disagreement
         asked = (index.teacher,) if most is None and not fuse else range(len(self.teachers))
         where = f"{self.run_dir}: part {part.name}, row {row}"
         picture = _pictures(self.run_dir, part.name, part.digests[0]).picture(row)
@@ -212,8 +212,9 @@ class LabelDataset(Dataset[Sample]):
 
     def _place(self, sample: int) -> tuple[TrainPart, int]:
         """The sample's part, and which of the part's rows in use it is."""
-        number = int(np.searchsorted(self._start, sample, side="right")) - 1
-        return self.parts[number], sample - int(self._start[number])
+        starts = self.parts.starts
+        number = int(np.searchsorted(starts, sample, side="right")) - 1
+        return self.parts[number], sample - int(starts[number])
 
     def _read(self, part: TrainPart, row: int, teacher: int) -> tuple[Label, tuple[PatchLabel, ...]]:
         """What one teacher says of a context and of its patches, converted if need be."""
