@@ -37,14 +37,17 @@ from stages.distillation.parts import TrainPart, TrainParts
 IMAGES = "images"
 _SHOWN = 3  # parts named in a message
 _THREADS = 8  # a network disk wants several requests at once
+_LOOKED_INTO = 64
+"""Parts of which each file is looked for when a run is opened: some 2 ms a folder, which 100,000 parts cannot wait for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """The parts that all columns have committed. `rejected`: how many images of each part, by name, are left out, by the first
+    """The parts that all columns have committed, their `names` in the same order. `rejected`: how many images of each part, by name, are left out, by the first
     column that rejected them and the kind of problem."""
 
     parts: TrainParts
+    names: Sequence[str]
     rejected: Mapping[str, Mapping[tuple[str, str], int]]
 
 
@@ -86,23 +89,29 @@ def trainable_parts(
     listings: Sequence[ColumnListing],
     *,
     only: Collection[str] | None = None,
-    look_for_files: bool = True,
 ) -> Opened:
     """The parts that all columns have committed, in the order of the run, or `only` those of these names.
 
     columns: `images` first; listings: what lies in their folders, with states. Raises ValueError for a part that does not
-    belong, and, where its files are looked for, for one of which a file is lost, cut or a link.
+    belong or whose folder is lost; and, of up to _LOOKED_INTO parts from all over the run, for one of which a file is lost,
+    cut or a link. Those of the others are looked for when a part is first read.
     """
     committed = set.intersection(*(listing.manifests for listing in listings))
     chosen = [part for part in parts(run) if part.name in (committed if only is None else committed & set(only))]
     known = [part_facts(run_dir, column.name, listing) for column, listing in zip(columns, listings, strict=True)]
     opening = _Opening(run_dir=run_dir, columns=tuple(columns), contexts=int(run.plan.get("contexts_per_image", 1)))
     opened = [opening.open(part, [facts[part.name] for facts in known]) for part in chosen]
-    if look_for_files:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(opening.look_for_files, [[facts[part.name] for facts in known] for part in chosen]))
+    spread = chosen[:: -(-len(chosen) // _LOOKED_INTO) or 1]
+    lost = [
+        part
+        for part in chosen
+        if any(facts[part.name].zarr not in listing.zarrs for facts, listing in zip(known, listings, strict=True))
+    ]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(opening.look_for_files, [[facts[part.name] for facts in known] for part in (*lost[:1], *spread)]))
     return Opened(
         parts=TrainParts([part for part, _ in opened]),
+        names=[part.name for part in chosen],
         rejected={part.name: rejected for part, rejected in opened if rejected},
     )
 

@@ -56,7 +56,7 @@ class Coverage:
 def coverage_of(run: Run, listings: Mapping[str, ColumnListing], opened: Opened) -> Coverage:
     """listings: of `images` and the teachers' columns in use; opened: the parts in use, maybe fewer than are complete."""
     contexts = int(run.plan.get("contexts_per_image", 1))
-    in_use = {part.name: part.images_in_use(contexts) for part in opened.parts}
+    in_use = dict(zip(opened.names, opened.parts.images_in_use(contexts), strict=True))
     columns = list(listings)
     rejected: dict[str, Counter[str]] = {column: Counter() for column in columns}
     failed: Counter[str] = Counter()

@@ -99,7 +99,7 @@ class LabelDataset(Dataset[Sample]):
     """The contexts of all images that are labelled in `images` and in every teacher's column. Safe to send to worker processes.
 
     Raises ValueError, naming the field, for unknown columns, for depth spaces or view plans that differ, for parts that were
-    made with other settings than run.json says or of which a file is lost or cut, and where no image is labelled by all
+    made with other settings than run.json says or whose folder is lost, and where no image is labelled by all
     teachers. A sample is read only from files that are as the part's manifest has them.
     """
 
@@ -113,14 +113,12 @@ class LabelDataset(Dataset[Sample]):
         only_parts: Collection[str] | None = None,
         patch_agreement: float = -1,
         mask_disagreement: float | None = None,
-        look_for_files: bool = True,
     ) -> None:
         """`teachers`: columns. `read_patches` off leaves the patches out of the samples: a training without
         L_lg need not decode them. `conversion`: how teachers' labels that are not disparities are used. `only_parts`: names;
         None takes all that are committed. `patch_agreement`: patches that correlate less with the whole view's label are left
         out (see `agreeing_patches`); -1 takes all. `mask_disagreement`: pixels in which two teachers differ by more are not
-        valid (see `agreeing_pixels`), for which every sample is read from all columns; None compares nothing.
-        `look_for_files` off leaves it to the reading of a part to find that a file of it is lost or cut."""
+        valid (see `agreeing_pixels`), for which every sample is read from all columns; None compares nothing."""
         run = load_run(run_dir)
         columns = matching_columns(run, run_dir, teachers, conversion)
         self.teachers, self.read_patches, self.patch_agreement = teachers, read_patches, patch_agreement
@@ -134,7 +132,7 @@ class LabelDataset(Dataset[Sample]):
         self.depth_space: DepthSpace = common_space(self._spaces, conversion)
         """Of the labels as they come out; fused ones are affine-invariant even where this is metric."""
         listings = {column.name: list_column(run_dir, column.name, with_states=True) for column in columns}
-        opened = trainable_parts(run, run_dir, columns, list(listings.values()), only=only_parts, look_for_files=look_for_files)
+        opened = trainable_parts(run, run_dir, columns, list(listings.values()), only=only_parts)
         self.parts = opened.parts
         self.contexts_per_image = int(run.plan.get("contexts_per_image", 1))
         self.run_dir = run_dir
@@ -150,9 +148,9 @@ class LabelDataset(Dataset[Sample]):
         for part, kept in zip(self.parts, images, strict=True):
             places, rows = (of[np.isin(of // contexts, list(kept))] for of in (part.places, part.rows))
             parts.append(dataclasses.replace(part, places=places, rows=rows))
-        used = sum(part.images_in_use(contexts) for part in parts)
-        self.coverage = dataclasses.replace(self.coverage, used=used, not_chosen=self.coverage.used - used)
         self.parts = TrainParts(parts)
+        used = sum(self.parts.images_in_use(contexts))
+        self.coverage = dataclasses.replace(self.coverage, used=used, not_chosen=self.coverage.used - used)
 
     def __len__(self) -> int:
         return int(self.parts.starts[-1])

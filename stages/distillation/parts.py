@@ -26,19 +26,15 @@ class TrainPart:
     digests: tuple[str, ...]
     """One for each column, `images` first."""
 
-    def images_in_use(self, contexts_per_image: int) -> int:
-        """How many images have rows with labels."""
-        return len(np.unique(self.rows // contexts_per_image))
-
 
 class TrainParts(Sequence[TrainPart]):
     """Parts in the order of the run. Not to be written to."""
 
     def __init__(self, parts: Sequence[TrainPart]) -> None:
         names = np.array([part.name.encode() for part in parts], "S")
-        digests = np.array([[list(bytes.fromhex(digest)) for digest in part.digests] for part in parts], np.uint8)
+        digests = np.frombuffer(bytearray.fromhex("".join(digest for part in parts for digest in part.digests)), np.uint8)
         self._names = torch.from_numpy(names.view(np.uint8).reshape(len(parts), -1)) if parts else torch.empty(0, 0)
-        self._digests = torch.from_numpy(digests)
+        self._digests = torch.from_numpy(digests.reshape(len(parts), len(parts[0].digests) if parts else 0, 32))
         self._rows, self._row_starts = _ragged([part.rows for part in parts])
         self._places, self._place_starts = _ragged([part.places for part in parts])
 
@@ -57,6 +53,13 @@ class TrainParts(Sequence[TrainPart]):
 
     def __iter__(self) -> Iterator[TrainPart]:
         return (self[number] for number in range(len(self)))
+
+    def images_in_use(self, contexts_per_image: int) -> list[int]:
+        """How many images of each part have rows with labels."""
+        images, starts = self._rows.numpy() // contexts_per_image, self.starts
+        first = np.diff(images, prepend=-1) != 0
+        first[starts[:-1][np.diff(starts) > 0]] = True
+        return np.diff(np.concatenate([[0], np.cumsum(first)])[starts]).tolist()
 
     @property
     def starts(self) -> Int[np.ndarray, "n"]:
