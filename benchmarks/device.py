@@ -82,18 +82,20 @@ class _Worker(LabelWorker):
         return self.sleeping
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer photographs and turns")
     parser.add_argument("--json", type=Path, help="where the figures are written")
     parser.add_argument("--threads", type=int, nargs="+", help="threads of the worker, each a column of the table")
     parser.add_argument("--ms", type=float, nargs="+", help="what a view takes on the simulated device")
-    arguments = parser.parse_args()
+    parser.add_argument("--images", type=int, help="photographs, in parts of a third of them")
+    arguments = parser.parse_args(given)
     torch.set_num_threads(1)
     threads = arguments.threads or ([2] if arguments.quick else [1, 2, 4])
     delays_ms: list[float] = arguments.ms or ([12, 20, 40] if arguments.quick else [2, 4, 8, 12, 20, 40])
     with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(Path(folder), images=48 if arguments.quick else 96, part_size=16 if arguments.quick else 32)
+        images = arguments.images or (48 if arguments.quick else 96)
+        bench = _Bench(Path(folder), images=images, part_size=-(-images // 3))
         stages = bench.stages()
         runs = {n: {ms: bench.turns(ms, n, rounds=1 if arguments.quick else 3) for ms in delays_ms} for n in threads}
     print(_stage_table(stages))

@@ -30,11 +30,11 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--side-px", type=int, default=560, help="of the teachers' maps")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     torch.set_num_threads(1)
     side_px = arguments.side_px
     pictures = [render_scene(seed, height_px=side_px, width_px=side_px).rgb for seed in range(arguments.images)]

@@ -11,7 +11,7 @@ a code of its own in a PNG file.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -20,7 +20,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from manifests.errors import DistillError
-from stages.coloring import colorize_disparity
+from stages.coloring import colorize_disparity, robust_range
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.evaluation.metrics import align_scale_shift
 from stages.models import DepthModel
@@ -34,6 +34,7 @@ _INVALID_CODE = 0
 _JPEG_SIDE_PX = 65500
 """Pictures with longer sides have no JPEG file."""
 _NEAREST_M = 1e-3
+_STRIP_PX = 2**21
 
 
 class MapRejectedError(DistillError, ValueError):
@@ -176,8 +177,10 @@ def encode_depth_png(
     known = ~np.isnan(values)
     low, high, first = float(np.nanmin(values)), float(np.nanmax(values)), 0 if known.all() else _INVALID_CODE + 1
     scale = (high - low) / (_LARGEST_CODE - first)
-    steps = np.rint((np.where(known, values, low) - low) / np.float64(scale)).clip(0, _LARGEST_CODE - first)
-    codes = np.where(known, steps + first, _INVALID_CODE).astype(np.uint16)
+    codes = np.empty(values.shape, np.uint16)
+    for rows in _strips(values):
+        steps = np.rint((np.where(known[rows], values[rows], low) - low) / np.float64(scale)).clip(0, _LARGEST_CODE - first)
+        codes[rows] = np.where(known[rows], steps + first, _INVALID_CODE)
     own = {"depth_space": space, "scale": repr(scale), "offset": repr(low - first * scale)}
     own |= {"invalid_code": str(_INVALID_CODE)} if first else {}
     text = PngImagePlugin.PngInfo()
@@ -218,11 +221,22 @@ def png_text(path: Path) -> dict[str, str]:
 def encode_color_jpeg(values: Float32[np.ndarray, "h w"], space: DepthSpace) -> bytes:
     """The map as colours, near is red, grey has no value, in the map's own robust range; shrunk where a side is too long for a
     JPEG."""
-    image = Image.fromarray(colorize_disparity(_nearness(values, space)))
+    nearness = _nearness(values, space)
+    low, high = robust_range(nearness, np.isfinite(nearness))
+    colors = np.empty((*values.shape, 3), np.uint8)
+    for rows in _strips(values):
+        colors[rows] = colorize_disparity(nearness[rows], low=low, high=high)
+    image = Image.fromarray(colors)
     image.thumbnail((_JPEG_SIDE_PX, _JPEG_SIDE_PX))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=92)
     return file.getvalue()
+
+
+def _strips(values: Float32[np.ndarray, "h w"]) -> Iterator[slice]:
+    """Rows of a map, some megapixels at a time: what is made of one on the way is many times as large as its result."""
+    rows = max(_STRIP_PX // values.shape[1], 1)
+    return (slice(top, top + rows) for top in range(0, values.shape[0], rows))
 
 
 def _nearness(values: Float32[np.ndarray, "h w"], space: DepthSpace) -> Float32[np.ndarray, "h w"]:

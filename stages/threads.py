@@ -6,6 +6,7 @@ What comes out depends on the input alone, never on which thread was faster.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,22 +26,28 @@ def ahead(
     threads: int,
     depth: int,
     initializer: Callable[[], None] | None = None,
+    weight_of: Callable[[_Item], float] = lambda _: 0.0,
+    most: float = math.inf,
 ) -> Generator[_Result, None, None]:
     """function(item) for each item, in order, computed at most `depth` items ahead of the one that is taken.
 
-    initializer: called in each thread before all else.
+    initializer: called in each thread before all else. most: that items which are begun and not taken may weigh together, such
+    as their pixels; an item that weighs more than that goes alone.
     """
     with ThreadPoolExecutor(threads, initializer=initializer) as pool:
-        waiting: deque[Future[_Result]] = deque()
+        waiting: deque[tuple[Future[_Result], float]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
+                weight = weight_of(item)
+                while waiting and sum(begun for _, begun in waiting) + weight > most:
+                    yield waiting.popleft()[0].result()
+                waiting.append((pool.submit(function, item), weight))
                 if len(waiting) > depth:
-                    yield waiting.popleft().result()
+                    yield waiting.popleft()[0].result()
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
         finally:
-            for future in waiting:
+            for future, _ in waiting:
                 future.cancel()
 
 

@@ -19,6 +19,7 @@ DOOR = ("manifests/durable.py", "manifests/local_folder.py", "manifests/local_ne
 OTHER_FILES: dict[str, tuple[str, ...]] = {
     "any folder but a run's, by path, for the modules below": ("manifests/commit.py",),
     "the null device, where nobody reads the output": ("manifests/__main__.py",),
+    "shared memory: how much is free": ("pipeline/train/shared_memory.py",),
     "checkpoints: weights, their configurations and cards": (
         "stages/demo_networks.py",
         "stages/distillation/student.py",
@@ -37,6 +38,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "stages/prediction.py",
         "stages/sources/catalogue.py",
         "stages/sources/folders.py",
+        "stages/sources/photographs.py",
         "stages/sources/tar_members.py",
         "stages/sources/tars.py",
         "pipeline/demo/command.py",

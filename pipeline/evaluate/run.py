@@ -38,6 +38,8 @@ ScoreT = TypeVar("ScoreT")
 Score = Callable[[Float32[np.ndarray, "h w"], BenchmarkSample], ScoreT]
 """From a prediction, at the size of the picture the model saw, to its score; raises ValueError, and runs in threads."""
 _DEFAULT_OUTPUT = Path("evaluations")
+_MOST_PX = 32e6
+"""Pixels of pictures that are read ahead, and of maps that are scored, at a time: one of 24 megapixels, many of one."""
 _SHOWN = 5
 """Unreadable files of a set that are named."""
 
@@ -207,11 +209,22 @@ def evaluate_set(
     keys = {model.name: store.add_model(model.settings()) for model in models}
     outcome: Outcome[ScoreT] = Outcome()
     collected: dict[str, dict[int, tuple[str, ScoreT]]] = {model.name: {} for model in models}
-    questions = ahead(partial(_ask, data, store, keys), range(len(data.names)), threads=workers, depth=workers + batch)
+    sizes = _Sizes()
+    questions = ahead(
+        partial(_ask, data, store, keys, sizes),
+        range(len(data.names)),
+        threads=workers,
+        depth=workers + batch,
+        weight_of=lambda _: sizes.largest_px,
+        most=_MOST_PX,
+    )
     with tqdm(total=len(data.names), desc=data.name, unit="img", disable=not progress) as bar:
         answers = _answers(_readable(questions, outcome.problems, bar), models, outcome.failures, batch, bar)
         mark = partial(_mark, score, store, keys)
-        for answer, result in ahead(mark, answers, threads=workers, depth=workers):
+        marked = ahead(
+            mark, answers, threads=workers, depth=workers, weight_of=lambda answer: answer.prediction.size, most=_MOST_PX
+        )
+        for answer, result in marked:
             if isinstance(result, ValueError):
                 outcome.failures.setdefault(answer.model, f"{answer.model}: {result}")
             else:
@@ -222,12 +235,25 @@ def evaluate_set(
     return outcome
 
 
-def _ask(data: EvaluationSet, store: PredictionStore, keys: Mapping[str, str], index: int) -> _Question | str:
+class _Sizes:
+    """Pixels that the next picture of a set is taken to have: those of the largest that was read, and before that, all."""
+
+    def __init__(self) -> None:
+        self.largest_px, self._any = _MOST_PX, False
+
+    def see(self, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture has been read; from any thread."""
+        pixels = picture[..., 0].size
+        self.largest_px, self._any = max(pixels, self.largest_px) if self._any else pixels, True
+
+
+def _ask(data: EvaluationSet, store: PredictionStore, keys: Mapping[str, str], sizes: _Sizes, index: int) -> _Question | str:
     """A picture and what is kept of it, or why it cannot be read."""
     try:
         picture, sample = data.read(index)
     except (ValueError, OSError) as error:
         return f"{data.name}: {error}"
+    sizes.see(picture)
     key = picture_key(sample.name, picture)
     found = {model: store.load(model_key, key, picture.shape[:2]) for model, model_key in keys.items()}
     kept = {model: prediction for model, prediction in found.items() if prediction is not None}
@@ -253,6 +279,8 @@ def _answers(
         shape_of=lambda question: question.picture.shape,
         position_of=lambda question: question.index,
         max_waiting=2 * batch,
+        weight_of=lambda question: question.picture[..., 0].size,
+        most=_MOST_PX / 2,
     )
     for asked in batches:
         for model in models:

@@ -150,6 +150,7 @@ def _column(
     spec: TeacherSpec, weights_sha256: str, content: Mapping[str, str | int | float | bool | None]
 ) -> manifests.ColumnRecord:
     own = {name: getattr(spec, name) for name in _DECIDING} | {"weights_sha256": weights_sha256}
+    own |= {"channels_last": True} if spec.channels_last else {}
     own |= {"label_bits": spec.label_bits} if spec.label_bits != _BITS_OF_OLD else {}
     return manifests.ColumnRecord(
         name=spec.name, depth_space=spec.depth_space, fingerprint={**content, **own}, configuration=asdict(spec)

@@ -44,7 +44,7 @@ from stages.models.batches import in_batches
 from stages.models.find import FoundModel, find_model, refuse_unused_noise
 from stages.models.spec import Precision
 from stages.prediction import MapRejectedError, PicturePredictor
-from stages.sources.photographs import PictureRejectedError, decode_upright
+from stages.sources.photographs import PictureRejectedError, decode_upright, stated_pixels
 from stages.threads import ahead
 
 PRESETS = {"default": {}}
@@ -113,6 +113,8 @@ class PredictConfig:
 
 
 _PROGRAM = "pipeline.predict"
+_MOST_PX = 64e6
+"""Pixels of photographs that are decoded ahead, and of maps that are written, at a time: two of 24 megapixels each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,21 +203,36 @@ def make_results(
 ) -> None:
     """Predicts photographs and writes their results, which record `recipe`; each is told to `progress`.
 
-    Decoding runs ahead and writing behind, in threads; the device is used from this one. About two batches of maps are held
-    at a time, and five of pictures. Raises OSError and torch.AcceleratorError as `predict` does.
+    Decoding runs ahead and writing behind, in threads; the device is used from this one. Each holds as many photographs as
+    `_MOST_PX` has room for, and a batch half of that. Raises OSError and torch.AcceleratorError as `predict` does.
     """
     predictor = PicturePredictor(teacher, batch_size=config.batch, tile_px=config.tile, tile_overlap=config.tile_overlap)
     write = partial(_write, recipe=recipe, wanted=config.wanted, overwrite=config.overwrite)
     with (
-        closing(ahead(_decode, photographs, threads=config.threads, depth=config.batch)) as decoded,
+        closing(
+            ahead(_decode, photographs, threads=config.threads, depth=config.batch, weight_of=_stated_pixels, most=_MOST_PX)
+        ) as decoded,
         closing(_predict(decoded, predictor, config.batch, progress)) as predicted,
-        closing(ahead(write, predicted, threads=config.threads, depth=config.batch)) as outcomes,
+        closing(
+            ahead(
+                write,
+                predicted,
+                threads=config.threads,
+                depth=config.batch,
+                weight_of=lambda item: item.values.size,
+                most=_MOST_PX,
+            )
+        ) as outcomes,
     ):
         for problem in outcomes:
             if problem is None:
                 progress.advance()
             else:
                 progress.fail(problem)
+
+
+def _stated_pixels(photograph: Photograph) -> int:
+    return stated_pixels(photograph.path)
 
 
 def _decode(photograph: Photograph) -> _Decoded | manifests.Problem:
@@ -247,6 +264,8 @@ def _predict(
         shape_of=lambda item: item[1].picture.shape,
         position_of=lambda item: item[0],
         max_waiting=2 * batch_size,
+        weight_of=lambda item: item[1].picture[..., 0].size,
+        most=_MOST_PX / 2,
     )
     for group in batches:
         items = [item for _, item in group]

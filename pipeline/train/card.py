@@ -31,8 +31,8 @@ def student_space(dataset: JoinedLabels) -> DepthSpace:
     return "depth_affine_invariant" if dataset.depth_space.startswith("depth") else "disparity_affine_invariant"
 
 
-def write_card(config: TrainConfig, dataset: JoinedLabels) -> str:
-    """The README.md of the student that this training made."""
+def write_card(config: TrainConfig, dataset: JoinedLabels, *, runs_in_library: bool) -> str:
+    """The README.md of the student that this training made. runs_in_library: whether transformers alone can run it."""
     runs = [manifests.load_run(run) for run in config.run]
     summaries = [manifests.summarize(run) for run in config.run]
     sources = [source for run in runs for source in run.sources]
@@ -48,6 +48,7 @@ def write_card(config: TrainConfig, dataset: JoinedLabels) -> str:
             student_licence=_licence(config.student_checkpoint, config.student_revision),
             start=config.start,
             depth_space=student_space(dataset),
+            runs_in_library=runs_in_library,
             feature_encoder=_name(encoder) if encoder else None,
             feature_revision=config.feature_revision or (known_encoder.revision if known_encoder else None),
             feature_licence=_licence(encoder, config.feature_revision) if encoder else None,

@@ -98,7 +98,8 @@ class StudentSettings:
     """The network that learns, and the frozen one that its features are held to."""
 
     student: str = "depth-anything/Depth-Anything-V2-Small-hf"
-    """Checkpoint the student starts from: a folder, an id on the hub, or demo, the small one that comes with the package."""
+    """Checkpoint the student starts from: a folder, an id on the hub, or demo, the small one that comes with the package. An
+    encoder alone, such as DINOv3, needs --fresh-head."""
     student_revision: str | None = None
     """Full commit of the student's hub id; None for one that is known here."""
     fresh_head: bool = False

@@ -29,6 +29,7 @@ from pipeline.train.state import lock_dataset, remove_states, save_state
 from stages.distillation.dataset import Batch
 from stages.distillation.step import Learner, StepOutcome, gradient_step, not_finite
 from stages.distillation.student import save_student
+from stages.models.dino_backbone import needs_adapting
 from stages.models.precision import allow_tf32
 
 STOPPING = "Saving the state after this step; interrupt again to end at once."
@@ -195,6 +196,7 @@ def _finish(config: TrainConfig, ready: Prepared) -> None:
         "images": len(ready.dataset),
         "depth_space": student_space(ready.dataset),
     }
-    card, average = write_card(config, ready.dataset), ready.learner.average or None
-    save_student(ready.learner.student, config.output, record, card=card, weights=average)
+    student, average = ready.learner.student, ready.learner.average or None
+    card = write_card(config, ready.dataset, runs_in_library=not needs_adapting(student.network.config))
+    save_student(student, config.output, record, card=card, weights=average)
     remove_states(config.output)

@@ -21,6 +21,7 @@ from pipeline.interrupts import ignore_signals, ignored_by_children
 from pipeline.train.config import MAY_CHANGE, TrainConfig
 from pipeline.train.labels import announce_labels, open_dataset
 from pipeline.train.ranks import Process
+from pipeline.train.shared_memory import require_shared_memory
 from pipeline.train.state import finished_training, library_versions, load_state, refuse_other_labels
 from stages.distillation.dataset import Batch
 from stages.distillation.features import feature_target_of, load_feature_target
@@ -179,7 +180,11 @@ def make_plan(config: TrainConfig, dataset: JoinedLabels, process: Process, firs
 
 
 def make_batches(config: TrainConfig, plan: BatchPlan, dataset: JoinedLabels, device: str) -> Iterator[Batch]:
-    """The plan's micro-batches, read ahead by `loader_workers` processes."""
+    """The plan's micro-batches, read ahead by `loader_workers` processes.
+
+    Raises RefusedError as `require_shared_memory` does.
+    """
+    require_shared_memory(dataset, plan, config.loader_workers)
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=plan,

@@ -36,9 +36,8 @@ from stages.models.checkpoints import (
     read_json,
     refuse_foreign,
 )
+from stages.models.dino_backbone import BARE_ENCODERS
 from stages.models.loading import load_transformers, read_config
-
-_DINO = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +125,11 @@ def _load_encoder(folder: Path) -> Any:
     kind = read_config(folder)
     if kind.model_type in FAMILIES and not getattr(kind, "is_hybrid", False):
         return encoder_of(load_network(folder, start="fresh-head"))
-    if kind.model_type not in _DINO:
+    if kind.model_type not in BARE_ENCODERS:
         found = "a hybrid dpt" if kind.model_type in FAMILIES else repr(kind.model_type)
         raise RefusedError(
-            f"{folder}/config.json: model_type is {found}, expected one of {', '.join((*_DINO, *FAMILIES))} (not hybrid); "
-            "others are not supported as the frozen encoder"
+            f"{folder}/config.json: model_type is {found}, expected one of {', '.join((*BARE_ENCODERS, *FAMILIES))} "
+            "(not hybrid); others are not supported as the frozen encoder"
         )
     return load_transformers("AutoModel", folder, torch.float32)
 

@@ -74,6 +74,8 @@ class CardContent:
     """`checkpoint`, `fresh-head` or `scratch`."""
     depth_space: DepthSpace = "disparity_affine_invariant"
     """What the student's numbers mean."""
+    runs_in_library: bool = True
+    """Whether transformers alone can run it."""
     feature_encoder: str | None = None
     """Checkpoint of the frozen encoder that L_feat held the student to; None where it was the student's own, or none."""
     feature_revision: str | None = None
@@ -142,7 +144,7 @@ def _metadata(content: CardContent) -> ModelCardData:
     known = identifier if _HUB_LICENCES.fullmatch(identifier) else None
     return ModelCardData(
         base_model=content.student if _is_repository(content.student) and content.start != "scratch" else None,
-        library_name="transformers",
+        library_name="transformers" if content.runs_in_library else None,
         license=known or "other",
         license_name=None if known else identifier,
         license_link=None if known else content.licence_link,
@@ -159,6 +161,23 @@ def _introduction(content: CardContent) -> str:
 
 
 def _usage(content: CardContent) -> str:
+    if not content.runs_in_library:
+        return f"""\
+**The `transformers` library alone cannot run this network**: the neck cuts off the first token of each map, and this backbone
+hands on no class token there as DINOv2 does. The project that trained it puts it there. With that installed, in this folder;
+elsewhere, with its path or its name on the hub in place of `.`:
+
+    python -m pipeline.predict --model . photo.jpg --output maps
+
+```python
+import numpy as np
+from PIL import Image
+from stages.models.find import find_model
+
+model = find_model(".").load()
+picture = np.asarray(Image.open("photo.jpg").convert("RGB"))
+depth = model.predict(picture[None])[0]  # float32, at the photograph's size; {content.depth_space}
+```"""
     return f"""\
 In this folder; elsewhere, with its path or its name on the hub in place of `.`:
 

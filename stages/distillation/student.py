@@ -1,10 +1,11 @@
 """The student network: from a checkpoint, through pictures of the dataset, back to a checkpoint others can load.
 
 Depth Anything and DPT of the transformers library, DPT with any encoder that library has for it (plain ViT and hybrid, as in
-MiDaS 3.0; BEiT and Swin v2, as in MiDaS 3.1; DINOv2; not DINOv3, which its necks cannot run). What is saved is loaded by
-`transformers.pipeline` like the checkpoint that training began with. Refused with a reason: other families and metric
-checkpoints, whose output is no free disparity; hub ids without a commit; checkpoints that lack a weight. Nothing from a
-checkpoint is ever executed.
+MiDaS 3.0; BEiT and Swin v2, as in MiDaS 3.1; DINOv2), both with DINOv3 (ViT) and DINOv2 with registers too, and an encoder of
+DINO alone under a new neck and head. What is saved is loaded by `load_model` here, and by `transformers.pipeline` like the
+checkpoint that training began with, but for the two that the library cannot run (`dino_backbone`). Refused with a reason: other
+families and metric checkpoints, whose output is no free disparity; hub ids without a commit; checkpoints that lack a weight.
+Nothing from a checkpoint is ever executed.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from stages.models.checkpoints import (
     refuse_foreign,
     require_safetensors,
 )
+from stages.models.dino_backbone import BARE_ENCODERS, adapt_config, adapt_network, depth_config_of
 from stages.models.known import known_of
-from stages.models.loading import load_transformers, read_config, refuse_backbone_without_class_token
+from stages.models.loading import load_transformers, read_config
 from stages.models.transformers_models import METRIC_FAMILIES
 
 StudentStart = Literal["checkpoint", "fresh-head", "scratch"]
 
 PREPROCESSOR, WEIGHTS, TRAINING, CARD = "preprocessor_config.json", "model.safetensors", "training.json", "README.md"
 FAMILIES = ("depth_anything", "dpt")
-_ANY_ASPECT = ("dinov2",)
 _ENCODERS = ("backbone.", "dpt.")  # Depth Anything and DPT with a backbone; DPT without
 _ALIVE = 0.3  # first value of a map from a new head, which ends in a ReLU
 
@@ -88,7 +89,7 @@ class Student:
         """Whether its encoder is known to take pictures of any sides that its patches tile, not squares only."""
         backbone = getattr(self.network.config, "backbone_config", None)
         kind = self.network.config if backbone is None else backbone
-        return kind.model_type in _ANY_ASPECT and not getattr(self.network.config, "is_hybrid", False)
+        return kind.model_type in BARE_ENCODERS and not getattr(self.network.config, "is_hybrid", False)
 
     def forward(self, images: UInt8[Tensor, "b 3 h w"], *, bf16: bool = False, with_tokens: bool = False) -> StudentOutput:
         """The student's map of each picture and, with tokens, what its encoder handed on in the same pass.
@@ -128,7 +129,7 @@ def load_student(
     Raises FileNotFoundError without a checkpoint, and ValueError for one that cannot be a student on this context grid.
     """
     folder = pinned_folder(checkpoint, revision)
-    _refuse_other_families(read_json(folder / "config.json").get("model_type"), folder)
+    _refuse_other_families(read_json(folder / "config.json").get("model_type"), start, folder)
     mean, std = read_image_statistics(folder)
     network: Any = load_network(folder, start=start, seed=seed)
     _refuse_unfit(network.config, context_px, folder)
@@ -142,7 +143,7 @@ def load_student(
         network=network.to(device),
         mean=tuple(mean),
         std=tuple(std),
-        preprocessor=(folder / PREPROCESSOR).read_text("utf-8"),
+        preprocessor=_preprocessor_of(folder, network.config, context_px),
         patch_px=patch_px_of(network.config),
         compile=compile,
     )
@@ -165,6 +166,7 @@ def pinned_folder(checkpoint: str, revision: str | None = None) -> Path:
 
 def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int = 0) -> PreTrainedModel:
     """A depth network in float32. `fresh-head` takes only the encoder's weights, `scratch` none: then none need be there.
+    Both take a folder that has no more than an encoder too (`depth_config_of`).
 
     New encoders start as the library starts them. New necks and heads start as PyTorch starts each layer, like those of Depth
     Anything v2's own code; the library's deviation of 0.02 in every layer leaves a small decoder's map constant in float32. The
@@ -175,21 +177,29 @@ def load_network(folder: Path, *, start: StudentStart = "checkpoint", seed: int 
     else:
         require_safetensors(folder)  # before a library reads its configuration
     config = read_config(folder)
-    _refuse_other_families(config.model_type, folder)
-    refuse_backbone_without_class_token(config, folder)
+    _refuse_other_families(config.model_type, start, folder)
+    is_bare = config.model_type in BARE_ENCODERS
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if start == "scratch":
-            network = AutoModelForDepthEstimation.from_config(
-                config, dtype=torch.float32, attn_implementation=OWN_ATTENTION, trust_remote_code=False
-            ).eval()
+        if is_bare or start == "scratch":
+            network = _new_network(depth_config_of(config) if is_bare else config, folder)
         else:
             network = load_transformers(
                 "AutoModelForDepthEstimation", folder, torch.float32, needed=_ENCODERS if start == "fresh-head" else ("",)
             )
+        if is_bare and start == "fresh-head":
+            network.backbone.load_state_dict(load_transformers("AutoModel", folder, torch.float32).state_dict())
         if start != "checkpoint":
             _redraw_decoder(network)
     return network
+
+
+def _new_network(config: Any, folder: Path) -> Any:
+    adapt_config(config, folder)
+    network = AutoModelForDepthEstimation.from_config(
+        config, dtype=torch.float32, attn_implementation=OWN_ATTENTION, trust_remote_code=False
+    )
+    return adapt_network(network.eval())
 
 
 def encoder_of(network: Any) -> Any:
@@ -286,10 +296,14 @@ def save_student(
     fsync_path(folder.absolute().parent)
 
 
-def _refuse_other_families(model_type: str | None, folder: Path) -> None:
+def _refuse_other_families(model_type: str | None, start: StudentStart, folder: Path) -> None:
     """Raises ValueError for a network that is no student; it may well be a teacher. No type: the library says why."""
-    if model_type in (None, *FAMILIES):
+    if model_type in (None, *FAMILIES) or (model_type in BARE_ENCODERS and start != "checkpoint"):
         return
+    if model_type in BARE_ENCODERS:
+        raise RefusedError(
+            f"{folder}/config.json: model_type is {model_type!r}, an encoder alone; --fresh-head draws a neck and a head for it"
+        )
     metres = "; it gives metres, and a student's disparity has no fixed range" if model_type in METRIC_FAMILIES else ""
     raise RefusedError(
         f"{folder}/config.json: model_type is {model_type!r}{metres}; expected one of {', '.join(FAMILIES)} for a "
@@ -311,6 +325,18 @@ def _refuse_unfit(config: Any, context_px: int, folder: Path) -> None:
         )
     if getattr(config, "is_hybrid", False) and context_px != config.image_size:
         raise RefusedError(f"{folder}: a hybrid DPT takes {config.image_size} px only; label with that context_px")
+
+
+def _preprocessor_of(folder: Path, config: Any, context_px: int) -> str:
+    """The checkpoint's own file; for an encoder alone, whose file is not of depth, one as Depth Anything v2 has it."""
+    if read_json(folder / "config.json").get("model_type") not in BARE_ENCODERS:
+        return (folder / PREPROCESSOR).read_text("utf-8")
+    mean, std = read_image_statistics(folder)
+    size = {"height": context_px, "width": context_px}
+    processor = {"image_processor_type": "DPTImageProcessor", "do_resize": True, "size": size, "keep_aspect_ratio": True}
+    processor |= {"ensure_multiple_of": patch_px_of(config), "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255}
+    processor |= {"do_normalize": True, "image_mean": mean, "image_std": std, "do_pad": False}
+    return json.dumps(processor, indent=2) + "\n"
 
 
 def _redraw_decoder(network: Any) -> None:

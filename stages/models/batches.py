@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -23,16 +24,19 @@ def in_batches(
     shape_of: Callable[[ItemT], Hashable],
     position_of: Callable[[ItemT], int],
     max_waiting: int,
+    weight_of: Callable[[ItemT], float] = lambda _: 0.0,
+    most: float = math.inf,
 ) -> Iterator[list[ItemT]]:
     """Items of equal shape together, in the order in which they come.
 
+    most: that the items of a batch may weigh together; one that weighs more than half of it goes alone.
     None waits for others of its shape while the position moves on by more than `max_waiting`: then its batch goes as it is.
     """
     waiting: dict[Hashable, list[ItemT]] = {}  # the shape that has waited longest is first
     for item in items:
         same = waiting.setdefault(shape_of(item), [])
         same.append(item)
-        if len(same) == batch_size:
+        if len(same) == batch_size or (len(same) + 1) * weight_of(item) > most:
             yield waiting.pop(shape_of(item))
         while waiting and position_of(item) - position_of((longest := next(iter(waiting.values())))[0]) > max_waiting:
             yield waiting.pop(shape_of(longest[0]))

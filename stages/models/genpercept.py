@@ -22,6 +22,7 @@ from stages.models.checkpoints import read_json
 from stages.models.diffusion_parts import load_parts
 from stages.models.family import Family, FamilyStatements, PredictsOnDevice, no_noise, training_size
 from stages.models.pixels import network_size, out_of_memory, resize_maps, resize_pictures, to_tensor
+from stages.models.precision import in_memory_format
 from stages.models.spec import ModelSpec
 
 
@@ -33,6 +34,7 @@ class GenPerceptModel(PredictsOnDevice):
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.weights_dtype), device
         _refuse_other_networks(folder)
         self._vae, unet, self._text = load_parts(folder, self._dtype, device)
+        in_memory_format(spec, self._vae, unet)
         self._unet = torch.compile(unet) if spec.compile else unet
 
     @out_of_memory()

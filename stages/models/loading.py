@@ -15,10 +15,9 @@ import torch
 
 from manifests.errors import DistillError, RefusedError
 from stages.models.checkpoints import OWN_ATTENTION, complete, require_safetensors
+from stages.models.dino_backbone import adapt_config, adapt_network
 
 _LOG = logging.getLogger(__name__)
-_NO_CLASS_TOKEN = ("dinov2_with_registers", "dinov3_vit", "dinov3_convnext")
-"""Backbones of transformers that hand on patches alone, while the necks of its Depth Anything and DPT cut off a first token."""
 _NEVER_RUN = {"dpt": "neck.fusion_stage.layers.0.residual_layer1"}
 """By model type, a module that the forward pass of transformers never calls. DPT's first fusion layer has no map to add to its
 own, so MiDaS' weights, as `Intel/dpt-large` has them, lack its first residual unit (huggingface/transformers issue 28292)."""
@@ -39,7 +38,7 @@ def load_transformers(
     # Read first, because only then does the explicit attention win over the file's, which could name code. Without dtype,
     # transformers keeps the precision in which the weights happen to be stored.
     config = read_config(folder, config_name)
-    refuse_backbone_without_class_token(config, folder)
+    adapt_config(config, folder)
     with _in_words(folder):
         network, report = getattr(transformers, name).from_pretrained(
             folder,
@@ -53,7 +52,7 @@ def load_transformers(
     gaps = {kind: [name for name in map(str, names) if name.startswith(needed)] for kind, names in report.items()}
     if never_run := _NEVER_RUN.get(config.model_type):
         gaps["missing_keys"] = _zeroed(network, never_run, gaps["missing_keys"], folder)
-    return complete((network, gaps), folder)
+    return adapt_network(complete((network, gaps), folder))
 
 
 @torch.no_grad()
@@ -87,18 +86,6 @@ def read_config(folder: Path, name: str = "AutoConfig") -> Any:
 
     with _in_words(folder):
         return getattr(transformers, name).from_pretrained(folder, trust_remote_code=False)
-
-
-def refuse_backbone_without_class_token(config: Any, folder: Path) -> None:
-    """Raises ValueError for a Depth Anything or DPT that transformers can load and not run, whatever the picture."""
-    backbone = getattr(getattr(config, "backbone_config", None), "model_type", None)
-    if config.model_type in ("depth_anything", "dpt") and backbone in _NO_CLASS_TOKEN:
-        raise RefusedError(
-            f"{folder}/config.json: backbone_config.model_type is {backbone}, which hands on patches without a class token, "
-            f"and the neck of transformers' {config.model_type} cuts off the first token of each map, so that the library "
-            "cannot run this network; expected another backbone, such as dinov2. An encoder of DINOv3 (ViT) or of DINOv2 with "
-            "registers can be the --feature-encoder of a training"
-        )
 
 
 @contextmanager

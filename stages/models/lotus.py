@@ -23,6 +23,7 @@ from stages.models.diffusion_parts import load_parts
 from stages.models.family import Family, FamilyStatements, PredictsOnDevice, no_noise, training_size
 from stages.models.genpercept import is_diffusion
 from stages.models.pixels import network_size, out_of_memory, resize_maps, resize_pictures, to_tensor
+from stages.models.precision import in_memory_format
 from stages.models.spec import ModelSpec
 
 _TIMESTEP = 999
@@ -39,6 +40,7 @@ class LotusModel(PredictsOnDevice):
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.weights_dtype), device
         _refuse_other_networks(folder)
         self._vae, unet, self._text = load_parts(folder, self._dtype, device)
+        in_memory_format(spec, self._vae, unet)
         self._task = _TASK_EMBEDDING.to(device, self._dtype)
         self._unet = torch.compile(unet) if spec.compile else unet
 

@@ -27,6 +27,7 @@ from stages.models.diffusion_parts import load_parts
 from stages.models.family import Family, FamilyStatements, PredictsOnDevice, Statement, pixels, training_size
 from stages.models.genpercept import is_marigold
 from stages.models.pixels import out_of_memory
+from stages.models.precision import in_memory_format
 from stages.models.spec import ModelSpec
 
 
@@ -40,6 +41,7 @@ class MarigoldModel(PredictsOnDevice):
         self.spec, self._dtype, self._device = spec, getattr(torch, spec.weights_dtype), device
         kind = _prediction_type(spec, folder)
         vae, unet, text = load_parts(folder, self._dtype, device)
+        in_memory_format(spec, vae, unet)
         scheduler = _scheduler(folder, spec.steps)
         scheduler.step = functools.partial(self._step, scheduler.step, type(scheduler).__name__ == _LCM)
         self._later_noise: list[torch.Generator] = []

@@ -34,7 +34,7 @@ def to_tensor(images: UInt8[np.ndarray, "b h w 3"], device: str) -> Float32[Tens
     pictures = torch.tensor(images)
     if device.startswith("cuda"):  # from pinned memory the copy is begun, and not waited for
         pictures = pictures.pin_memory()
-    return pictures.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+    return pictures.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
 
 def network_size(

@@ -97,7 +97,7 @@ def _named(spec: ModelSpec, problems: list[str]) -> list[str]:
 
 def _not_passed_on(spec: ModelSpec) -> list[str]:
     """What a user's own function is never told, and so must not be given."""
-    names = ("revision", "base", "base_revision", "dtype", "compile", "input_px", "steps", "ensemble")
+    names = ("revision", "base", "base_revision", "dtype", "compile", "channels_last", "input_px", "steps", "ensemble")
     return [
         f"{name} is {getattr(spec, name)}, but is not passed on to {spec.loader}, which decides it itself; leave it out"
         for name in names

@@ -47,6 +47,8 @@ class ModelSpec:
     convolutions a GPU may round to TF32. The last layers of a DPT head stay in float32."""
     compile: bool = False
     """Compile the network with `torch.compile`: minutes at the start, faster afterwards."""
+    channels_last: bool = False
+    """Keep the weights of convolutions with their channels last in memory, which a GPU may be faster with in half precision."""
     input_px: InputSize | None = None
     """Long side of the picture as the network sees it; `stated` is the size that the checkpoint states, `native` the
     picture's own. None is native too, but for known checkpoints that are worse at other sizes than their own."""

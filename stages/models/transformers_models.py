@@ -30,6 +30,7 @@ from stages.models.family import Family, FamilyStatements, PredictsOnDevice, Sta
 from stages.models.input_rule import InputRule, read_input_rule, stated_size_of
 from stages.models.loading import load_transformers
 from stages.models.pixels import out_of_memory, resize_maps, to_tensor
+from stages.models.precision import in_memory_format
 from stages.models.spec import ModelSpec
 
 METRIC_FAMILIES = ("depth_pro", "glpn", "tipsv2_dpt", "zoedepth")
@@ -51,6 +52,7 @@ class TransformersModel(PredictsOnDevice):
         _refuse_contradictions(spec, model.config, self._rule, folder)
         with out_of_memory():
             model = _all_but_head(model, self._dtype).to(device).eval()
+            in_memory_format(spec, model)
         self._model = torch.compile(model) if spec.compile else model
 
     @out_of_memory()

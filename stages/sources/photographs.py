@@ -14,6 +14,7 @@ import struct
 import warnings
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -58,6 +59,8 @@ _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 _AVIF_BRANDS = {b"avif", b"avis"}
 _NONSENSE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, RuntimeError, struct.error)
 """What Pillow raises for bytes that stop making sense."""
+_BRANDS_END = 256
+"""Bytes of a file among which AVIF and HEIF say what they are."""
 _SAVE_IT = "save it with 8 bits per sample, or 16 without a sign, pixel by pixel"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -112,9 +115,20 @@ def decode_upright(content: bytes) -> Image.Image:
         raise PictureRejectedError("damaged", f"{type(error).__name__}: {error}") from error
 
 
+def stated_pixels(path: Path) -> int:
+    """The pixels that a file's header states; 0 where it cannot be read, and `decode_upright` says why."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with path.open("rb") as file, Image.open(file, formats=_formats(file.read(_BRANDS_END))) as image:
+                return image.width * image.height
+    except (PictureRejectedError, UnidentifiedImageError, Image.DecompressionBombError, *_NONSENSE):
+        return 0
+
+
 def _formats(content: bytes) -> tuple[str, ...]:
     """Those to try. Raises PictureRejectedError for one that this machine could read if a package were there."""
-    brands = {content[i : i + 4] for i in (8, *range(16, min(int.from_bytes(content[:4]), 256), 4))}
+    brands = {content[i : i + 4] for i in (8, *range(16, min(int.from_bytes(content[:4]), _BRANDS_END), 4))}
     if content[4:8] != b"ftyp" or not brands & (_AVIF_BRANDS | _HEIF_BRANDS):
         return _FORMATS
     if brands & _AVIF_BRANDS:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from stages import prediction
 from stages.depth_space import DEPTH_SPACES, DepthSpace
 from stages.labelling.teacher import TeacherSpec
 from stages.prediction import (
@@ -202,3 +203,18 @@ def test_what_is_near_is_red_in_every_space(space: DepthSpace):
 def test_a_panorama_too_long_for_a_jpeg_gets_a_smaller_picture():
     with Image.open(io.BytesIO(encode_color_jpeg(_hills(2, 70_000), "depth_metric"))) as image:
         assert image.width == 65_500
+
+
+@pytest.mark.parametrize("marks_invalid", [False, True])
+def test_files_are_the_same_whatever_is_worked_on_at_a_time(marks_invalid: bool, monkeypatch: pytest.MonkeyPatch):
+    values = np.random.default_rng(0).normal(size=(37, 23)).astype(np.float32)
+    if marks_invalid:
+        values[:9] = np.nan  # a strip without any value
+
+    def files() -> tuple[bytes, bytes]:
+        png = encode_depth_png(values, "depth_affine_invariant", {}, marks_invalid=marks_invalid)
+        return png, encode_color_jpeg(values, "depth_affine_invariant")
+
+    at_once = files()
+    monkeypatch.setattr(prediction, "_STRIP_PX", 100)
+    assert files() == at_once

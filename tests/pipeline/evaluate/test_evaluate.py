@@ -355,7 +355,9 @@ def test_there_is_no_mean_over_a_part_of_a_benchmark_unless_it_is_asked_for(
     assert "1 of 2 images" in allowed["about"]
 
 
-def test_results_are_in_the_lists_order_and_batches_do_not_move_them(checkpoint: Path, tmp_path: Path):
+def test_results_are_in_the_lists_order_and_batches_do_not_move_them(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     lines = []
     for name, width_px in (("wide", 128), ("narrow", 96)):
         data = write_benchmark("scannet", tmp_path / name, scenes=range(3), width_px=width_px)
@@ -364,7 +366,9 @@ def test_results_are_in_the_lists_order_and_batches_do_not_move_them(checkpoint:
     mixed = tmp_path / "list.txt"
     mixed.write_text("\n".join(line for pair in zip(*lines, strict=True) for line in pair))
     tables = []
-    for batch in (1, 2):
+    for batch in (1, 2, 3):
+        if batch == 3:  # room for less than a picture, so that each is read, predicted and scored alone
+            monkeypatch.setattr(pipeline.evaluate.run, "_MOST_PX", 1)
         table, output = tmp_path / f"{batch}.csv", tmp_path / f"kept-{batch}"
         _evaluate(
             tmp_path,
@@ -373,8 +377,9 @@ def test_results_are_in_the_lists_order_and_batches_do_not_move_them(checkpoint:
         )
         tables.append(_rows(table))
     assert [row["image"] for row in tables[1]] == [line.split()[0] for line in mixed.read_text().splitlines()]
-    for one, two in zip(*tables, strict=True):
+    for one, two, alone in zip(*tables, strict=True):
         assert float(one["abs_rel"]) == pytest.approx(float(two["abs_rel"]), rel=1e-3)
+        assert float(one["abs_rel"]) == pytest.approx(float(alone["abs_rel"]), rel=1e-3)
 
 
 def test_teachers_of_all_loaders_stand_in_one_table_each_under_the_protocol_of_its_space(

@@ -254,3 +254,6 @@ def test_a_new_run_says_its_bits_and_its_resampler_and_refuses_those_that_are_no
     fingerprint = next(column.fingerprint for column in manifests.load_run(run).columns if column.name == "primary")
     assert fingerprint["label_bits"] == 12
     assert fingerprint.get("resampler", "pillow") == available_resamplers()[0]
+    assert "channels_last" not in fingerprint  # as in runs of before there was a choice
+    assert main([*arguments(run, checkpoints, photos), "--primary.channels-last"]) == 2
+    assert "channels_last" in capsys.readouterr().err

@@ -358,6 +358,22 @@ def test_photographs_of_one_size_go_together_and_one_that_memory_cannot_hold_is_
     )
 
 
+def test_large_photographs_are_predicted_alone_and_small_ones_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline.predict.command, "_MOST_PX", 2 * 40 * 40)
+    folder = tmp_path / "sizes"
+    folder.mkdir()
+    for index in range(6):
+        (folder / f"{index}.png").write_bytes(scene_bytes(index, side_px=40 if index < 3 else 20))
+    (folder / "broken.png").write_bytes(b"no picture")
+    config = PredictConfig(inputs=(folder,), model="none", output=tmp_path / "out", batch=3)
+    photographs, _ = find_photographs(config.inputs, config.output)
+    teacher = _SmallMemory(holds_px=10**6)
+    with PredictProgress(total=7, done=0) as progress:
+        make_results(teacher, photographs, config=config, recipe={}, progress=progress)
+    assert teacher.batches == [1, 1, 1, 3]
+    assert (progress.made, progress.failed) == (6, 1)
+
+
 class _OneTooMany(_SmallMemory):
     """A teacher whose network fails on a white picture, and so on every batch with one."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 
 from stages.distillation.model_card import RESULTS_END, RESULTS_START, CardContent, CardTeacher, model_card, replace_results
-from tests.stages.distillation.tiny_students import save_network
+from tests.stages.distillation.tiny_students import save_adapted, save_network
 
 LARGE = CardTeacher(
     name="primary",
@@ -165,13 +166,16 @@ def test_a_card_without_one_pair_of_markers_is_refused(text: str) -> None:
         replace_results(text, "", "mine", [RESULT])
 
 
-def test_the_snippet_runs_in_the_students_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("runs_in_library", [True, False])
+def test_the_snippet_runs_in_the_students_folder(
+    runs_in_library: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    save_network("depth_anything", tmp_path)
+    save_network("depth_anything", tmp_path) if runs_in_library else save_adapted("depth_anything", "dinov3_vit", tmp_path)
     Image.new("RGB", (60, 40), "teal").save(tmp_path / "photo.jpg")
-    snippet = re.search(r"```python\n(.*?)```", model_card(CONTENT), re.DOTALL)
+    snippet = re.search(r"```python\n(.*?)```", model_card(replace(CONTENT, runs_in_library=runs_in_library)), re.DOTALL)
     assert snippet
     monkeypatch.chdir(tmp_path)
-    names: dict[str, torch.Tensor] = {}
+    names: dict[str, Any] = {}
     exec(snippet[1], names)
     assert names["depth"].shape == (40, 60)

@@ -8,10 +8,19 @@ from typing import Any
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from transformers import BeitConfig, Dinov2Config, DPTConfig, DPTForDepthEstimation, Swinv2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForDepthEstimation,
+    BeitConfig,
+    DepthAnythingConfig,
+    Dinov2Config,
+    DPTConfig,
+    DPTForDepthEstimation,
+    Swinv2Config,
+)
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
-from tests.stages.models.tiny_teachers import save_depth_anything, save_dpt
+from tests.stages.models.tiny_teachers import save_depth_anything, save_dpt, start_alive
 
 CONTEXT_PX = {"depth_anything": 48, "dpt": 64, "dpt_dinov2": 56, "dpt_beit": 64, "dpt_swinv2": 96, "dpt_hybrid": 64}
 _STAGES: dict[str, Any] = {"out_indices": [1, 2, 3, 4]}
@@ -27,6 +36,23 @@ def save_network(family: str, folder: Path) -> Path:
         DPTForDepthEstimation(_dpt_config(family)).save_pretrained(folder)
         side = CONTEXT_PX[family]
         DPTImageProcessorPil(size={"height": side, "width": side}, resample=2).save_pretrained(folder)
+    return folder
+
+
+def save_adapted(network: str, backbone: str, folder: Path) -> Path:
+    """Depth Anything or DPT (`depth_anything`, `dpt`) on a backbone that the library's necks cannot take, patches of 16 px."""
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "num_register_tokens": 4}
+    sizes |= {"patch_size": 16, "image_size": 64, **_STAGES}
+    if backbone == "dinov3_convnext":
+        sizes = {"hidden_sizes": [24] * 4, "depths": [1] * 4, **_STAGES}
+    decoder: dict[str, Any] = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 16}
+    kind = DepthAnythingConfig if network == "depth_anything" else DPTConfig
+    decoder |= {"reassemble_hidden_size": 24, "patch_size": 16} if network == "depth_anything" else {}
+    config = kind(backbone_config=AutoConfig.for_model(backbone, **sizes), **decoder)
+    model = AutoModelForDepthEstimation.from_config(config)
+    start_alive(model)
+    model.save_pretrained(folder)
+    DPTImageProcessorPil(size={"height": 64, "width": 64}, ensure_multiple_of=16, resample=2).save_pretrained(folder)
     return folder
 
 

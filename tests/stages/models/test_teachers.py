@@ -171,6 +171,20 @@ def test_a_compiled_network_stands_where_the_plain_one_did(teachers: dict[str, D
     assert (found == teachers[family].predict(images)).all()
 
 
+@all_families
+def test_channels_last_in_memory_moves_weights_and_not_the_map(teachers: dict[str, DepthModel], families: Path, family: str):
+    images = pictures(2, 64, 64)
+    model = load_model(replace(family_spec(families, family), channels_last=True))
+    networks = [*vars(model).values(), *vars(getattr(model, "_pipeline", object)).values()]
+    weights = [
+        weight for part in networks if isinstance(part, torch.nn.Module) for weight in part.parameters() if weight.ndim == 4
+    ]
+    assert weights
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    # the alignment of an ensemble blows rounding up
+    assert difference(model.predict(images), teachers[family].predict(images)) < (0.1 if family == "ensemble" else 1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("family", ["depth_anything", "genpercept", "marigold"])

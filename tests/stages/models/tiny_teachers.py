@@ -52,7 +52,7 @@ def save_dpt(folder: Path) -> None:
         fusion_hidden_size=16,
     )
     model = DPTForDepthEstimation(config)
-    _start_alive(model)
+    start_alive(model)
     model.save_pretrained(folder)
     DPTImageProcessorPil(size={"height": 48, "width": 48}, resample=2).save_pretrained(folder)
 
@@ -62,7 +62,7 @@ def save_depth_anything(folder: Path, *, metric: bool = False, **processor: Any)
     model = build_depth_anything(hidden=24, layers=4, heads=2, patch_px=12, fusion=16, image_px=48)
     if metric:
         model.config.depth_estimation_type, model.config.max_depth = "metric", 20
-    _start_alive(model)
+    start_alive(model)
     model.save_pretrained(folder)
     settings: dict[str, Any] = {"keep_aspect_ratio": True, "ensure_multiple_of": 12, "image_mean": IMAGENET_MEAN}
     settings |= {"image_std": IMAGENET_STD, "size": {"height": 48, "width": 48}}
@@ -86,7 +86,7 @@ def save_depth_pro(folder: Path, *, field_of_view: bool = True) -> None:
         fov_model_config=dict(encoder),
     )
     model = DepthProForDepthEstimation(config)
-    _start_alive(model)
+    start_alive(model)
     if model.fov_model:
         angle: Any = model.fov_model.head.layers[-1]
         nn.init.normal_(angle.weight, std=0.02)
@@ -373,7 +373,7 @@ def _start_varied(model: Any) -> None:
         nn.init.kaiming_normal_(module.weight, a=1)
 
 
-def _start_alive(model: Any) -> None:
+def start_alive(model: Any) -> None:
     """Varied, and a head that is not dead."""
     _start_varied(model)
     last: Any = [module for module in model.head.modules() if isinstance(module, nn.Conv2d)][-1]

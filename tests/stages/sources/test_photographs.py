@@ -24,6 +24,7 @@ from stages.sources.photographs import (
     RejectionKind,
     decode_upright,
     resize_region,
+    stated_pixels,
 )
 from stages.views import SourceBox
 from tests.conftest import picture_bytes
@@ -345,6 +346,14 @@ _SAVED: dict[str, Callable[[], bytes]] = {
 }
 if features.check("avif"):
     _SAVED["avif"] = lambda: picture_bytes(_noise(), "avif")
+
+
+@pytest.mark.parametrize("saved", _SAVED)
+def test_a_files_header_says_how_many_pixels_it_has(saved: str, tmp_path: Path):
+    (tmp_path / "picture").write_bytes(content := _SAVED[saved]())
+    (tmp_path / "cut").write_bytes(content[:9])
+    assert stated_pixels(tmp_path / "picture") == 64 * 64
+    assert [stated_pixels(tmp_path / name) for name in ("cut", "missing")] == [0, 0]
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95, 0.99])
