@@ -32,6 +32,7 @@ from manifests.verify import Damage, count_checks, examine
 
 SOUND, PROBLEMS, OUTPUT_CLOSED = 0, 1, 128 + signal.SIGPIPE
 _SHOWN_DIFFERENCES = 50
+_CORES = len(os.sched_getaffinity(0))
 _WORTH_A_PROCESS, _WORTH_A_PROCESS_QUICK = 16, 1000  # records, which take longer than it takes to start
 _REWRITE = (
     "run.json, catalog/ and each column.json say what the run is, and cannot be made from the rest of it. Restore the damaged "
@@ -109,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add("compare", "names every setting, part, image and array in which two runs differ", "RUN_A", "RUN_B")
     for name in ("verify", "repair"):
         text = "processes that check parts; one for each core of this machine unless given"
-        commands.choices[name].add_argument(
-            "--workers", type=_workers, default=len(os.sched_getaffinity(0)), metavar="N", help=text
-        )
+        commands.choices[name].add_argument("--workers", type=_workers, default=_CORES, metavar="N", help=text)
     return parser
 
 
@@ -126,7 +125,7 @@ def _print_json(document: Mapping[str, Any]) -> None:
 
 
 def _summary(run: Path, as_json: bool) -> int:
-    summary = summarize(run)
+    summary = summarize(run, workers=_CORES)
     complaints = summary.complaints()
     if as_json:
         _print_json(dataclasses.asdict(summary) | {"complaints": complaints})

@@ -6,10 +6,9 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
-from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -56,21 +55,35 @@ class LocalFolder(Place):
             return False
         return True
 
-    def entries(self, folder: str, *, with_states: bool = False) -> list[Entry]:
+    def entries(self, folder: str) -> list[Entry]:
         try:
             with self.folder(parts_of(folder)) as descriptor:
-                return sorted(_listed(descriptor, _with_state if with_states else _without_size), key=_name)
+                return sorted(_listed(descriptor), key=_name)
         except FileNotFoundError:
             return []
+
+    def states(self, folder: str) -> dict[str, str | None]:
+        """Size, times and number of a file: nobody can set the time of its last change (ctime); but clocks tick coarsely."""
+        found: dict[str, str | None] = {}
+        settled_ns = time.time_ns() - _RECENT_NS
+        with suppress(FileNotFoundError), self.folder(parts_of(folder)) as descriptor, _listing(descriptor) as entries:
+            for entry in entries:
+                found[entry.name] = None
+                if entry.is_file(follow_symlinks=False):
+                    try:
+                        told = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # removed since it was listed
+                        continue
+                    if told.st_ctime_ns < settled_ns > told.st_mtime_ns:
+                        found[entry.name] = f"{told.st_size}-{told.st_mtime_ns}-{told.st_ctime_ns}-{told.st_ino}"
+        return found
 
     def tree(self, folder: str) -> list[Entry]:
         try:
             with self.folder(parts_of(folder)) as descriptor:
                 listed = os.open(".", durable.LIST, dir_fd=descriptor)
                 try:
-                    found: list[Entry] = []
-                    self._walk(listed, "", f"{folder}/", found)
-                    return sorted(found, key=_name)
+                    return sorted(self._walk(listed, "", f"{folder}/"), key=_name)
                 finally:
                     os.close(listed)
         except FileNotFoundError:
@@ -193,16 +206,16 @@ class LocalFolder(Place):
                 error.filename, error.filename2 = self.shown(name), None
             raise
 
-    def _walk(self, descriptor: int, prefix: str, shown: str, found: list[Entry]) -> None:
+    def _walk(self, descriptor: int, prefix: str, shown: str) -> Iterator[Entry]:
         if prefix.count("/") > MAX_DEPTH:
             raise self._too_deep(shown)
-        for name, kind, size_bytes, _ in _scan(descriptor, _with_size):
-            found.append(Entry(prefix + name, kind, size_bytes))
-            if kind == "folder":
+        for entry in _scan(descriptor, with_sizes=True):
+            yield entry._replace(name=prefix + entry.name)
+            if entry.kind == "folder":
                 with suppress(FileNotFoundError):  # an attempt that is discarded meanwhile
-                    inner = os.open(name, durable.LIST, dir_fd=descriptor)
+                    inner = os.open(entry.name, durable.LIST, dir_fd=descriptor)
                     try:
-                        self._walk(inner, f"{prefix}{name}/", f"{shown}{name}/", found)
+                        yield from self._walk(inner, f"{prefix}{entry.name}/", f"{shown}{entry.name}/")
                     finally:
                         os.close(inner)
 
@@ -214,7 +227,7 @@ class LocalFolder(Place):
             raise self._too_deep(name)
         inner = os.open(last, _TRAVERSE, dir_fd=folder)
         try:
-            for entry in _listed(inner, _without_size):
+            for entry in _listed(inner):
                 with suppress(FileNotFoundError):
                     self._remove(inner, entry.name, f"{name}/{entry.name}")
         finally:
@@ -233,50 +246,44 @@ class LocalFolder(Place):
         return TooLargeError(errno.ENAMETOOLONG, f"found more than {MAX_DEPTH} folders in each other", self.shown(name))
 
 
-_OfFile = Callable[[os.DirEntry[str]], Entry]
+def _listed(descriptor: int) -> list[Entry]:
+    """What lies in a folder that is open to look through it only; read at once, since it may change while its entries are
+    removed."""
+    with _listing(descriptor) as entries:
+        return [found for entry in entries if (found := _described(entry, with_size=False))]
 
 
-def _listed(descriptor: int, of_file: _OfFile) -> list[Entry]:
-    """What lies in a folder that is open to look through it only."""
+@contextmanager
+def _listing(descriptor: int) -> Iterator[Iterator[os.DirEntry[str]]]:
     listed = os.open(".", durable.LIST, dir_fd=descriptor)
     try:
-        return _scan(listed, of_file)
+        with os.scandir(listed) as entries:
+            yield entries
     finally:
         os.close(listed)
 
 
-def _scan(listed: int, of_file: _OfFile) -> list[Entry]:
+def _scan(listed: int, *, with_sizes: bool) -> list[Entry]:
     """What lies in an open folder; read at once, so that it does not change while its entries are removed."""
-    found = []
     with os.scandir(listed) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                found.append(Entry(entry.name, "folder"))
-            elif entry.is_file(follow_symlinks=False):
-                with suppress(FileNotFoundError):  # removed since it was listed
-                    found.append(of_file(entry))
-            else:
-                found.append(Entry(entry.name, "link" if entry.is_symlink() else "other"))
-    return found
+        return [found for entry in entries if (found := _described(entry, with_sizes))]
 
 
-def _without_size(entry: os.DirEntry[str]) -> Entry:
-    return Entry(entry.name, "file")
+def _described(entry: os.DirEntry[str], with_size: bool) -> Entry | None:
+    if entry.is_symlink():
+        return Entry(entry.name, "link")
+    if entry.is_dir(follow_symlinks=False):
+        return Entry(entry.name, "folder")
+    if not entry.is_file(follow_symlinks=False):
+        return Entry(entry.name, "other")
+    try:
+        return Entry(entry.name, "file", entry.stat(follow_symlinks=False).st_size if with_size else None)
+    except FileNotFoundError:  # removed since it was listed
+        return None
 
 
-def _with_size(entry: os.DirEntry[str]) -> Entry:
-    return Entry(entry.name, "file", entry.stat(follow_symlinks=False).st_size)
-
-
-def _with_state(entry: os.DirEntry[str]) -> Entry:
-    """Nobody can set the time of the last change (ctime); but clocks tick coarsely, so that two changes may have the same."""
-    found = entry.stat(follow_symlinks=False)
-    recent = max(found.st_mtime_ns, found.st_ctime_ns) > time.time_ns() - _RECENT_NS
-    state = None if recent else f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_ino}"
-    return Entry(entry.name, "file", found.st_size, state)
-
-
-_name = itemgetter(0)
+def _name(entry: Entry) -> str:
+    return entry.name
 
 
 def _kind(mode: int) -> Kind:

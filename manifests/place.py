@@ -53,16 +53,11 @@ class UnexpectedFilesError(DistillError, OSError):
 
 
 class Entry(NamedTuple):
-    """Something in a run. `size_bytes` is told of the files of a tree, and with the state of a file.
-
-    `state`, where it was asked for, is alike twice only for the same file with the same content: the place's own words, made
-    without reading it. None where that cannot be told, as of a file that has changed just now and may change again unnoticed.
-    """
+    """Something in a run. `size_bytes` is told of the files of a tree."""
 
     name: str
     kind: Kind
     size_bytes: int | None = None
-    state: str | None = None
 
 
 def is_url(text: str) -> bool:
@@ -117,8 +112,16 @@ class Place(ABC):
         """Whether anything has this name, be it a file or not."""
 
     @abstractmethod
-    def entries(self, folder: str, *, with_states: bool = False) -> list[Entry]:
+    def entries(self, folder: str) -> list[Entry]:
         """What lies in a folder, by name; hidden names too. Empty where there is no such folder."""
+
+    @abstractmethod
+    def states(self, folder: str) -> dict[str, str | None]:
+        """By name, in no order, what lies in a folder: a file's state, else None. Empty where there is no such folder.
+
+        Two states are alike only for the same file with the same content: they are the place's own words, made without reading
+        it. None, too, for a file that has changed just now and may change again unnoticed.
+        """
 
     @abstractmethod
     def tree(self, folder: str) -> list[Entry]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from manifests.checker import Scalar
 from manifests.errors import RefusedError
-from manifests.place import Entry, place_of
+from manifests.place import place_of
 from manifests.schema import (
     MAX_PARTS,
     MAX_RECORD_BYTES,
@@ -295,6 +295,17 @@ def parts(run: Run) -> list[PartId]:
     ]
 
 
+def images_of_parts(run: Run) -> dict[str, int]:
+    """How many images each part of the run has, by its name, in the order of `parts`: 100,000 of those take a while to make."""
+    size, counts = run.part_size, dict[str, int]()
+    for source in run.sources:
+        names = part_names(source.source, source.images, size)
+        counts |= dict.fromkeys(names, size)
+        if names:
+            counts[names[-1]] = source.images - (len(names) - 1) * size
+    return counts
+
+
 def part_fingerprint(column: ColumnRecord, rows_sha256: str) -> dict[str, Scalar]:
     """What a manifest must say decided its part: all of the column's fingerprint, and the rows of its source."""
     return {**column.fingerprint, "rows_sha256": rows_sha256}
@@ -308,13 +319,12 @@ def committed_parts(run_dir: Path, column: str) -> set[str]:
 @dataclass(frozen=True, kw_only=True)
 class ColumnListing:
     """The names in a column's folder: parts with a manifest, parts with a failure record, .zarr folders. `states`: those of
-    manifests, by part, where they were asked for and can be told (see `Entry`); `manifest_bytes`: the size of all of them."""
+    manifests, by part, where they were asked for and can be told (see `Place.states`)."""
 
     manifests: set[str] = field(default_factory=set)
     failures: set[str] = field(default_factory=set)
     zarrs: set[str] = field(default_factory=set)
     states: Mapping[str, str] = field(default_factory=dict)
-    manifest_bytes: int = 0
 
 
 def list_column(run_dir: Path, column: str, *, with_states: bool = False) -> ColumnListing:
@@ -322,26 +332,21 @@ def list_column(run_dir: Path, column: str, *, with_states: bool = False) -> Col
 
     Raises OSError where the folder cannot be listed, a LinkError where it is a link.
     """
-    entries = place_of(run_dir).entries(column_dir(Path(), column).as_posix(), with_states=with_states)
-    manifests: dict[str, Entry] = {}
-    failures, zarrs = set(), set()
-    for entry in entries:
-        stem, dot, suffix = (name := entry.name).rpartition(".")
+    place, folder = place_of(run_dir), column_dir(Path(), column).as_posix()
+    found = place.states(folder) if with_states else dict.fromkeys(entry.name for entry in place.entries(folder))
+    manifests, states, failures, zarrs = set[str](), dict[str, str](), set[str](), set[str]()
+    for name, state in found.items():
         if name.startswith(".") or name == COLUMN_RECORD:
             continue
-        if name.endswith(FAILURE_SUFFIX):
-            failures.add(name.removesuffix(FAILURE_SUFFIX))
-        elif dot + suffix == MANIFEST_SUFFIX:
-            manifests[stem] = entry
-        elif dot + suffix == ZARR_SUFFIX:
+        if name.endswith(ZARR_SUFFIX):
             zarrs.add(name)
-    return ColumnListing(
-        manifests=set(manifests),
-        failures=failures,
-        zarrs=zarrs,
-        states={part: entry.state for part, entry in manifests.items() if entry.state is not None},
-        manifest_bytes=sum(entry.size_bytes or 0 for entry in manifests.values()),
-    )
+        elif name.endswith(FAILURE_SUFFIX):
+            failures.add(name.removesuffix(FAILURE_SUFFIX))
+        elif name.endswith(MANIFEST_SUFFIX):
+            manifests.add(part := name.removesuffix(MANIFEST_SUFFIX))
+            if state is not None:
+                states[part] = state
+    return ColumnListing(manifests=manifests, failures=failures, zarrs=zarrs, states=states)
 
 
 def fingerprint_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -10,28 +10,32 @@ sources, that run.json records.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from manifests.facts import PartFacts, part_facts
+from manifests.facts import ColumnFacts, column_facts
 from manifests.licences import UNKNOWN, most_restrictive
 from manifests.run import (
     ColumnListing,
-    PartId,
     Run,
     foreign_columns,
+    images_of_parts,
     list_column,
     load_failure,
     load_part,
     manifest_path,
-    parts,
     read_run,
 )
 from manifests.schema import ColumnRecord, DepthSpace
+from manifests.workers import in_order
 
 _NAMED_REJECTIONS = 20
+_WORTH_A_PROCESS = 20_000  # parts of a column, which take longer than it takes to start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +134,13 @@ class RunSummary:
         return found + excess
 
 
-def summarize(run_dir: Path) -> RunSummary:
-    """The whole run in numbers. Raises NotARunError, and InvalidRecordError for run.json; other damage is in the summary."""
+def summarize(run_dir: Path, *, workers: int = 1) -> RunSummary:
+    """The whole run in numbers, the same for any number of worker processes (with 1, this process does the work).
+
+    Raises NotARunError, InvalidRecordError for run.json, and WorkerDiedError; other damage is in the summary.
+    """
     run, unread = read_run(run_dir)
-    catalogued = {part.name: part for part in parts(run)}
+    catalogued = images_of_parts(run)
     damage = [_first_lines(error) for error in unread.values()]
     damage += [f"{run_dir}/columns/{name}: {message}" for name, message in foreign_columns(run_dir, run, unread).items()]
     source_problems: list[SourceProblems] = []
@@ -142,7 +149,8 @@ def summarize(run_dir: Path) -> RunSummary:
             example = f"{found[0].where}: {found[0].message}"
             kinds = dict(Counter(problem.kind for problem in found))
             source_problems.append(SourceProblems(source=source.source, kinds=kinds, example=example))
-    columns = tuple(_summarize_column(run_dir, column, catalogued) for column in run.columns)
+    workers = min(workers, len(run.columns)) if len(catalogued) >= _WORTH_A_PROCESS else 1
+    columns = tuple(in_order((partial(_summarize_column, run_dir, column, run) for column in run.columns), workers, bunch=1))
     budget = _allowed_rejections(run)
     columns = tuple(
         replace(column, examples=tuple(_rejections(run_dir, column.name))) if column.excess(budget) else column
@@ -151,7 +159,7 @@ def summarize(run_dir: Path) -> RunSummary:
     return RunSummary(
         run_dir=str(run_dir),
         parts_total=len(catalogued),
-        images_total=sum(part.images for part in catalogued.values()),
+        images_total=sum(catalogued.values()),
         sources_total=len(run.sources),
         columns=columns,
         source_problems=tuple(source_problems),
@@ -181,21 +189,17 @@ def _rejections(run_dir: Path, column: str) -> list[str]:
     return named[:_NAMED_REJECTIONS]
 
 
-def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[str, PartId]) -> ColumnSummary:
-    done: list[PartFacts] = []
+def _summarize_column(run_dir: Path, column: ColumnRecord, run: Run) -> ColumnSummary:
+    catalogued = images_of_parts(run)  # sooner made than sent to a process
     damage: dict[str, str] = {}
     try:
         listing = list_column(run_dir, column.name, with_states=True)
     except OSError as error:
         listing, damage[""] = ColumnListing(), _first_lines(error)
-    for name, facts in sorted(part_facts(run_dir, column.name, listing).items()):
-        if name in catalogued and isinstance(facts, PartFacts) and facts.images == catalogued[name].images:
-            done.append(facts)
-        else:
-            path = manifest_path(run_dir, column.name, name)
-            damage[name] = _refused(path, facts, catalogued.get(name))
+    done, refused = _accounted(run_dir, column.name, column_facts(run_dir, column.name, listing), catalogued)
+    damage |= refused
     unknown = tuple(f"{name}." for name in damage)  # no telling which folders a damaged manifest names
-    litter = [zarr for zarr in listing.zarrs - {part.zarr for part in done} if not zarr.startswith(unknown)]
+    litter = [zarr for zarr in listing.zarrs.difference(done.all("zarr")) if not zarr.startswith(unknown)]
     failures: Counter[str] = Counter()
     for name in sorted((listing.failures - listing.manifests) & catalogued.keys()):
         try:
@@ -203,15 +207,15 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
         except (OSError, ValueError) as error:
             kind = "unreadable_record"
             damage[name] = _first_lines(error)
-        failures[kind] += catalogued[name].images
-    labelled, rejected = sum(part.labelled for part in done), Counter(kind for part in done for _, kind in part.rejected)
-    not_drawn = sum(part.not_drawn for part in done)
-    images_total = sum(part.images for part in catalogued.values())
+        failures[kind] += catalogued[name]
+    rejected = Counter(kind for images in done.all("rejected") for _, kind in images or ())
+    images_total, not_drawn = sum(catalogued.values()), sum(done.all("not_drawn"))
+    labelled = sum(done.all("images")) - not_drawn - rejected.total()
     return ColumnSummary(
         name=column.name,
         depth_space=column.depth_space,
-        licences=tuple(sorted({part.licence or UNKNOWN for part in done})) if column.depth_space else (),
-        parts_done=len(done),
+        licences=tuple(sorted({licence or UNKNOWN for licence in done.licences()})) if column.depth_space else (),
+        parts_done=len(done.parts),
         parts_total=len(catalogued),
         images_total=images_total,
         labelled=labelled,
@@ -226,32 +230,39 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
     )
 
 
-def _refused(path: Path, facts: PartFacts | Exception, part: PartId | None) -> str:
-    """Why a manifest does not count."""
-    if part is None:
-        return f"{path}: the run has no such part"
-    if isinstance(facts, Exception):
-        return _first_lines(facts)
-    return f"{path}: found {facts.images} images, expected the {part.images} of this part"
+def _accounted(
+    run_dir: Path, column: str, facts: ColumnFacts, catalogued: Mapping[str, int]
+) -> tuple[ColumnFacts, dict[str, str]]:
+    """The manifests that count, and why the others do not, by part."""
+    refused = {part: _first_lines(error) for part, error in facts.unread.items() if part in catalogued}
+    agreed = list(map(operator.eq, map(catalogued.get, facts.parts), facts.all("images")))
+    for part, images, agrees in zip(facts.parts, facts.all("images"), agreed, strict=True):
+        if not agrees and part in catalogued:
+            expected = f"found {images} images, expected the {catalogued[part]} of this part"
+            refused[part] = f"{manifest_path(run_dir, column, part)}: {expected}"
+    for part in {*facts.unread, *facts.parts} - catalogued.keys():
+        refused[part] = f"{manifest_path(run_dir, column, part)}: the run has no such part"
+    return facts if all(agreed) else facts.picked(itertools.compress(itertools.count(), agreed)), dict(sorted(refused.items()))
 
 
-def _measured(done: list[PartFacts]) -> LabelTotals:
+def _measured(done: ColumnFacts) -> LabelTotals:
     """The statistics of several parts as those of one."""
-    pixels, size_bytes = sum(part.pixels for part in done), sum(part.bytes for part in done)
-    means = [(part.mean, part.pixels) for part in done if part.mean is not None and part.pixels]
-    weight = sum(count for _, count in means)
+    pixels, size_bytes = sum(done.all("pixels")), sum(done.all("bytes"))
+    means = list(done.all("mean"))
+    weights = [count if mean == mean else 0 for mean, count in zip(means, done.all("pixels"), strict=True)]  # NaN is not itself
+    total = sum(mean * weight for mean, weight in zip(means, weights, strict=True) if weight)
 
     def known(field: str) -> list[float]:
-        return [value for part in done if (value := getattr(part, field)) is not None]
+        return [value for value in done.all(field) if value == value]
 
     return LabelTotals(
-        views=sum(part.views for part in done),
+        views=sum(done.all("views")),
         pixels=pixels,
         bytes=size_bytes,
         bits_per_pixel=8 * size_bytes / pixels if pixels else None,
         min=min(known("min"), default=None),
         max=max(known("max"), default=None),
-        mean=sum(mean * count for mean, count in means) / weight if weight else None,
+        mean=total / sum(weights) if any(weights) else None,
         max_quantisation_error=max(known("max_quantisation_error"), default=None),
     )
 

@@ -21,15 +21,15 @@ from manifests.errors import DistillError
 
 ResultT = TypeVar("ResultT")
 _THREADS = 8  # reading and hashing release the interpreter's lock; a network disk wants several requests at once
-_CALLS = 8  # sent to a process together
 
 
 class WorkerDiedError(DistillError, RuntimeError):
     """A process ended before its calls did."""
 
 
-def in_order(calls: Iterable[Callable[[], ResultT]], workers: int) -> Iterator[ResultT]:
-    """What each call returns. Calls are taken as results are, not all at the start. With one worker they need not be picklable.
+def in_order(calls: Iterable[Callable[[], ResultT]], workers: int, *, bunch: int = 8) -> Iterator[ResultT]:
+    """What each call returns. Calls are taken as results are, not all at the start, and `bunch` of them are sent to a process
+    together. With one worker they need not be picklable.
 
     Raises WorkerDiedError where a process dies, and whatever a call raises.
     """
@@ -40,7 +40,7 @@ def in_order(calls: Iterable[Callable[[], ResultT]], workers: int) -> Iterator[R
     context = multiprocessing.get_context("spawn")
     processes = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
     try:
-        for results in _results(processes, _bunches(calls), 3 * workers):
+        for results in _results(processes, _bunches(calls, bunch), 3 * workers):
             yield from results
     except BrokenProcessPool as error:
         raise WorkerDiedError(
@@ -51,9 +51,9 @@ def in_order(calls: Iterable[Callable[[], ResultT]], workers: int) -> Iterator[R
         processes.shutdown(cancel_futures=True)
 
 
-def _bunches(calls: Iterable[Callable[[], ResultT]]) -> Iterator[Callable[[], list[ResultT]]]:
+def _bunches(calls: Iterable[Callable[[], ResultT]], size: int) -> Iterator[Callable[[], list[ResultT]]]:
     left = iter(calls)
-    while bunch := list(itertools.islice(left, _CALLS)):
+    while bunch := list(itertools.islice(left, size)):
         yield partial(_called, bunch)
 
 

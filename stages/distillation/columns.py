@@ -8,6 +8,7 @@ when, where and by which attempt it came.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from manifests import (
     place_of,
 )
 from manifests.errors import RefusedError
-from manifests.facts import PartFacts, part_facts
+from manifests.facts import PartFacts, column_facts
 from manifests.part_files import differing_files, refuse_problems
 from manifests.run import ColumnListing
 from stages.depth_space import DEPTH_CONVERSIONS, DepthConversion, DepthSpace, can_convert, is_disparity
@@ -43,8 +44,8 @@ _LOOKED_INTO = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """The parts that all columns have committed, their `names` in the same order. `rejected`: how many images of each part, by name, are left out, by the first
-    column that rejected them and the kind of problem."""
+    """The parts that all columns have committed, their `names` in the same order. `rejected`: how many images of each part, by
+    name, are left out, by the first column that rejected them and the kind of problem."""
 
     parts: TrainParts
     names: Sequence[str]
@@ -98,17 +99,15 @@ def trainable_parts(
     """
     committed = set.intersection(*(listing.manifests for listing in listings))
     chosen = [part for part in parts(run) if part.name in (committed if only is None else committed & set(only))]
-    known = [part_facts(run_dir, column.name, listing) for column, listing in zip(columns, listings, strict=True)]
+    known = [column_facts(run_dir, column.name, listing) for column, listing in zip(columns, listings, strict=True)]
     opening = _Opening(run_dir=run_dir, columns=tuple(columns), contexts=int(run.plan.get("contexts_per_image", 1)))
-    opened = [opening.open(part, [facts[part.name] for facts in known]) for part in chosen]
-    spread = chosen[:: -(-len(chosen) // _LOOKED_INTO) or 1]
-    lost = [
-        part
-        for part in chosen
-        if any(facts[part.name].zarr not in listing.zarrs for facts, listing in zip(known, listings, strict=True))
-    ]
+    found = [[facts.of(part.name) for facts in known] for part in chosen]
+    opened = [opening.open(part, facts) for part, facts in zip(chosen, found, strict=True)]
+    zarrs = [listing.zarrs for listing in listings]
+    lost = (of_part for of_part in found if any(facts.zarr not in there for facts, there in zip(of_part, zarrs, strict=True)))
+    spread = found[:: -(-len(found) // _LOOKED_INTO) or 1]
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(opening.look_for_files, [[facts[part.name] for facts in known] for part in (*lost[:1], *spread)]))
+        list(pool.map(opening.look_for_files, [*itertools.islice(lost, 1), *spread]))
     return Opened(
         parts=TrainParts([part for part, _ in opened]),
         names=[part.name for part in chosen],
@@ -139,13 +138,12 @@ class _Opening:
     agreed: set[tuple[int, str, str]] = field(default_factory=set)
     """Fingerprints that are those of the run; the parts of a column share a few of them."""
 
-    def open(self, part: PartId, found: Sequence[PartFacts | Exception]) -> tuple[TrainPart, Mapping[tuple[str, str], int]]:
+    def open(self, part: PartId, facts: Sequence[PartFacts]) -> tuple[TrainPart, Mapping[tuple[str, str], int]]:
         """The part, from what its manifests say, and how many of its images are rejected."""
-        facts = [_sound(of_column) for of_column in found]
         rejected: dict[int, tuple[str, str]] = {}
         for column, of_column in zip(self.columns, facts, strict=True):
             self._refuse_foreign(column, part, of_column)
-            for image, kind in of_column.rejected:
+            for image, kind in of_column.rejected or ():
                 rejected.setdefault(image, (column.name, kind))
         if len({of_column.inputs for of_column in facts}) > 1:
             self._refuse_other_input(part, rejected.keys())
@@ -157,9 +155,9 @@ class _Opening:
         places, digests = np.arange(part.images * self.contexts), tuple(of_column.digest for of_column in facts)
         return TrainPart(name=part.name, places=places, rows=rows, digests=digests), Counter(rejected.values())
 
-    def look_for_files(self, found: Sequence[PartFacts | Exception]) -> None:
+    def look_for_files(self, found: Sequence[PartFacts]) -> None:
         place = place_of(self.run_dir)
-        for column, facts in zip(self.columns, map(_sound, found), strict=True):
+        for column, facts in zip(self.columns, found, strict=True):
             refuse_problems(place, column.name, differing_files(place, column.name, facts.zarr, facts.files))
 
     def _refuse_foreign(self, column: ColumnRecord, part: PartId, facts: PartFacts) -> None:
@@ -186,12 +184,6 @@ class _Opening:
                 f"{self.run_dir}: part {part.name}, image {outcomes[0].key!r}: its columns were made from different files "
                 f"(sha256: {found}); run `python -m manifests repair {self.run_dir}`, then label again"
             )
-
-
-def _sound(facts: PartFacts | Exception) -> PartFacts:
-    if isinstance(facts, Exception):
-        raise facts
-    return facts
 
 
 def _refuse_mixed_spaces(run_dir: Path, columns: Sequence[ColumnRecord], conversion: DepthConversion) -> None:
