@@ -110,8 +110,8 @@ class ColumnFacts:
         if part in self.unread:
             raise self.unread[part]
         i = self._places[part]
-        own = (self._lists[field][i] for field in _OWN)
-        return PartFacts(*(None if value != value else value for value in own), *self._alike[self._lists["kinds"][i]])
+        own = [None if (value := self._lists[field][i]) != value else value for field in _OWN]
+        return PartFacts._make([*own, *self._alike[self._lists["kinds"][i]]])
 
     def picked(self, places: Iterable[int]) -> ColumnFacts:
         """Those of the parts in these places of the lists, in this order."""

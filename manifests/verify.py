@@ -24,6 +24,7 @@ from manifests.facts import INDEX
 from manifests.place import Entry, LinkError, TooLargeError, WrongKindError, place_of
 from manifests.run import (
     COLUMN_RECORD,
+    IMAGES,
     UNREADABLE,
     ColumnListing,
     PartId,
@@ -336,8 +337,10 @@ def _check_manifest(
 
 def _check_input(run_dir: Path, place: Path, manifest: PartManifest) -> list[Damage]:
     """Whether a teacher's part was made from the files that the part's pictures were made from, where both are known."""
+    if manifest.column == IMAGES or not any(own.content_sha256 for own in manifest.images):
+        return []
     try:
-        pictures = load_part(run_dir, "images", manifest.part).images
+        pictures = load_part(run_dir, IMAGES, manifest.part).images
     except (InvalidRecordError, OSError):
         return []  # damage, an absence or a failure to read that is named where that part is checked
     return [
