@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import os
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -140,3 +142,17 @@ def _write_first(run_dir: Path, column: manifests.ColumnRecord, part: manifests.
 
 def _label(rng: np.random.Generator, side: int) -> Label:
     return Label(values=rng.random((side, side), np.float32), valid=np.ones((side, side), bool))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.synthetic_run", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("parts", type=int, metavar="PARTS")
+    parser.add_argument("--without-arrays", action="store_true", help="leave the folders of the parts empty")
+    arguments = parser.parse_args(argv)
+    write_synthetic_run(arguments.run, arguments.parts, with_arrays=not arguments.without_arrays)
+
+
+if __name__ == "__main__":
+    main()

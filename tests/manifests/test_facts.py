@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import manifests
-from manifests import facts, local_folder
+from manifests import facts, local_folder, summary
 from manifests.facts import PartFacts, column_facts
 from manifests.run import list_column
 from tests.manifests.small_run import PARTS, write_run
@@ -60,11 +60,11 @@ def _manifests(names: list[str]) -> list[str]:
 
 
 def test_with_an_index_no_manifest_is_read_and_everything_said_is_the_same(run: Path, opened: list[str]) -> None:
-    summary, found = manifests.summarize(run), [_facts(run, column) for column in ("images", "dav2")]
+    told, found = manifests.summarize(run), [_facts(run, column) for column in ("images", "dav2")]
     assert _manifests(opened) == []
     shutil.rmtree(run / "index")
     opened.clear()
-    assert summary == manifests.summarize(run)
+    assert told == manifests.summarize(run)
     assert len(_manifests(opened)) == 2 * len(PARTS)
     shutil.rmtree(run / "index")
     assert found == [_facts(run, column) for column in ("images", "dav2")]
@@ -127,11 +127,11 @@ def _set(field: str, value: object) -> Callable[[bytes], bytes]:
 def test_an_index_that_is_anything_else_is_as_none(run: Path, change: Callable[[bytes], bytes]) -> None:
     expected, index = _facts(run), run / "index/dav2"
     shutil.rmtree(run / "index")
-    summary = manifests.summarize(run)
+    told = manifests.summarize(run)
     index.write_bytes(change(index.read_bytes()))
     assert _facts(run) == expected
     index.write_bytes(change(index.read_bytes()))
-    assert manifests.summarize(run) == summary
+    assert manifests.summarize(run) == told
 
 
 def test_an_index_that_is_cut_anywhere_is_as_none(run: Path, opened: list[str]) -> None:
@@ -160,6 +160,12 @@ def test_a_manifest_of_the_same_size_with_its_time_set_back_is_read_anew(run: Pa
     opened.clear()
     assert manifests.summarize(run).columns[1].licences == ("Apache-2.0", "Apache-2.1")
     assert _manifests(opened) == ["columns/dav2/shard.00001.json"]
+
+
+def test_columns_are_summarized_alike_by_several_processes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = manifests.summarize(run)
+    monkeypatch.setattr(summary, "_WORTH_A_PROCESS", 1)
+    assert manifests.summarize(run, workers=2) == expected
 
 
 def test_what_is_dropped_damaged_or_of_another_run_is_not_remembered(run: Path, tmp_path: Path) -> None:
