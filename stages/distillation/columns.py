@@ -102,7 +102,7 @@ def trainable_parts(
     known = [column_facts(run_dir, column.name, listing) for column, listing in zip(columns, listings, strict=True)]
     opening = _Opening(run_dir=run_dir, columns=tuple(columns), contexts=int(run.plan.get("contexts_per_image", 1)))
     found = [[facts.of(part.name) for facts in known] for part in chosen]
-    opened = [opening.open(part, facts) for part, facts in zip(chosen, found, strict=True)]
+    opened = [opening.trainable(part, facts) for part, facts in zip(chosen, found, strict=True)]
     zarrs = [listing.zarrs for listing in listings]
     lost = (of_part for of_part in found if any(facts.zarr not in there for facts, there in zip(of_part, zarrs, strict=True)))
     spread = found[:: -(-len(found) // _LOOKED_INTO) or 1]
@@ -138,7 +138,7 @@ class _Opening:
     agreed: set[tuple[int, str, str]] = field(default_factory=set)
     """Fingerprints that are those of the run; the parts of a column share a few of them."""
 
-    def open(self, part: PartId, facts: Sequence[PartFacts]) -> tuple[TrainPart, Mapping[tuple[str, str], int]]:
+    def trainable(self, part: PartId, facts: Sequence[PartFacts]) -> tuple[TrainPart, Mapping[tuple[str, str], int]]:
         """The part, from what its manifests say, and how many of its images are rejected."""
         rejected: dict[int, tuple[str, str]] = {}
         for column, of_column in zip(self.columns, facts, strict=True):
