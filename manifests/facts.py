@@ -162,9 +162,10 @@ def column_facts(run_dir: Path, column: str, listing: ColumnListing) -> ColumnFa
         found = dict(zip(missing, pool.map(partial(_read, run_dir, column), missing), strict=True))
     read = {part: facts for part, facts in found.items() if isinstance(facts, PartFacts)}
     facts = known.joined(states, read, {part: error for part, error in found.items() if isinstance(error, Exception)})
-    if sum(part in states for part in read) >= WORTH_AN_INDEX and len(content := facts.written(column)) <= limit_bytes:
-        with suppress(OSError):  # a run that is only read, or a full disk
-            place_of(run_dir).replace(f"{INDEX}/{column}", content)
+    if sum(part in states for part in read) >= WORTH_AN_INDEX:
+        with suppress(OSError, OverflowError):  # a run that is only read, a full disk; a number that no run comes to
+            if len(content := facts.written(column)) <= limit_bytes:
+                place_of(run_dir).replace(f"{INDEX}/{column}", content)
     return facts
 
 

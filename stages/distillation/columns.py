@@ -2,7 +2,7 @@
 
 Takes the records of a run and gives, for each part that every column has, which rows every teacher has labelled. Refused,
 naming the field: columns that were made from other views or other files, depth spaces that do not fit, and parts of other
-settings; and, naming the file, parts of which something is lost or cut. A part's digest covers what decides its content; not
+settings; and, naming the file, parts of which something is lost or cut, as far as that is looked for. A part's digest covers what decides its content; not
 when, where and by which attempt it came.
 """
 

@@ -162,6 +162,16 @@ def test_a_manifest_of_the_same_size_with_its_time_set_back_is_read_anew(run: Pa
     assert _manifests(opened) == ["columns/dav2/shard.00001.json"]
 
 
+def test_a_number_that_an_index_has_no_room_for_is_summarized_without(run: Path) -> None:
+    part = manifests.load_part(run, "dav2", "shard.00001")
+    shutil.rmtree(run / "index")
+    pixels = dataclasses.replace(part.statistics, pixels=10**30)
+    path = manifests.manifest_path(run, "dav2", "shard.00001")
+    path.write_bytes(manifests.to_json(dataclasses.replace(part, statistics=pixels)))
+    assert manifests.summarize(run).columns[1].pixels > 10**30
+    assert sorted(path.name for path in (run / "index").iterdir()) == ["images"]
+
+
 def test_columns_are_summarized_alike_by_several_processes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = manifests.summarize(run)
     monkeypatch.setattr(summary, "_WORTH_A_PROCESS", 1)
