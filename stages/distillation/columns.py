@@ -2,8 +2,8 @@
 
 Takes the records of a run and gives, for each part that every column has, which rows every teacher has labelled. Refused,
 naming the field: columns that were made from other views or other files, depth spaces that do not fit, and parts of other
-settings; and, naming the file, parts of which something is lost or cut, as far as that is looked for. A part's digest covers what decides its content; not
-when, where and by which attempt it came.
+settings; and, naming the file, parts of which something is lost or cut, as far as that is looked for. A part's digest covers
+what decides its content; not when, where and by which attempt it came.
 """
 
 from __future__ import annotations
