@@ -32,6 +32,8 @@ from manifests.verify import Damage, count_checks, examine
 
 SOUND, PROBLEMS, OUTPUT_CLOSED = 0, 1, 128 + signal.SIGPIPE
 _SHOWN_DIFFERENCES = 50
+_CORES = len(os.sched_getaffinity(0))
+_WORTH_A_PROCESS, _WORTH_A_PROCESS_QUICK = 16, 1000  # records, which take longer than it takes to start
 _REWRITE = (
     "run.json, catalog/ and each column.json say what the run is, and cannot be made from the rest of it. Restore the damaged "
     "ones from a copy; or move them out of the run and give the command that made it again: with the same settings over the "
@@ -106,7 +108,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("clean", "removes what interrupted work has left: folders and files that no record names", dry_run=dry_run)
     add("compare", "names every setting, part, image and array in which two runs differ", "RUN_A", "RUN_B")
+    for name in ("verify", "repair"):
+        text = "processes that check parts; one for each core of this machine unless given"
+        commands.choices[name].add_argument("--workers", type=_workers, default=_CORES, metavar="N", help=text)
     return parser
+
+
+def _workers(argument: str) -> int:
+    if not argument.isdecimal() or not int(argument):
+        raise argparse.ArgumentTypeError(f"found {argument!r}, expected a number of processes, 1 or more")
+    return int(argument)
 
 
 def _print_json(document: Mapping[str, Any]) -> None:
@@ -114,7 +125,7 @@ def _print_json(document: Mapping[str, Any]) -> None:
 
 
 def _summary(run: Path, as_json: bool) -> int:
-    summary = summarize(run)
+    summary = summarize(run, workers=_CORES)
     complaints = summary.complaints()
     if as_json:
         _print_json(dataclasses.asdict(summary) | {"complaints": complaints})
@@ -185,8 +196,8 @@ def _kinds(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in Counter(counts).most_common())
 
 
-def _verify(run: Path, deep: bool, as_json: bool) -> int:
-    damage = list(_examined(run, deep))
+def _verify(run: Path, deep: bool, workers: int, as_json: bool) -> int:
+    damage = list(_examined(run, deep, workers))
     if as_json:
         _print_json({"run_dir": str(run), "deep": deep, "damage": [item._asdict() for item in damage]})
     else:
@@ -197,10 +208,11 @@ def _verify(run: Path, deep: bool, as_json: bool) -> int:
     return PROBLEMS if damage else SOUND
 
 
-def _examined(run: Path, deep: bool) -> Iterator[Damage]:
-    """What `verify` yields, with a line of progress where somebody sees it."""
+def _examined(run: Path, deep: bool, workers: int) -> Iterator[Damage]:
+    """What `verify` yields, with a line of progress where somebody sees it; from as many processes as there is work for."""
     total, found_so_far, live = count_checks(run), 0, sys.stderr.isatty()
-    for done, found in enumerate(examine(run, deep=deep), start=1):
+    workers = min(workers, total // (_WORTH_A_PROCESS if deep else _WORTH_A_PROCESS_QUICK) or 1)
+    for done, found in enumerate(examine(run, deep=deep, workers=workers), start=1):
         found_so_far += len(found)
         yield from found
         if live:
@@ -217,8 +229,8 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _repair(run: Path, quick: bool, dry_run: bool, as_json: bool) -> int:
-    report = repair(run, _examined(run, deep=not quick), dry_run=dry_run)
+def _repair(run: Path, quick: bool, workers: int, dry_run: bool, as_json: bool) -> int:
+    report = repair(run, _examined(run, not quick, workers), dry_run=dry_run)
     if as_json:
         left = [item._asdict() for item in report.left]
         _print_json({"run_dir": str(run), "dry_run": dry_run} | dataclasses.asdict(report) | {"left": left})

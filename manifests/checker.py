@@ -52,8 +52,74 @@ class Rule(NamedTuple):
 _PLAIN = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false", types.NoneType: "null"}
 
 
-def read_value(value: Any, hint: Any, path: str, problems: list[ValidationProblem]) -> Any:
-    """`value`, decoded JSON, as the annotation `hint` has it; appends to `problems`, with what stands at `path` in mind."""
+def read_value(value: Any, hint: Any, problems: list[ValidationProblem]) -> Any:
+    """`value`, decoded JSON, as the annotation `hint` has it; appends everything that is wrong with it to `problems`."""
+    try:
+        return _reader(hint)(value)
+    except (_NotValidError, TooManyProblemsError):
+        return _read_value(value, hint, "", problems)
+
+
+class _NotValidError(Exception):
+    """Something is wrong with a value; what, and where, is for the slow way to say."""
+
+
+@functools.cache
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """Reads a value as `_read_value` does, in a tenth of the time: it has no words for what it refuses by _NotValidError."""
+    origin, arguments = _taken_apart(hint)
+    if dataclasses.is_dataclass(hint):
+        return _object_reader(hint)
+    if origin is Annotated:
+        read, rule = _reader(arguments[0]), arguments[1]
+        return lambda value: _valid(read(value), rule.holds)
+    if origin is Literal:
+        return lambda value: _valid(value, arguments.__contains__)
+    if origin is tuple:
+        read_item = _reader(arguments[0])
+        return lambda value: tuple(map(read_item, value)) if type(value) is list else _not_valid()
+    if origin is Mapping:
+        read_item = _reader(arguments[1])
+        return lambda value: {k: read_item(v) for k, v in value.items()} if type(value) is dict else _not_valid()
+    if hint in (str, int, bool):
+        return lambda value: value if type(value) is hint else _not_valid()
+    if hint == Scalar:
+        return lambda value: value if type(value) in (str, int, bool, types.NoneType) else _read_or_refuse(value, hint)
+    if origin in (typing.Union, types.UnionType) and arguments[1:] == (types.NoneType,):
+        read_present = _reader(arguments[0])
+        return lambda value: None if value is None else read_present(value)
+    return functools.partial(_read_or_refuse, hint=hint)
+
+
+def _object_reader(record_type: Any) -> Callable[[Any], Any]:
+    readers = {name: _reader(hint) for name, hint in _field_hints(record_type).items()}
+    required = _required_fields(record_type)
+    inconsistencies = getattr(record_type, "inconsistencies", lambda _: ())
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict) or not required <= value.keys() <= readers.keys():
+            raise _NotValidError
+        record = record_type(**{key: readers[key](item) for key, item in value.items()})
+        return record if next(iter(inconsistencies(record)), None) is None else _not_valid()
+
+    return read
+
+
+def _valid(value: Any, holds: Callable[[Any], bool]) -> Any:
+    return value if holds(value) else _not_valid()
+
+
+def _not_valid() -> Any:
+    raise _NotValidError
+
+
+def _read_or_refuse(value: Any, hint: Any) -> Any:
+    problems: list[ValidationProblem] = []
+    result = _read_value(value, hint, "", problems)
+    return _not_valid() if problems else result
+
+
+def _read_value(value: Any, hint: Any, path: str, problems: list[ValidationProblem]) -> Any:
     if hint in _PLAIN:
         if not _is_plain(value, hint):
             return _refuse(value, _PLAIN[hint], path, problems)
@@ -65,7 +131,7 @@ def read_value(value: Any, hint: Any, path: str, problems: list[ValidationProble
     origin, arguments = _taken_apart(hint)
     if origin is Annotated:
         known = len(problems)
-        result, rule = read_value(value, arguments[0], path, problems), arguments[1]
+        result, rule = _read_value(value, arguments[0], path, problems), arguments[1]
         if len(problems) == known and not rule.holds(result):
             return _refuse(value, rule.expected, path, problems, rule.kind)
         return result
@@ -74,14 +140,14 @@ def read_value(value: Any, hint: Any, path: str, problems: list[ValidationProble
     if origin is tuple:
         if not isinstance(value, list):
             return _refuse(value, "a list", path, problems)
-        return tuple(read_value(item, arguments[0], f"{path}[{i}]", problems) for i, item in enumerate(value))
+        return tuple(_read_value(item, arguments[0], f"{path}[{i}]", problems) for i, item in enumerate(value))
     if origin is Mapping:
         if not isinstance(value, dict):
             return _refuse(value, "an object", path, problems)
-        return {key: read_value(item, arguments[1], f"{path}.{_shown_key(key)}", problems) for key, item in value.items()}
+        return {key: _read_value(item, arguments[1], f"{path}.{_shown_key(key)}", problems) for key, item in value.items()}
     if hint == Scalar:
         return value if any(_is_plain(value, plain) for plain in _PLAIN) else _refuse(value, "a scalar", path, problems)
-    return None if value is None else read_value(value, arguments[0], path, problems)  # what is left is `X | None`
+    return None if value is None else _read_value(value, arguments[0], path, problems)  # what is left is `X | None`
 
 
 def _read_object(value: Any, record_type: Any, path: str, problems: list[ValidationProblem]) -> Any:
@@ -93,7 +159,7 @@ def _read_object(value: Any, record_type: Any, path: str, problems: list[Validat
         _add(ValidationProblem(f"{prefix}{_shown_key(key)}", "unknown_key", expected), problems)
     for key in _required_fields(record_type) - value.keys():
         _add(ValidationProblem(f"{prefix}{key}", "missing_key", "is missing"), problems)
-    fields = {key: read_value(value[key], hint, prefix + key, problems) for key, hint in hints.items() if key in value}
+    fields = {key: _read_value(value[key], hint, prefix + key, problems) for key, hint in hints.items() if key in value}
     if len(problems) > known:
         return None
     record = record_type(**fields)

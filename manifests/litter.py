@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
+from manifests.facts import INDEX
 from manifests.lock import hold_run
 from manifests.place import place_of
-from manifests.run import PartId, Run, column_dir, failure_path, list_column, load_run, parts, table_path
-from manifests.summary import read_part
+from manifests.run import PartId, Run, column_dir, failure_path, list_column, load_part, load_run, parts, table_path
 
 _TABLE_NAME = re.compile(r"[A-Za-z0-9].*\.[0-9a-f]{16}\.parquet")
 
@@ -32,7 +32,7 @@ def clean(run_dir: Path, *, dry_run: bool = False) -> list[str]:
         run, place = load_run(run_dir), place_of(run_dir)  # anew: a source may have been added since
         catalogued = {part.name: part for part in parts(run)}
         columns = [column_dir(Path(), column.name).as_posix() for column in run.columns]
-        litter = [name for folder in ("", "catalog", *columns) for name in _files_aside(run_dir, folder)]
+        litter = [name for folder in ("", "catalog", INDEX, *columns) for name in _files_aside(run_dir, folder)]
         litter += _unnamed_tables(run_dir, run)
         litter += [name for column in run.columns for name in column_litter(run_dir, column.name, catalogued)]
         for name in () if dry_run else litter:
@@ -46,7 +46,10 @@ def column_litter(run_dir: Path, column: str, catalogued: Mapping[str, PartId]) 
     named, unsure = set(), ()
     for part in sorted(listing.manifests):
         try:
-            named.add(read_part(run_dir, column, catalogued[part]).zarr)
+            manifest = load_part(run_dir, column, part)
+            if len(manifest.images) != catalogued[part].images:
+                raise ValueError(f"{part}: not of this run")
+            named.add(manifest.zarr)
         except (OSError, KeyError, ValueError):
             unsure += (f"{part}.",)
         else:

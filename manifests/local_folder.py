@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -19,6 +20,7 @@ from manifests.place import MAX_DEPTH, Entry, Kind, LinkError, Place, PlaceError
 _TRAVERSE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a writer would wait for one
 _SPECIAL = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR)  # how opening what is not there as expected may end
+_RECENT_NS = 2_000_000_000  # the coarsest ticks: those of vfat
 _SHOWN: dict[Kind, str] = {"file": "a file", "folder": "a folder", "link": "a link", "other": "a pipe, socket or device"}
 
 
@@ -59,6 +61,22 @@ class LocalFolder(Place):
                 return sorted(_listed(descriptor), key=_name)
         except FileNotFoundError:
             return []
+
+    def states(self, folder: str) -> dict[str, str | None]:
+        """Size, times and number of a file: nobody can set the time of its last change (ctime); but clocks tick coarsely."""
+        found: dict[str, str | None] = {}
+        settled_ns = time.time_ns() - _RECENT_NS
+        with suppress(FileNotFoundError), self.folder(parts_of(folder)) as descriptor, _listing(descriptor) as entries:
+            for entry in entries:
+                found[entry.name] = None
+                if entry.is_file(follow_symlinks=False):
+                    try:
+                        told = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # removed since it was listed
+                        continue
+                    if told.st_ctime_ns < settled_ns > told.st_mtime_ns:
+                        found[entry.name] = f"{told.st_size}-{told.st_mtime_ns}-{told.st_ctime_ns}-{told.st_ino}"
+        return found
 
     def tree(self, folder: str) -> list[Entry]:
         try:
@@ -229,10 +247,18 @@ class LocalFolder(Place):
 
 
 def _listed(descriptor: int) -> list[Entry]:
-    """What lies in a folder that is open to look through it only."""
+    """What lies in a folder that is open to look through it only; read at once, since it may change while its entries are
+    removed."""
+    with _listing(descriptor) as entries:
+        return [found for entry in entries if (found := _described(entry, with_size=False))]
+
+
+@contextmanager
+def _listing(descriptor: int) -> Iterator[Iterator[os.DirEntry[str]]]:
     listed = os.open(".", durable.LIST, dir_fd=descriptor)
     try:
-        return _scan(listed, with_sizes=False)
+        with os.scandir(listed) as entries:
+            yield entries
     finally:
         os.close(listed)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from manifests.place import Entry, Kind, Place, PlaceError
 from manifests.run import column_dir
-from manifests.schema import FileRecord, PartManifest
+from manifests.schema import PartManifest
 
 LARGE_ARRAYS = ("context", "patch", "jpeg")
 """Arrays whose chunks are too much to hash before reading; every other file of a part is small."""
@@ -36,15 +36,22 @@ class FileProblem(NamedTuple):
 
 def differing_sizes(place: Place, manifest: PartManifest) -> Iterator[FileProblem]:
     """The files that the manifest lists and that are not there, not plain files, or of another size."""
-    folder = f"{column_dir(Path(), manifest.column).as_posix()}/{manifest.zarr}"
+    return differing_files(place, manifest.column, manifest.zarr, {file.path: file.size_bytes for file in manifest.files})
+
+
+def differing_files(place: Place, column: str, zarr: str, sizes: Mapping[str, int]) -> Iterator[FileProblem]:
+    """The same of any files, by their paths relative to the column's folder, of the group `zarr` in it."""
+    folder = f"{column_dir(Path(), column).as_posix()}/{zarr}"
     try:
-        found = {f"{manifest.zarr}/{entry.name}": entry for entry in place.tree(folder)}
+        found = {f"{zarr}/{entry.name}": entry for entry in place.tree(folder)}
     except OSError as error:  # a list is whole, or there is none
-        yield from (_unread(file.path, error) for file in manifest.files)
+        yield from (_unread(path, error) for path in sizes)
         return
-    for file in manifest.files:
-        if problem := _on_the_way(file.path, found) or _compared(file, found.get(file.path)):
-            yield problem
+    for path, size_bytes in sizes.items():
+        entry = found.get(path)
+        if entry is not None and entry.kind == "file" and entry.size_bytes == size_bytes:
+            continue
+        yield _on_the_way(path, found) or _compared(path, size_bytes, entry)
 
 
 def differing_digests(place: Place, manifest: PartManifest) -> Iterator[FileProblem]:
@@ -92,14 +99,12 @@ def _on_the_way(path: str, found: Mapping[str, Entry]) -> FileProblem | None:
     return None
 
 
-def _compared(file: FileRecord, found: Entry | None) -> FileProblem | None:
+def _compared(path: str, size_bytes: int, found: Entry | None) -> FileProblem:
     if found is None:
-        return FileProblem(file.path, "missing_file", os.strerror(errno.ENOENT))
+        return FileProblem(path, "missing_file", os.strerror(errno.ENOENT))
     if found.kind != "file":
-        return FileProblem(file.path, "not_a_file", f"found {_NAMED[found.kind]}, expected a plain file")
-    if found.size_bytes != file.size_bytes:
-        return FileProblem(file.path, "wrong_size", f"found {found.size_bytes} bytes, expected {file.size_bytes}")
-    return None
+        return FileProblem(path, "not_a_file", f"found {_NAMED[found.kind]}, expected a plain file")
+    return FileProblem(path, "wrong_size", f"found {found.size_bytes} bytes, expected {size_bytes}")
 
 
 def _unread(path: str, error: OSError) -> FileProblem:

@@ -116,6 +116,14 @@ class Place(ABC):
         """What lies in a folder, by name; hidden names too. Empty where there is no such folder."""
 
     @abstractmethod
+    def states(self, folder: str) -> dict[str, str | None]:
+        """By name, in no order, what lies in a folder: a file's state, else None. Empty where there is no such folder.
+
+        Two states are alike only for the same file with the same content: they are the place's own words, made without reading
+        it. None, too, for a file that has changed just now and may change again unnoticed.
+        """
+
+    @abstractmethod
     def tree(self, folder: str) -> list[Entry]:
         """All that lies in a folder and the folders in it, with names relative to it; links and pipes are named like files.
 

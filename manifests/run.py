@@ -216,10 +216,14 @@ def _source_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
 
 def _column_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
     """Folders in which there is a column's record, whatever may be in it. Links are unread: they are not followed."""
-    folders = [name for name, kind in _entries(run_dir, "columns", unread) if kind in ("folder", "link")]
-    return [
-        name for name in folders if any(entry == COLUMN_RECORD for entry, _ in _entries(run_dir, f"columns/{name}", unread))
-    ]
+    names = []
+    for name, kind in _entries(run_dir, "columns", unread):
+        try:
+            if kind in ("folder", "link") and place_of(run_dir).exists(f"columns/{name}/{COLUMN_RECORD}"):
+                names.append(name)
+        except OSError as error:
+            unread[Path("columns", name)] = error
+    return names
 
 
 def _entries(run_dir: Path, folder: str, unread: dict[Path, Exception]) -> list[tuple[str, str]]:
@@ -291,6 +295,17 @@ def parts(run: Run) -> list[PartId]:
     ]
 
 
+def images_of_parts(run: Run) -> dict[str, int]:
+    """How many images each part of the run has, by its name, in the order of `parts`: 100,000 of those take a while to make."""
+    size, counts = run.part_size, dict[str, int]()
+    for source in run.sources:
+        names = part_names(source.source, source.images, size)
+        counts |= dict.fromkeys(names, size)
+        if names:
+            counts[names[-1]] = source.images - (len(names) - 1) * size
+    return counts
+
+
 def part_fingerprint(column: ColumnRecord, rows_sha256: str) -> dict[str, Scalar]:
     """What a manifest must say decided its part: all of the column's fingerprint, and the rows of its source."""
     return {**column.fingerprint, "rows_sha256": rows_sha256}
@@ -303,27 +318,35 @@ def committed_parts(run_dir: Path, column: str) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnListing:
-    """The names in a column's folder: parts with a manifest, parts with a failure record, .zarr folders."""
+    """The names in a column's folder: parts with a manifest, parts with a failure record, .zarr folders. `states`: those of
+    manifests, by part, where they were asked for and can be told (see `Place.states`)."""
 
     manifests: set[str] = field(default_factory=set)
     failures: set[str] = field(default_factory=set)
     zarrs: set[str] = field(default_factory=set)
+    states: Mapping[str, str] = field(default_factory=dict)
 
 
-def list_column(run_dir: Path, column: str) -> ColumnListing:
+def list_column(run_dir: Path, column: str, *, with_states: bool = False) -> ColumnListing:
     """What lies in a column's folder; all empty where there is no such folder yet. Files still being written are left out.
 
     Raises OSError where the folder cannot be listed, a LinkError where it is a link.
     """
-    entries = place_of(run_dir).entries(column_dir(Path(), column).as_posix())
-    names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.name != COLUMN_RECORD]
-    failures = {name for name in names if name.endswith(FAILURE_SUFFIX)}
-    return ColumnListing(
-        manifests={name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX)}
-        - {name.removesuffix(MANIFEST_SUFFIX) for name in failures},
-        failures={name.removesuffix(FAILURE_SUFFIX) for name in failures},
-        zarrs={name for name in names if name.endswith(ZARR_SUFFIX)},
-    )
+    place, folder = place_of(run_dir), column_dir(Path(), column).as_posix()
+    found = place.states(folder) if with_states else dict.fromkeys(entry.name for entry in place.entries(folder))
+    manifests, states, failures, zarrs = set[str](), dict[str, str](), set[str](), set[str]()
+    for name, state in found.items():
+        if name.startswith(".") or name == COLUMN_RECORD:
+            continue
+        if name.endswith(ZARR_SUFFIX):
+            zarrs.add(name)
+        elif name.endswith(FAILURE_SUFFIX):
+            failures.add(name.removesuffix(FAILURE_SUFFIX))
+        elif name.endswith(MANIFEST_SUFFIX):
+            manifests.add(part := name.removesuffix(MANIFEST_SUFFIX))
+            if state is not None:
+                states[part] = state
+    return ColumnListing(manifests=manifests, failures=failures, zarrs=zarrs, states=states)
 
 
 def fingerprint_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

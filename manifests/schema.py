@@ -354,7 +354,7 @@ def _read_record(document: object, record_type: type[RecordT]) -> tuple[RecordT,
                 return typing.cast(RecordT, None), problems  # held against the wrong description, the rest would be noise
         body = {key: value for key, value in document.items() if key not in (*header, CHECKSUM_KEY)}
     try:
-        return read_value(body, record_type, "", problems), problems
+        return read_value(body, record_type, problems), problems
     except TooManyProblemsError:
         problems.append(ValidationProblem("", "wrong_value", f"more than {MAX_PROBLEMS} problems; the others are not listed"))
         return typing.cast(RecordT, None), problems

@@ -10,30 +10,32 @@ sources, that run.json records.
 
 from __future__ import annotations
 
-import json
-import re
+import itertools
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from manifests.facts import ColumnFacts, column_facts
 from manifests.licences import UNKNOWN, most_restrictive
-from manifests.place import place_of
 from manifests.run import (
     ColumnListing,
-    PartId,
     Run,
     foreign_columns,
+    images_of_parts,
     list_column,
     load_failure,
     load_part,
     manifest_path,
-    parts,
     read_run,
 )
-from manifests.schema import FORMAT_VERSION, MAX_RECORD_BYTES, ColumnRecord, DepthSpace, PartStatistics, has_right_checksum
+from manifests.schema import ColumnRecord, DepthSpace
+from manifests.workers import in_order
 
 _NAMED_REJECTIONS = 20
+_WORTH_A_PROCESS = 20_000  # parts of a column, which take longer than it takes to start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,23 +134,13 @@ class RunSummary:
         return found + excess
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartSummary:
-    """A committed part, without its lists."""
+def summarize(run_dir: Path, *, workers: int = 1) -> RunSummary:
+    """The whole run in numbers, the same for any number of worker processes (with 1, this process does the work).
 
-    labelled: int
-    not_drawn: int
-    rejected: Counter[str]
-    licence: str | None
-    zarr: str
-    bytes: int
-    statistics: PartStatistics
-
-
-def summarize(run_dir: Path) -> RunSummary:
-    """The whole run in numbers. Raises NotARunError, and InvalidRecordError for run.json; other damage is in the summary."""
+    Raises NotARunError, InvalidRecordError for run.json, and WorkerDiedError; other damage is in the summary.
+    """
     run, unread = read_run(run_dir)
-    catalogued = {part.name: part for part in parts(run)}
+    catalogued = images_of_parts(run)
     damage = [_first_lines(error) for error in unread.values()]
     damage += [f"{run_dir}/columns/{name}: {message}" for name, message in foreign_columns(run_dir, run, unread).items()]
     source_problems: list[SourceProblems] = []
@@ -157,7 +149,8 @@ def summarize(run_dir: Path) -> RunSummary:
             example = f"{found[0].where}: {found[0].message}"
             kinds = dict(Counter(problem.kind for problem in found))
             source_problems.append(SourceProblems(source=source.source, kinds=kinds, example=example))
-    columns = tuple(_summarize_column(run_dir, column, catalogued) for column in run.columns)
+    workers = min(workers, len(run.columns)) if len(catalogued) >= _WORTH_A_PROCESS else 1
+    columns = tuple(in_order((partial(_summarize_column, run_dir, column, run) for column in run.columns), workers, bunch=1))
     budget = _allowed_rejections(run)
     columns = tuple(
         replace(column, examples=tuple(_rejections(run_dir, column.name))) if column.excess(budget) else column
@@ -166,7 +159,7 @@ def summarize(run_dir: Path) -> RunSummary:
     return RunSummary(
         run_dir=str(run_dir),
         parts_total=len(catalogued),
-        images_total=sum(part.images for part in catalogued.values()),
+        images_total=sum(catalogued.values()),
         sources_total=len(run.sources),
         columns=columns,
         source_problems=tuple(source_problems),
@@ -196,23 +189,17 @@ def _rejections(run_dir: Path, column: str) -> list[str]:
     return named[:_NAMED_REJECTIONS]
 
 
-def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[str, PartId]) -> ColumnSummary:
-    done: list[PartSummary] = []
+def _summarize_column(run_dir: Path, column: ColumnRecord, run: Run) -> ColumnSummary:
+    catalogued = images_of_parts(run)  # sooner made than sent to a process
     damage: dict[str, str] = {}
     try:
-        listing = list_column(run_dir, column.name)
+        listing = list_column(run_dir, column.name, with_states=True)
     except OSError as error:
         listing, damage[""] = ColumnListing(), _first_lines(error)
-    for name in sorted(listing.manifests):
-        if name not in catalogued:
-            damage[name] = f"{manifest_path(run_dir, column.name, name)}: the run has no such part"
-            continue
-        try:
-            done.append(read_part(run_dir, column.name, catalogued[name]))
-        except (OSError, ValueError) as error:
-            damage[name] = _first_lines(error)
+    done, refused = _accounted(run_dir, column.name, column_facts(run_dir, column.name, listing), catalogued)
+    damage |= refused
     unknown = tuple(f"{name}." for name in damage)  # no telling which folders a damaged manifest names
-    litter = [zarr for zarr in listing.zarrs - {part.zarr for part in done} if not zarr.startswith(unknown)]
+    litter = [zarr for zarr in listing.zarrs.difference(done.all("zarr")) if not zarr.startswith(unknown)]
     failures: Counter[str] = Counter()
     for name in sorted((listing.failures - listing.manifests) & catalogued.keys()):
         try:
@@ -220,15 +207,15 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
         except (OSError, ValueError) as error:
             kind = "unreadable_record"
             damage[name] = _first_lines(error)
-        failures[kind] += catalogued[name].images
-    labelled, rejected = sum(part.labelled for part in done), sum((part.rejected for part in done), Counter())
-    not_drawn = sum(part.not_drawn for part in done)
-    images_total = sum(part.images for part in catalogued.values())
+        failures[kind] += catalogued[name]
+    rejected = Counter(kind for images in done.all("rejected") for _, kind in images or ())
+    images_total, not_drawn = sum(catalogued.values()), sum(done.all("not_drawn"))
+    labelled = sum(done.all("images")) - not_drawn - rejected.total()
     return ColumnSummary(
         name=column.name,
         depth_space=column.depth_space,
-        licences=tuple(sorted({part.licence or UNKNOWN for part in done})) if column.depth_space else (),
-        parts_done=len(done),
+        licences=tuple(sorted({licence or UNKNOWN for licence in done.licences()})) if column.depth_space else (),
+        parts_done=len(done.parts),
         parts_total=len(catalogued),
         images_total=images_total,
         labelled=labelled,
@@ -243,81 +230,42 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, catalogued: Mapping[s
     )
 
 
-def _measured(done: list[PartSummary]) -> LabelTotals:
+def _accounted(
+    run_dir: Path, column: str, facts: ColumnFacts, catalogued: Mapping[str, int]
+) -> tuple[ColumnFacts, dict[str, str]]:
+    """The manifests that count, and why the others do not, by part."""
+    refused = {part: _first_lines(error) for part, error in facts.unread.items() if part in catalogued}
+    agreed = list(map(operator.eq, map(catalogued.get, facts.parts), facts.all("images")))
+    for part, images, agrees in zip(facts.parts, facts.all("images"), agreed, strict=True):
+        if not agrees and part in catalogued:
+            expected = f"found {images} images, expected the {catalogued[part]} of this part"
+            refused[part] = f"{manifest_path(run_dir, column, part)}: {expected}"
+    for part in {*facts.unread, *facts.parts} - catalogued.keys():
+        refused[part] = f"{manifest_path(run_dir, column, part)}: the run has no such part"
+    return facts if all(agreed) else facts.picked(itertools.compress(itertools.count(), agreed)), dict(sorted(refused.items()))
+
+
+def _measured(done: ColumnFacts) -> LabelTotals:
     """The statistics of several parts as those of one."""
-    parts_measured = [part.statistics for part in done]
-    pixels, size_bytes = sum(part.pixels for part in parts_measured), sum(part.bytes for part in done)
-    means = [(part.mean, part.pixels) for part in parts_measured if part.mean is not None and part.pixels]
-    weight = sum(count for _, count in means)
+    pixels, size_bytes = sum(done.all("pixels")), sum(done.all("bytes"))
+    means = list(done.all("mean"))
+    weights = [count if mean == mean else 0 for mean, count in zip(means, done.all("pixels"), strict=True)]  # NaN is not itself
+    total = sum(mean * weight for mean, weight in zip(means, weights, strict=True) if weight)
 
     def known(field: str) -> list[float]:
-        return [value for part in parts_measured if (value := getattr(part, field)) is not None]
+        return [value for value in done.all(field) if value == value]
 
     return LabelTotals(
-        views=sum(part.views for part in parts_measured),
+        views=sum(done.all("views")),
         pixels=pixels,
         bytes=size_bytes,
         bits_per_pixel=8 * size_bytes / pixels if pixels else None,
         min=min(known("min"), default=None),
         max=max(known("max"), default=None),
-        mean=sum(mean * count for mean, count in means) / weight if weight else None,
+        mean=total / sum(weights) if any(weights) else None,
         max_quantisation_error=max(known("max_quantisation_error"), default=None),
     )
 
 
 def _first_lines(error: Exception) -> str:
     return " ".join(str(error).splitlines()[:2])
-
-
-_REJECTED_KIND = re.compile(rb'\n        "kind": "([^"]*)"')
-_SIZE = re.compile(rb'\n      "size_bytes": (\d+)')
-
-
-def read_part(run_dir: Path, column: str, part: PartId) -> PartSummary:
-    """What the summary needs of a manifest, without decoding its long lists where the checksum is right.
-
-    `to_json` wrote such a file, so it is valid and its layout is known; every other one is validated in full. Raises
-    OSError, or ValueError where the manifest is damaged, another part's, or does not account for every image.
-    """
-    path = manifest_path(run_dir, column, part.name)
-    raw = place_of(run_dir).read(manifest_path(Path(), column, part.name).as_posix(), limit_bytes=MAX_RECORD_BYTES)
-    found = _skim(raw, column, part.name) if has_right_checksum(raw) else None
-    if found is None:
-        manifest = load_part(run_dir, column, part.name)
-        found = PartSummary(
-            labelled=sum(image.status == "labelled" for image in manifest.images),
-            not_drawn=sum(image.status == "not_drawn" for image in manifest.images),
-            rejected=Counter(image.problem.kind for image in manifest.images if image.problem),
-            licence=manifest.licence,
-            zarr=manifest.zarr,
-            bytes=sum(file.size_bytes for file in manifest.files),
-            statistics=manifest.statistics,
-        )
-    if (images := found.labelled + found.rejected.total() + found.not_drawn) != part.images:
-        raise ValueError(f"{path}: found {images} images, expected the {part.images} of this part")
-    return found
-
-
-def _skim(raw: bytes, column: str, part: str) -> PartSummary | None:
-    """The same from the text, in a twentieth of the time; None unless it is laid out as `to_json` does it.
-
-    Strings cannot be mistaken for structure: inside them quotes are escaped.
-    """
-    if not raw.startswith(b'{\n  "column": "%s",\n' % column.encode()):
-        return None
-    files, _, rest = raw.partition(b'"files": [')[2].partition(b'],\n  "fingerprint": ')
-    images, _, end = rest.partition(b'"format_version": %d,\n  "images": [' % FORMAT_VERSION)[2].rpartition(b'],\n  "kind": ')
-    if not end.startswith(b'"part",\n'):
-        return None
-    after = json.loads(b'{"kind": ' + end)
-    if after["part"] != part:
-        return None
-    return PartSummary(
-        labelled=images.count(b'"labelled"\n'),
-        not_drawn=images.count(b'"not_drawn"\n'),
-        rejected=Counter(kind.decode() for kind in _REJECTED_KIND.findall(images)),
-        licence=after["licence"],
-        zarr=after["zarr"],
-        bytes=sum(map(int, _SIZE.findall(files))),
-        statistics=PartStatistics(**after["statistics"]),
-    )

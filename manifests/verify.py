@@ -13,17 +13,18 @@ from __future__ import annotations
 import errno
 import hashlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manifests.contents import faults
+from manifests.facts import INDEX
 from manifests.place import Entry, LinkError, TooLargeError, WrongKindError, place_of
 from manifests.run import (
     COLUMN_RECORD,
+    IMAGES,
     UNREADABLE,
     ColumnListing,
     PartId,
@@ -43,11 +44,10 @@ from manifests.run import (
     table_path,
 )
 from manifests.schema import Catalogue, ColumnRecord, FileRecord, InvalidRecordError, PartManifest
+from manifests.workers import in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_THREADS = 8  # reading and hashing release the interpreter's lock; a network disk wants several requests at once
 
 
 class Damage(NamedTuple):
@@ -64,12 +64,13 @@ class Damage(NamedTuple):
     part: str | None = None
 
 
-def verify(run_dir: Path, *, deep: bool = True) -> list[Damage]:
-    """All damage of the run; empty when it is sound. Raises NotARunError where there is no run.json."""
-    return [damage for found in examine(run_dir, deep=deep) for damage in found]
+def verify(run_dir: Path, *, deep: bool = True, workers: int = 1) -> list[Damage]:
+    """All damage of the run, in the same order for any number of worker processes (with 1, this process does the work); empty
+    when it is sound. Raises NotARunError where there is no run.json, WorkerDiedError."""
+    return [damage for found in examine(run_dir, deep=deep, workers=workers) for damage in found]
 
 
-def examine(run_dir: Path, *, deep: bool = True) -> Iterator[list[Damage]]:
+def examine(run_dir: Path, *, deep: bool = True, workers: int = 1) -> Iterator[list[Damage]]:
     """The same bit by bit: the run's own records, then a list for each source, each column, each record in it."""
     run_dir = Path(run_dir)
     try:
@@ -85,22 +86,27 @@ def examine(run_dir: Path, *, deep: bool = True) -> Iterator[list[Damage]]:
     for source in run.sources:
         damage, keys[source.source] = check_table(run_dir, source)
         yield damage
+    yield from in_order(_checks(run_dir, run, unread, keys, deep), workers)
+
+
+def _checks(
+    run_dir: Path, run: Run, unread: Container[Path], keys: Mapping[str, pa.ChunkedArray | None], deep: bool
+) -> Iterator[Callable[[], list[Damage]]]:
+    """A check for each column, and for each record of a part in it; made one by one, since each has the keys of its images."""
     known = {part.name: part for part in parts(run)}
     for column in run.columns:
         listing, damage = _listed(run_dir, column)
         place = column_dir(Path(), column.name)
         unknown = sorted((listing.manifests | listing.failures) - known.keys())
         damage += [_unknown_part(place, name) for name in unknown if catalogue_path(Path(), _source_of(name)) not in unread]
-        yield damage + _check_links(run_dir, column, listing)
-        checks: list[Callable[[], list[Damage]]] = [
-            partial(_check_failure, run_dir, column, known[name]) for name in sorted(listing.failures & known.keys())
-        ]
+        yield partial(list, damage + _check_links(run_dir, column, listing))
+        for name in sorted(listing.failures & known.keys()):
+            yield partial(_check_failure, run_dir, column, known[name])
         zarrs = sorted(listing.zarrs)
         for name in sorted(listing.manifests & known.keys()):
-            own = _of_part(zarrs, name)
-            checks.append(partial(_check_part, run_dir, run, column, known[name], own, keys[known[name].source], deep))
-        with ThreadPoolExecutor(_THREADS) as pool:
-            yield from pool.map(lambda check: check(), checks)
+            part, of_source = known[name], keys[known[name].source]
+            own = [] if of_source is None else of_source.slice(part.number * run.part_size, part.images).to_pylist()
+            yield partial(_check_part, run_dir, run.plan, column, part, _of_part(zarrs, name), own, deep)
 
 
 def count_checks(run_dir: Path) -> int:
@@ -157,8 +163,8 @@ _LINK = "found a link, which is not followed: put in its place what it points to
 def _check_places(run_dir: Path, run: Run, unread: Mapping[Path, Exception]) -> list[Damage]:
     """Records of the run that cannot be read, links among its files and folders, and columns without a record."""
     damage = [item for place, error in unread.items() for item in _described(place, error)]
-    for folder in ("", "catalog", "columns"):
-        with suppress(OSError):  # it is among the unread
+    for folder in ("", "catalog", "columns", INDEX):
+        with suppress(OSError):  # it is among the unread, or nobody needs it
             entries = place_of(run_dir).entries(folder)
             damage += [Damage(str(Path(folder, entry.name)), "link", _LINK) for entry in entries if entry.kind == "link"]
     damage += [
@@ -282,25 +288,24 @@ def _check_failure(run_dir: Path, column: ColumnRecord, part: PartId) -> list[Da
 
 def _check_part(
     run_dir: Path,
-    run: Run,
+    plan: Mapping[str, Any],
     column: ColumnRecord,
     part: PartId,
     zarrs: Sequence[str],
-    keys: pa.ChunkedArray | None,
+    keys: Sequence[str],
     deep: bool,
 ) -> list[Damage]:
-    """Damage of a manifest and of the files it lists. `zarrs`: all attempts at the part; `keys`: of the source's images, None
-    where they are not known."""
+    """Damage of a manifest and of the files it lists. `zarrs`: all attempts at the part; `keys`: of its images, none where
+    they are not known."""
     place = manifest_path(Path(), column.name, part.name)
     damage: list[Damage] = []
     try:
         manifest = load_part(run_dir, column.name, part.name)
-        own = [] if keys is None else keys.slice(part.number * run.part_size, part.images).to_pylist()
-        damage += _check_manifest(place, manifest, column, part, own) + _check_input(run_dir, place, manifest)
+        damage += _check_manifest(place, manifest, column, part, keys) + _check_input(run_dir, place, manifest)
         place = column_dir(Path(), column.name) / manifest.zarr
         damage += _check_files(run_dir, place, manifest, deep)
         if deep and not damage:  # where something is not as it was written, there is nothing to learn from decoding
-            found = faults(place_of(run_dir), place.as_posix(), manifest, run.plan)
+            found = faults(place_of(run_dir), place.as_posix(), manifest, plan)
             damage = [Damage(str(place / array), kind, message) for array, kind, message in found]
         for zarr in zarrs:
             damage += _links_in(run_dir, place.parent / zarr) if zarr != manifest.zarr else []
@@ -332,8 +337,10 @@ def _check_manifest(
 
 def _check_input(run_dir: Path, place: Path, manifest: PartManifest) -> list[Damage]:
     """Whether a teacher's part was made from the files that the part's pictures were made from, where both are known."""
+    if manifest.column == IMAGES or not any(own.content_sha256 for own in manifest.images):
+        return []
     try:
-        pictures = load_part(run_dir, "images", manifest.part).images
+        pictures = load_part(run_dir, IMAGES, manifest.part).images
     except (InvalidRecordError, OSError):
         return []  # damage, an absence or a failure to read that is named where that part is checked
     return [
@@ -346,10 +353,11 @@ def _check_input(run_dir: Path, place: Path, manifest: PartManifest) -> list[Dam
 
 def _check_files(run_dir: Path, place: Path, manifest: PartManifest, deep: bool) -> list[Damage]:
     """Damage of a part's files: each is looked for, and with `deep` read. Raises OSError where they cannot be listed."""
-    found = {str(place / entry.name): entry for entry in place_of(run_dir).tree(place.as_posix())}
+    folder = place.as_posix()
+    found = {f"{folder}/{entry.name}": entry for entry in place_of(run_dir).tree(folder)}
     if not found:
         return [Damage(str(place), "missing_zarr", f"no such folder, though {manifest.part} is committed")]
-    listed = {str(place.parent / file.path): file for file in manifest.files}
+    listed = {f"{place.parent.as_posix()}/{file.path}": file for file in manifest.files}
     damage = []
     for name in sorted(found.keys() - listed.keys()):
         if found[name].kind == "link":
@@ -359,7 +367,7 @@ def _check_files(run_dir: Path, place: Path, manifest: PartManifest, deep: bool)
             damage.append(Damage(name, "unlisted_file", message))
     links = {Path(name) for name, entry in found.items() if entry.kind == "link"}
     for name, file in listed.items():
-        if not links.isdisjoint(Path(name).parents):
+        if links and not links.isdisjoint(Path(name).parents):
             continue  # behind a link, which is named already
         damage += _check_file(name, found.get(name), file) or (_check_digest(run_dir, Path(name), file.sha256) if deep else [])
     return damage

@@ -160,10 +160,11 @@ def _largest_errors_px(dataset: LabelDataset, plan: ViewPlan, shifts_px: Sequenc
 
 def _rows(dataset: LabelDataset) -> Iterator[tuple[str, np.ndarray]]:
     """Key and context box of each sample, the box as the store tells it."""
-    for part in dataset.parts:
+    for part, start in zip(dataset.parts, dataset.parts.starts, strict=False):
         arrays = manifests.load_part(dataset.run_dir, IMAGES, part.name).zarr
         boxes = zarr.open_array(manifests.column_dir(dataset.run_dir, IMAGES) / arrays / "context_box", mode="r", zarr_format=3)
-        yield from ((key, np.asarray(boxes[row])) for row, key in zip(part.rows, part.keys, strict=True))
+        for sample, row in enumerate(part.rows, start=int(start)):
+            yield dataset.key_of(sample).partition("/")[2], np.asarray(boxes[int(row)])
 
 
 _SMALL, _STRIPE = (53, 47), (37, 1109)

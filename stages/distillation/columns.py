@@ -2,68 +2,54 @@
 
 Takes the records of a run and gives, for each part that every column has, which rows every teacher has labelled. Refused,
 naming the field: columns that were made from other views or other files, depth spaces that do not fit, and parts of other
-settings; and, naming the file, parts of which something is lost or cut. A part's digest covers what decides its content; not
-when, where and by which attempt it came.
+settings; and, naming the file, parts of which something is lost or cut, as far as that is looked for. A part's digest covers
+what decides its content; not when, where and by which attempt it came.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from manifests import (
     ColumnRecord,
     PartId,
-    PartManifest,
     Run,
-    committed_parts,
     fingerprint_differences,
     load_part,
+    manifest_path,
+    part_fingerprint,
     parts,
     place_of,
-    refuse_foreign_part,
 )
 from manifests.errors import RefusedError
-from manifests.part_files import differing_sizes, refuse_problems
+from manifests.facts import PartFacts, column_facts
+from manifests.part_files import differing_files, refuse_problems
+from manifests.run import ColumnListing
 from stages.depth_space import DEPTH_CONVERSIONS, DepthConversion, DepthSpace, can_convert, is_disparity
+from stages.distillation.parts import TrainPart, TrainParts
 
 IMAGES = "images"
 _SHOWN = 3  # parts named in a message
 _THREADS = 8  # a network disk wants several requests at once
+_LOOKED_INTO = 64
+"""Parts of which each file is looked for when a run is opened: some 2 ms a folder, which 100,000 parts cannot wait for."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainPart:
-    """A part that is committed in every column, and which of its rows in the store can be trained on.
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The parts that all columns have committed, their `names` in the same order. `rejected`: how many images of each part, by
+    name, are left out, by the first column that rejected them and the kind of problem."""
 
-    Small, because all parts of a run are held at once, and again in each process that reads: the keys are one string.
-    """
-
-    name: str
-    places: Sequence[int]
-    """The rows that are drawn from: of all its images, or of those that were chosen, labelled or not."""
-    rows: tuple[int, ...]
-    """Those with labels; where columns have the labels of one training's draw alone, in any of them."""
-    joined_keys: str
-    digests: tuple[str, ...]
-    """One for each column, `images` first."""
-    rejected: Mapping[tuple[str, str], int]
-    """How many of its images are left out, by the first column that rejected them and the kind of problem."""
-
-    def images_in_use(self, contexts_per_image: int) -> set[int]:
-        """The images, by their place in the part, that have rows with labels."""
-        return {row // contexts_per_image for row in self.rows}
-
-    @property
-    def keys(self) -> list[str]:
-        """The image's key of each row, followed by #context where images have several."""
-        return self.joined_keys.split("\0")
+    parts: TrainParts
+    names: Sequence[str]
+    rejected: Mapping[str, Mapping[tuple[str, str], int]]
 
 
 def matching_columns(
@@ -98,26 +84,35 @@ def common_space(spaces: Sequence[DepthSpace], conversion: DepthConversion) -> D
 
 
 def trainable_parts(
-    run: Run, run_dir: Path, columns: Sequence[ColumnRecord], only: Collection[str] | None = None
-) -> tuple[TrainPart, ...]:
+    run: Run,
+    run_dir: Path,
+    columns: Sequence[ColumnRecord],
+    listings: Sequence[ColumnListing],
+    *,
+    only: Collection[str] | None = None,
+) -> Opened:
     """The parts that all columns have committed, in the order of the run, or `only` those of these names.
 
-    Raises ValueError for one that does not belong, or of which a file is lost, cut or a link.
+    columns: `images` first; listings: what lies in their folders, with states. Raises ValueError for a part that does not
+    belong or whose folder is lost; and, of up to _LOOKED_INTO parts from all over the run, for one of which a file is lost,
+    cut or a link. Those of the others are looked for when a part is first read.
     """
-    committed = set.intersection(*(committed_parts(run_dir, column.name) for column in columns))
-    committed = committed if only is None else committed & set(only)
-    contexts = int(run.plan.get("contexts_per_image", 1))
-    make = partial(_trainable_part, run_dir, columns, contexts)
+    committed = set.intersection(*(listing.manifests for listing in listings))
+    chosen = [part for part in parts(run) if part.name in (committed if only is None else committed & set(only))]
+    known = [column_facts(run_dir, column.name, listing) for column, listing in zip(columns, listings, strict=True)]
+    opening = _Opening(run_dir=run_dir, columns=tuple(columns), contexts=int(run.plan.get("contexts_per_image", 1)))
+    found = [[facts.of(part.name) for facts in known] for part in chosen]
+    opened = [opening.trainable(part, facts) for part, facts in zip(chosen, found, strict=True)]
+    zarrs = [listing.zarrs for listing in listings]
+    lost = (of_part for of_part in found if any(facts.zarr not in there for facts, there in zip(of_part, zarrs, strict=True)))
+    spread = found[:: -(-len(found) // _LOOKED_INTO) or 1]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return tuple(pool.map(make, [part for part in parts(run) if part.name in committed]))
-
-
-def part_digest(record: PartManifest) -> str:
-    """What decides a part's content; alike for two attempts with the same outcome."""
-    files = [(file.path.removeprefix(record.zarr), file.sha256) for file in record.files]
-    images = [(image.key, image.status, image.content_sha256) for image in record.images]
-    content = [sorted(record.fingerprint.items()), record.depth_space, images, files]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        list(pool.map(opening.look_for_files, [*itertools.islice(lost, 1), *spread]))
+    return Opened(
+        parts=TrainParts([part for part, _ in opened]),
+        names=[part.name for part in chosen],
+        rejected={part.name: rejected for part, rejected in opened if rejected},
+    )
 
 
 def lock_differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
@@ -135,32 +130,60 @@ def lock_differences(found: Mapping[str, str], expected: Mapping[str, str]) -> l
     ]
 
 
-def _trainable_part(run_dir: Path, columns: Sequence[ColumnRecord], contexts: int, part: PartId) -> TrainPart:
-    records = [load_part(run_dir, column.name, part.name) for column in columns]
-    for column, record in zip(columns, records, strict=True):
-        refuse_foreign_part(run_dir, column, part, record)
-        refuse_problems(place_of(run_dir), column.name, differing_sizes(place_of(run_dir), record))
-    outcomes_of_images = zip(*(record.images for record in records), strict=True)
-    sound = [i for i, outcomes in enumerate(outcomes_of_images) if all(o.status != "rejected" for o in outcomes)]
-    for image in sound:
-        _refuse_other_input(run_dir, columns, records, image)
-    rows = {image * contexts + c: f"#{c}" if contexts > 1 else "" for image in sound for c in range(contexts)}
-    if all(record.rows is not None for record in records[1:]):
-        drawn = set().union(*(record.rows or () for record in records[1:]))
-        rows = {row: context for row, context in rows.items() if row in drawn}
-    keys = (records[0].images[row // contexts].key.replace("\0", "") + context for row, context in rows.items())
-    rejected: Counter[tuple[str, str]] = Counter()
-    for outcomes in zip(*(record.images for record in records), strict=True):
-        reasons = ((c.name, o.problem.kind) for c, o in zip(columns, outcomes, strict=True) if o.problem is not None)
-        rejected.update([first] if (first := next(reasons, None)) else [])
-    return TrainPart(
-        name=part.name,
-        places=range(part.images * contexts),
-        rows=tuple(rows),
-        joined_keys="\0".join(keys),
-        digests=tuple(part_digest(record) for record in records),
-        rejected=dict(rejected),
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Opening:
+    run_dir: Path
+    columns: tuple[ColumnRecord, ...]
+    contexts: int
+    agreed: set[tuple[int, str, str]] = field(default_factory=set)
+    """Fingerprints that are those of the run; the parts of a column share a few of them."""
+
+    def trainable(self, part: PartId, facts: Sequence[PartFacts]) -> tuple[TrainPart, Mapping[tuple[str, str], int]]:
+        """The part, from what its manifests say, and how many of its images are rejected."""
+        rejected: dict[int, tuple[str, str]] = {}
+        for column, of_column in zip(self.columns, facts, strict=True):
+            self._refuse_foreign(column, part, of_column)
+            for image, kind in of_column.rejected or ():
+                rejected.setdefault(image, (column.name, kind))
+        if len({of_column.inputs for of_column in facts}) > 1:
+            self._refuse_other_input(part, rejected.keys())
+        sound = np.ones(part.images, bool)
+        sound[list(rejected)] = False
+        rows = np.flatnonzero(np.repeat(sound, self.contexts))
+        if all(of_column.rows is not None for of_column in facts[1:]):
+            rows = rows[np.isin(rows, [row for of_column in facts[1:] for row in of_column.drawn or ()])]
+        places, digests = np.arange(part.images * self.contexts), tuple(of_column.digest for of_column in facts)
+        return TrainPart(name=part.name, places=places, rows=rows, digests=digests), Counter(rejected.values())
+
+    def look_for_files(self, found: Sequence[PartFacts]) -> None:
+        place = place_of(self.run_dir)
+        for column, facts in zip(self.columns, found, strict=True):
+            refuse_problems(place, column.name, differing_files(place, column.name, facts.zarr, facts.files))
+
+    def _refuse_foreign(self, column: ColumnRecord, part: PartId, facts: PartFacts) -> None:
+        kind = (id(facts.fingerprint), column.name, part.rows_sha256)
+        expected = part_fingerprint(column, part.rows_sha256)
+        differences = [] if kind in self.agreed else fingerprint_differences(facts.fingerprint, expected)
+        if not differences:
+            self.agreed.add(kind)
+        if facts.depth_space != column.depth_space:
+            differences.append(f"depth_space: found {facts.depth_space}, expected {column.depth_space}")
+        if facts.images != part.images:
+            differences.append(f"images: found {facts.images}, expected {part.images}")
+        if differences:
+            where = manifest_path(self.run_dir, column.name, part.name)
+            raise RefusedError(f"{where}: not made with this run's settings: " + "; ".join(differences))
+
+    def _refuse_other_input(self, part: PartId, rejected: Collection[int]) -> None:
+        images = {column.name: load_part(self.run_dir, column.name, part.name).images for column in self.columns}
+        for number, outcomes in enumerate(zip(*images.values(), strict=True)):
+            if number in rejected or len({outcome.content_sha256 for outcome in outcomes}) == 1:
+                continue
+            found = ", ".join(f"{name} {outcome.content_sha256}" for name, outcome in zip(images, outcomes, strict=True))
+            raise RefusedError(
+                f"{self.run_dir}: part {part.name}, image {outcomes[0].key!r}: its columns were made from different files "
+                f"(sha256: {found}); run `python -m manifests repair {self.run_dir}`, then label again"
+            )
 
 
 def _refuse_mixed_spaces(run_dir: Path, columns: Sequence[ColumnRecord], conversion: DepthConversion) -> None:
@@ -173,14 +196,4 @@ def _refuse_mixed_spaces(run_dir: Path, columns: Sequence[ColumnRecord], convers
         raise RefusedError(
             f"{run_dir}: depth_space: {found}; a student learns one space{unable}. Label with teachers of the same space, or "
             f"train on one of them, or choose --convert-depth {' or '.join(able)}."
-        )
-
-
-def _refuse_other_input(run_dir: Path, columns: Sequence[ColumnRecord], records: Sequence[PartManifest], image: int) -> None:
-    digests = [record.images[image].content_sha256 for record in records]
-    if len(set(digests)) > 1:
-        found = ", ".join(f"{column.name} {digest}" for column, digest in zip(columns, digests, strict=True))
-        raise RefusedError(
-            f"{run_dir}: part {records[0].part}, image {records[0].images[image].key!r}: its columns were made from different "
-            f"files (sha256: {found}); run `python -m manifests repair {run_dir}`, then label again"
         )

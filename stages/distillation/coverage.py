@@ -7,13 +7,12 @@ column that rejects it, or in a part that is failed, not yet labelled, or newer 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from manifests import Run, parts
-from manifests.run import list_column
-from stages.distillation.columns import TrainPart
+from manifests.run import ColumnListing
+from stages.distillation.columns import Opened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +53,11 @@ class Coverage:
         return f"{self.used} of {self.catalogued} images are in use" + f"; left out: {', '.join(reasons)}" * bool(reasons)
 
 
-def coverage_of(run: Run, run_dir: Path, columns: Sequence[str], used: Sequence[TrainPart]) -> Coverage:
-    """columns: `images` and the teachers' in use; used: the parts in use, which may be fewer than those that are complete."""
+def coverage_of(run: Run, listings: Mapping[str, ColumnListing], opened: Opened) -> Coverage:
+    """listings: of `images` and the teachers' columns in use; opened: the parts in use, maybe fewer than are complete."""
     contexts = int(run.plan.get("contexts_per_image", 1))
-    in_use = {part.name: part for part in used}
-    listings = {column: list_column(run_dir, column) for column in columns}
+    in_use = dict(zip(opened.names, opened.parts.images_in_use(contexts), strict=True))
+    columns = list(listings)
     rejected: dict[str, Counter[str]] = {column: Counter() for column in columns}
     failed: Counter[str] = Counter()
     pending: Counter[str] = Counter()
@@ -66,11 +65,11 @@ def coverage_of(run: Run, run_dir: Path, columns: Sequence[str], used: Sequence[
     for part in parts(run):
         missing = [column for column in columns if part.name not in listings[column].manifests]
         if part.name in in_use:
-            of_part = len(in_use[part.name].images_in_use(contexts))
-            for (column, kind), count in in_use[part.name].rejected.items():
+            left_out = opened.rejected.get(part.name, {})
+            for (column, kind), count in left_out.items():
                 rejected[column][kind] += count
-            in_use_images += of_part
-            not_drawn += part.images - of_part - sum(in_use[part.name].rejected.values())
+            in_use_images += in_use[part.name]
+            not_drawn += part.images - in_use[part.name] - sum(left_out.values())
         elif not missing:
             newer += part.images
         elif failures := [column for column in missing if part.name in listings[column].failures]:

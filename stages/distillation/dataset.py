@@ -19,15 +19,15 @@ from torch.utils.data import Dataset
 
 from manifests import PartManifest, Place, column_dir, load_part, load_run, place_of
 from manifests.errors import RefusedError
+from manifests.facts import part_digest
+from manifests.run import list_column
 from stages.depth_space import DepthConversion, DepthSpace, convert_to_disparity, is_disparity
 from stages.distillation.batch import PackedBatch, Sample, mirrored, packed
 from stages.distillation.columns import (
     IMAGES,
-    TrainPart,
     common_space,
     depth_spaces,
     matching_columns,
-    part_digest,
     trainable_parts,
 )
 from stages.distillation.coverage import Coverage, coverage_of
@@ -35,6 +35,7 @@ from stages.distillation.disagreement import patches_without_disagreement, witho
 from stages.distillation.draw import is_of_a_draw
 from stages.distillation.fusion import agreement_weighted_average, fused_patches
 from stages.distillation.order import AVERAGE, PARTS_IN_WINDOW, SampleRequest
+from stages.distillation.parts import TrainPart, TrainParts
 from stages.distillation.patch_filter import agreeing_patches
 from stages.label_store import AnyLabel, AnyPatch, Label, LabelReader, PatchLabel, PictureReader
 
@@ -43,7 +44,7 @@ class LabelDataset(Dataset[Sample]):
     """The contexts of all images that are labelled in `images` and in every teacher's column. Safe to send to worker processes.
 
     Raises ValueError, naming the field, for unknown columns, for depth spaces or view plans that differ, for parts that were
-    made with other settings than run.json says or of which a file is lost or cut, and where no image is labelled by all
+    made with other settings than run.json says or whose folder is lost, and where no image is labelled by all
     teachers. A sample is read only from files that are as the part's manifest has them.
     """
 
@@ -75,12 +76,13 @@ class LabelDataset(Dataset[Sample]):
         self._spaces = depth_spaces(columns)
         self.depth_space: DepthSpace = common_space(self._spaces, conversion)
         """Of the labels as they come out; fused ones are affine-invariant even where this is metric."""
-        self.parts = trainable_parts(run, run_dir, columns, only_parts)
+        listings = {column.name: list_column(run_dir, column.name, with_states=True) for column in columns}
+        opened = trainable_parts(run, run_dir, columns, list(listings.values()), only=only_parts)
+        self.parts = opened.parts
         self.contexts_per_image = int(run.plan.get("contexts_per_image", 1))
         self.run_dir = run_dir
-        self.coverage: Coverage = coverage_of(run, run_dir, [column.name for column in columns], self.parts)
+        self.coverage: Coverage = coverage_of(run, listings, opened)
         """How many of the run's images are in use, and why the others are not."""
-        self._count()
         if not len(self):
             advice = ". Finish labelling first, or train on the columns that are complete" * self.coverage.unfinished
             raise RefusedError(f"{run_dir}: no image is labelled in all columns: {self.coverage}{advice}")
@@ -89,24 +91,18 @@ class LabelDataset(Dataset[Sample]):
         """Use only these images of each part, by their index among all of the part's."""
         contexts, parts = self.contexts_per_image, []
         for part, kept in zip(self.parts, images, strict=True):
-            chosen = {row: key for row, key in zip(part.rows, part.keys, strict=False) if row // contexts in kept}
-            places = tuple(place for place in part.places if place // contexts in kept)
-            parts.append(dataclasses.replace(part, places=places, rows=tuple(chosen), joined_keys="\0".join(chosen.values())))
-        used = sum(len(part.images_in_use(contexts)) for part in parts)
+            places, rows = (of[np.isin(of // contexts, list(kept))] for of in (part.places, part.rows))
+            parts.append(dataclasses.replace(part, places=places, rows=rows))
+        self.parts = TrainParts(parts)
+        used = sum(self.parts.images_in_use(contexts))
         self.coverage = dataclasses.replace(self.coverage, used=used, not_chosen=self.coverage.used - used)
-        self.parts = tuple(parts)
-        self._count()
-
-    def _count(self) -> None:
-        self.part_sizes = tuple(len(part.rows) for part in self.parts)
-        self._start = np.concatenate([[0], np.cumsum(self.part_sizes, dtype=np.int64)])
 
     def __len__(self) -> int:
-        return int(self._start[-1])
+        return int(self.parts.starts[-1])
 
     def samples_of_places(self) -> Int[np.ndarray, "n"]:
         """The sample in each place that is drawn from (see `BatchPlan`), part by part; -1 where there is none."""
-        places = [np.isin(np.asarray(part.places, np.int64), part.rows) for part in self.parts]
+        places = [np.isin(part.places, part.rows) for part in self.parts]
         there = np.concatenate(places)
         return np.where(there, np.cumsum(there) - 1, -1)
 
@@ -120,18 +116,20 @@ class LabelDataset(Dataset[Sample]):
 
     def digest(self) -> str:
         """What a training on this dataset depends on: the content of every part, which of its rows are used, and as what."""
-        rows = [(part.rows, tuple(part.places)) for part in self.parts]
+        rows = [(tuple(part.rows.tolist()), tuple(part.places.tolist())) for part in self.parts]
         content = (sorted(self.lock().items()), self.teachers, rows, self.conversion)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def key_of(self, sample: int) -> str:
-        """part/key of a sample, followed by #context where images have several; reads nothing."""
+        """part/key of a sample, followed by #context where images have several; reads the manifest of the part's images."""
         part, within = self._place(sample)
-        return f"{part.name}/{part.keys[within]}"
+        image, context = divmod(int(part.rows[within]), self.contexts_per_image)
+        key = _pictures(self.run_dir, part.name, part.digests[0]).keys[image].replace("\0", "")
+        return f"{part.name}/{key}" + f"#{context}" * (self.contexts_per_image > 1)
 
     def __getitem__(self, index: SampleRequest) -> Sample:
         part, within = self._place(index.sample)
-        row, fuse, most = part.rows[within], index.teacher == AVERAGE, self.mask_disagreement
+        row, fuse, most = int(part.rows[within]), index.teacher == AVERAGE, self.mask_disagreement
         asked = (index.teacher,) if most is None and not fuse else range(len(self.teachers))
         where = f"{self.run_dir}: part {part.name}, row {row}"
         picture = _pictures(self.run_dir, part.name, part.digests[0]).picture(row)
@@ -157,8 +155,9 @@ class LabelDataset(Dataset[Sample]):
 
     def _place(self, sample: int) -> tuple[TrainPart, int]:
         """The sample's part, and which of the part's rows in use it is."""
-        number = int(np.searchsorted(self._start, sample, side="right")) - 1
-        return self.parts[number], sample - int(self._start[number])
+        starts = self.parts.starts
+        number = int(np.searchsorted(starts, sample, side="right")) - 1
+        return self.parts[number], sample - int(starts[number])
 
     def _read(self, part: TrainPart, row: int, teacher: int) -> tuple[AnyLabel, tuple[AnyPatch, ...]]:
         """What one teacher says of a context and of its patches, converted if need be."""

@@ -37,13 +37,15 @@ class JoinedLabels(Dataset[Sample]):
             _keep(self.runs, images)
         self.teachers, self.context_px, self.context_kind = first.teachers, first.context_px, first.context_kind
         self.depth_space, self.plan, self.columns = first.depth_space, first.plan, first.columns
-        self.part_sizes = tuple(size for run in self.runs for size in run.part_sizes)
-        self.places = tuple(len(part.places) for run in self.runs for part in run.parts)
-        """How many contexts of each part are drawn from, labelled or not (see `BatchPlan`)."""
         self._start = np.concatenate([[0], np.cumsum([len(run) for run in self.runs])])
 
     def __len__(self) -> int:
         return int(self._start[-1])
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """How many contexts of each part are drawn from, labelled or not (see `BatchPlan`)."""
+        return tuple(places for run in self.runs for places in run.parts.places)
 
     def samples_of_places(self) -> Int[np.ndarray, "n"]:
         """The sample in each place that is drawn from, negative where there is none."""
@@ -62,7 +64,7 @@ class JoinedLabels(Dataset[Sample]):
         return digests[0] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()
 
     def key_of(self, sample: int) -> str:
-        """part/key of a sample, after the run's folder where there are several; reads nothing."""
+        """part/key of a sample, after the run's folder where there are several."""
         run, within = self._place(sample)
         return self._named(run, run.key_of(within))
 

@@ -56,6 +56,11 @@ class _PartReader:
     def _open(self, name: str) -> BufferedReader:
         return self.place.open(f"{self.folder}/{name}")
 
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the part's images; none without a manifest."""
+        return () if self.manifest is None else tuple(image.key for image in self.manifest.images)
+
     @property
     def where(self) -> str:
         """The group, for messages."""

@@ -194,7 +194,7 @@ def test_a_part_of_another_list_of_images_is_named(run: Path) -> None:
     assert all(item.message.startswith("rows_sha256: found ") for item in found)
 
 
-def test_damage_in_many_places_is_all_named(run: Path) -> None:
+def test_damage_in_many_places_is_all_named_and_alike_by_several_processes(run: Path) -> None:
     changes = [
         _append("catalog/photos.v1.*.parquet"),
         _rewrite(lambda part: {"fingerprint": {**part.fingerprint, "weights_sha256": "b"}}),
@@ -205,6 +205,8 @@ def test_damage_in_many_places_is_all_named(run: Path) -> None:
     ]
     for change in changes:
         change(run)
+    for deep in (True, False):
+        assert manifests.verify(run, deep=deep, workers=2) == manifests.verify(run, deep=deep)
     assert [(_without_digest(item.where), item.kind) for item in manifests.verify(run)] == [
         ("catalog/photos.v1.*.parquet", "wrong_sha256"),
         ("columns/images/shard.00002.json", "wrong_checksum"),

@@ -15,6 +15,7 @@ import pytest
 
 from manifests import drop_parts, load_part
 from manifests.part_files import LARGE_ARRAYS
+from stages.distillation import columns
 from stages.distillation.batch import Sample
 from stages.distillation.dataset import LabelDataset
 from stages.distillation.order import SampleRequest
@@ -103,6 +104,30 @@ def test_a_lost_file_is_named_when_the_run_is_opened(run: Path, tmp_path: Path) 
     lost = "columns/assistant/scenes.00001.first.zarr/context_scale/c/0"
     (harmed / lost).unlink()
     with pytest.raises(ValueError, match=rf"(?s)not as their manifests list them.*{lost}: No such file.*manifests repair"):
+        LabelDataset(harmed, TEACHERS)
+
+
+@pytest.mark.parametrize("harm", [_remove, _cut])
+def test_in_a_run_of_many_parts_a_file_of_most_is_missed_when_its_part_is_first_read(
+    run: Path, tmp_path: Path, harm: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_LOOKED_INTO", 1)
+    harmed = _copy(run, tmp_path / "run")
+    lost = "columns/assistant/scenes.00001.first.zarr/context/c/0/0"
+    harm(harmed / lost)
+    dataset = LabelDataset(harmed, TEACHERS)
+    assert dataset[SampleRequest(0, 1, False)].key == "scenes.00000/scene-0"
+    with pytest.raises(ValueError, match=rf"(?s)not as their manifests list them.*{lost}: .*manifests repair"):
+        dataset[SampleRequest(1, 1, False)]
+
+
+def test_in_a_run_of_many_parts_a_lost_folder_is_missed_when_it_is_opened(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_LOOKED_INTO", 1)
+    harmed = _copy(run, tmp_path / "run")
+    shutil.rmtree(harmed / "columns/assistant/scenes.00001.first.zarr")
+    with pytest.raises(ValueError, match=r"(?s)scenes\.00001\.first\.zarr/.*: No such file.*manifests repair"):
         LabelDataset(harmed, TEACHERS)
 
 

@@ -19,7 +19,7 @@ TEACHERS = ("primary", "assistant")
 def test_the_samples_of_one_run_follow_those_of_the_other(tmp_path: Path) -> None:
     runs = [LabelDataset(write_run(tmp_path / name, images=n), TEACHERS) for name, n in (("a", 7), ("b", 4))]
     joined = JoinedLabels(runs)
-    assert (len(joined), joined.part_sizes) == (11, (5, 2, 4))
+    assert (len(joined), joined.places) == (11, (5, 2, 4))
     for index in range(11):
         run, within = (runs[0], index) if index < 7 else (runs[1], index - 7)
         ours, theirs = joined[SampleRequest(index, 1, True)], run[SampleRequest(within, 1, True)]
