@@ -24,6 +24,7 @@ from benchmarks.gpu.bench import Bench, TeacherName
 from benchmarks.gpu.report import Figure, Outcome, as_json, in_a_line, machine_of, markdown
 from benchmarks.gpu.sizes import FULL, MINIATURE
 from stages.models.find import resolve_device
+from stages.threads import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,10 @@ def _teacher_sections(name: TeacherName, *, seconds: float) -> list[Section]:
         Section(name=f"{name}, precision", seconds=seconds, measure=partial(teachers.precisions, name=name)),
         Section(name=f"{name}, worker", seconds=seconds, measure=partial(teachers.through_worker, name=name)),
     ]
-    if name in ("GenPercept", "Lotus-D"):
+    if name not in ("GenPercept", "Lotus-D"):
+        beside = partial(teachers.several_workers, name=name)
+        found.append(Section(name=f"{name}, several workers", seconds=2 * seconds, measure=beside))
+    else:
         formats = partial(teachers.memory_formats, name=name)
         found.append(Section(name=f"{name}, memory format", seconds=seconds / 2, measure=formats))
     return found
@@ -87,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device, sizes = resolve_device(arguments.device), MINIATURE if arguments.miniature else FULL
     if device == "cpu" and not arguments.miniature:
         parser.error("no CUDA device was found or asked for; on a CPU, only --miniature can be measured")
-    torch.set_num_threads(1)  # as in a worker
+    torch.set_num_threads(1)  # this and the next as in a worker
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, torch.compiler.set_stance("default" if sizes.compiles else "force_eager"):
         bench = Bench(device=device, sizes=sizes, folder=Path(folder))
         outcomes = measure_all(bench, sections(), 60 * arguments.minutes, only=arguments.only)

@@ -61,6 +61,8 @@ class Sizes:
     loader_workers: int
     decode_threads: tuple[int, ...]
     """Threads that decode ahead of a teacher: what workers have by themselves, and more."""
+    worker_processes: tuple[int, ...]
+    """How many workers share the card."""
     loss_shapes: tuple[tuple[int, int, int], ...]
     """Batch, height and width."""
     compiles: bool
@@ -100,7 +102,8 @@ FULL = Sizes(
     steps=40,
     first_steps=10,
     loader_workers=4,
-    decode_threads=(2, 8),
+    decode_threads=(2, 4, 8),
+    worker_processes=(2, 3),
     loss_shapes=((8, 560, 560), (32, 280, 280)),
     compiles=True,
     time_share=1.0,
@@ -125,6 +128,7 @@ MINIATURE = Sizes(
     first_steps=1,
     loader_workers=0,
     decode_threads=(1, 2),
+    worker_processes=(1,),
     loss_shapes=((2, 56, 56),),
     compiles=False,
     time_share=0.001,

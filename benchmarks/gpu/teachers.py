@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing as mp
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,16 @@ import torch
 
 from benchmarks.gpu.bench import Bench, TeacherName
 from benchmarks.gpu.report import Figure, figure
+from benchmarks.gpu.sizes import Sizes
 from benchmarks.timing import in_turns
 from benchmarks.worker import labelling, predict_all, ready_batches, ready_unit
 from pipeline.label.config import LabelConfig
+from stages.labelling.unit import Unit
+from stages.labelling.units import KnownImages
 from stages.models import DepthModel, load_model
 from stages.models.batches import Predictor
 from stages.models.spec import Precision
+from stages.threads import keep_freed_memory
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
 FAST: Precision = "bfloat16"
@@ -53,17 +60,9 @@ def _loaded(bench: Bench, name: TeacherName, precision: Precision) -> DepthModel
 
 def through_worker(bench: Bench, name: TeacherName) -> Iterator[Figure]:
     """The views of a tar of photographs: ready and in memory, and through all that a worker does with them."""
-    sizes, spec = bench.sizes, bench.teacher_spec(name, FAST)
-    images = bench.unit_images(name)
-    config = LabelConfig(
-        run=bench.folder / f"worker {name}",
-        sources=(str(bench.photographs(images)),),
-        plan=bench.plan,
-        teachers={"teacher": spec},
-        part_size=images,
-    )
+    sizes = bench.sizes
     bench.release(keep=FAST)
-    unit, teacher = ready_unit(config, "teacher"), bench.teacher(name, FAST)
+    unit, teacher = _unit(bench, name, bench.folder / f"worker {name}"), bench.teacher(name, FAST)
     batches = ready_batches(unit, sizes.batch_size)
     whole = partial(labelling, unit, teacher, batch_size=sizes.batch_size, device=bench.device)
     sides: dict[str, Callable[[], object]] = {"bare": partial(predict_all, teacher, batches, sizes.batch_size)}
@@ -72,6 +71,54 @@ def through_worker(bench: Bench, name: TeacherName) -> Iterator[Figure]:
     views = sum(map(len, batches))
     per_second = {f"{FAST}, {side}": [views / s for s in seconds] for side, seconds in taken.items()}
     yield from _compared(per_second, "views/s", of="bare")
+
+
+def _unit(bench: Bench, name: TeacherName, run: Path) -> Unit:
+    """The teacher's unit of a new run: all photographs in one part."""
+    images = bench.unit_images(name)
+    config = LabelConfig(
+        run=run,
+        sources=(str(bench.photographs(images)),),
+        plan=bench.plan,
+        teachers={"teacher": bench.teacher_spec(name, FAST)},
+        part_size=images,
+    )
+    return ready_unit(config, "teacher")
+
+
+def several_workers(bench: Bench, name: TeacherName) -> Iterator[Figure]:
+    """Views of several workers that share the card, each a process of its own, as `--NAME.num-gpus` 0.5 or 0.33 has them."""
+    bench.release()
+    bench.photographs(bench.unit_images(name))
+    bench.teacher_spec(name, FAST)  # made before the processes ask for it
+    context = mp.get_context("spawn")
+    for count in bench.sizes.worker_processes:
+        begin, ended = context.Barrier(count), context.Queue()
+        given = bench.device, bench.sizes, bench.folder, name
+        workers = [context.Process(target=_label_beside, args=(*given, number, begin, ended)) for number in range(count)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if any(worker.exitcode for worker in workers):
+            raise RuntimeError(f"{count} workers: exit statuses {[worker.exitcode for worker in workers]}, expected 0 of each")
+        views, starts, ends = zip(*(ended.get() for _ in workers), strict=True)
+        yield figure(f"{FAST}, {count} workers on the card", "views/s", [sum(views) / (max(ends) - min(starts))])
+
+
+def _label_beside(device: str, sizes: Sizes, folder: Path, name: TeacherName, number: int, begin: Any, ended: Any) -> None:
+    """One of the processes: its own unit twice, the second time beside the others."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    bench = Bench(device=device, sizes=sizes, folder=folder)
+    unit, teacher = _unit(bench, name, folder / f"{name} {os.getpid()} {number}"), bench.teacher(name, FAST)
+    label_once = labelling(unit, teacher, batch_size=sizes.batch_size, device=device, threads=min(sizes.decode_threads))
+    label_once()
+    begin.wait(timeout=60)
+    started = time.time()
+    label_once()
+    known = KnownImages(unit)
+    ended.put((sum(len(list(known.cut(index))) for index in known.usable), started, time.time()))
 
 
 def memory_formats(bench: Bench, name: TeacherName) -> Iterator[Figure]:
