@@ -29,6 +29,7 @@ from manifests.run import is_record
 from manifests.summary import ColumnSummary, RunSummary, summarize
 from manifests.tables import aligned
 from manifests.verify import Damage, count_checks, examine
+from manifests.version import software_version
 
 SOUND, PROBLEMS, OUTPUT_CLOSED = 0, 1, 128 + signal.SIGPIPE
 _SHOWN_DIFFERENCES = 50
@@ -83,6 +84,7 @@ def _run_folder(argument: str) -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m manifests", description="What a run holds, and whether it is sound.")
+    parser.add_argument("--version", action="version", version=software_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, *runs: str, **flags: str) -> None:

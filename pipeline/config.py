@@ -1,8 +1,8 @@
 """Command lines: presets, a TOML file and flags become one frozen dataclass, or one list of all problems.
 
-Later wins: the preset named by `--preset`, then the file named by `--config`, then the flags. A configuration class has
-the fields `preset` and `config`, defaults for everything a user need not say, and a method `problems()` that returns
-every value it cannot accept, in words. A URL is refused wherever a path is expected: as a path, `s3://bucket/x` is a folder
+Later wins: the preset named by `--preset`, or else in the file, then the file named by `--config`, then the flags. A
+configuration class has the fields `preset` and `config`, defaults for everything a user need not say, and a method `problems()`
+that returns every value it cannot accept, in words. A URL is refused wherever a path is expected: as a path, `s3://bucket/x` is a folder
 `s3:` below the working directory.
 """
 
@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import tyro
 
+from manifests.version import software_version
 from pipeline.exits import REFUSED
 
 _URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has swallowed the second
@@ -60,24 +61,29 @@ def parse_command(
 
     presets: for each name, the field values that differ from the class's defaults. complete: changes the values of preset and
     file in place, with the command line in view, before they become the defaults of its flags. Prints all problems and exits
-    with status 2 where there are any; `--help` and misspelt flags are answered by tyro, which suggests the right ones.
+    with status 2 where there are any; `--help` and misspelt flags are answered by tyro, which suggests the right ones, and
+    `--version` here.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     default_preset = next(f.default for f in dataclasses.fields(config_type) if f.name == "preset")
-    early.add_argument("--preset", default=default_preset)
+    early.add_argument("--preset")
     early.add_argument("--config", type=Path)
+    answer_version(arguments)
     known, _ = early.parse_known_args(arguments)
-    if known.preset not in presets:
-        _refuse(program, [_unknown("--preset", known.preset, list(presets))])
-    values = {**presets[known.preset], "preset": known.preset}
+    from_file: dict[str, Any] = {}
     if known.config is not None:
         if problem := _url_problem("--config", str(known.config)):
             _refuse(program, [problem])
         from_file, problems = _read_toml(config_type, known.config)
         if problems:
             _refuse(program, problems)
-        values |= {key: values.get(key, {}) | value if isinstance(value, dict) else value for key, value in from_file.items()}
+    preset = from_file.pop("preset", default_preset) if known.preset is None else known.preset
+    if preset not in presets:
+        where = f"{known.config}: preset" if known.preset is None else "--preset"
+        _refuse(program, [_unknown(where, preset, list(presets))])
+    values = {**presets[preset], "preset": preset}
+    values |= {key: values.get(key, {}) | value if isinstance(value, dict) else value for key, value in from_file.items()}
     if complete:
         complete(values, arguments)
     default = _with_missing(config_type, values)
@@ -85,6 +91,13 @@ def parse_command(
     if problems := url_problems(config) or config.problems():
         _refuse(program, problems)
     return config
+
+
+def answer_version(arguments: Sequence[str]) -> None:
+    """Where `--version` is asked for, prints it and raises SystemExit."""
+    if "--version" in arguments:
+        print(software_version())
+        raise SystemExit(0)
 
 
 def settings_named(
@@ -99,6 +112,9 @@ def settings_named(
             problems.append(_unknown(flag, name, [*presets, "FILE.toml"]))
             continue
         given, wrong = (dict(presets[name]), []) if name in presets else _read_toml(config_type, Path(name), flag)
+        if (preset := given.pop("preset", None)) is not None:
+            wrong += [] if preset in presets else [_unknown(f"{name}: preset", preset, list(presets))]
+            given = {**presets.get(preset, {}), **given}
         values |= given
         problems += wrong
     return values, problems
@@ -200,7 +216,7 @@ def _read_toml(config_type: type[Any], path: Path, flag: str = "--config") -> tu
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         return {}, [f"{flag} {path}: cannot be read: {error}"]
     hints = typing.get_type_hints(config_type)
-    names = [f.name for f in dataclasses.fields(config_type) if f.name not in ("preset", "config")]
+    names = [f.name for f in dataclasses.fields(config_type) if f.name != "config"]
     values, problems = {}, []
     for raw_key, raw in content.items():
         key = raw_key.replace("-", "_")

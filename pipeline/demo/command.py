@@ -12,7 +12,7 @@ import json
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -89,8 +89,9 @@ class _Timings(dict[str, float]):
 _PROGRAM = "pipeline.demo"
 
 
-def main() -> int:
-    config = parse_command(DemoConfig, {"demo": {}}, program="python -m pipeline.demo", description=__doc__ or "")
+def main(argv: Sequence[str] | None = None) -> int:
+    program = "python -m pipeline.demo"
+    config = parse_command(DemoConfig, {"demo": {}}, program=program, description=__doc__ or "", argv=argv)
     try:
         return _demo(config)
     except (RunMismatchError, OutputMismatchError) as error:

@@ -25,7 +25,7 @@ from PIL import Image
 import manifests
 from manifests.checker import printable
 from manifests.errors import RefusedError
-from pipeline.config import url_problems
+from pipeline.config import answer_version, url_problems
 from pipeline.exits import DONE, REFUSED, say
 from pipeline.show.picture import Opinion, label_picture
 from pipeline.show.terminal import drawn, protocol_of
@@ -59,6 +59,7 @@ _PROGRAM = "pipeline.show"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    answer_version(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(ShowConfig, prog="python -m pipeline.show", description=__doc__, args=argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a key may hold what the terminal cannot show

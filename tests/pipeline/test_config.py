@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from manifests.__main__ import main as manifests_main
 from pipeline.config import folder_problems, parse_command, resolved, url_problems
+from pipeline.demo.command import main as demo_main
 from pipeline.evaluate.command import PRESETS as EVALUATE_PRESETS
+from pipeline.evaluate.command import main as evaluate_main
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.label.command import main as label_main
 from pipeline.label.config import PRESETS, LabelConfig
 from pipeline.predict.command import PRESETS as PREDICT_PRESETS
 from pipeline.predict.command import PredictConfig
+from pipeline.predict.command import main as predict_main
+from pipeline.show.command import main as show_main
+from pipeline.train.command import main as train_main
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from pipeline.train.config import TrainConfig
 from stages.labelling.teacher import TeacherSpec
@@ -33,6 +42,29 @@ def test_the_preset_gives_way_to_the_file_and_the_file_to_the_flag(tmp_path: Pat
     assert (config.part_size, config.seed, config.plan.context_px, config.preset) == (7, 6, 100, "demo")
     assert config.sources == ("a", "b")
     assert _parse(*_DEMO).part_size == 16
+
+
+def test_a_file_may_name_its_preset_and_the_flag_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "c.toml"
+    file.write_text('preset = "demo"\npart-size = 7\n')
+    config = _parse(*_REQUIRED, "--config", str(file))
+    assert (config.preset, config.part_size, config.plan) == ("demo", 7, _parse(*_DEMO).plan)
+    assert set(config.teachers) == set(_parse(*_DEMO).teachers)
+    file.write_text('preset = "paper"\n')
+    assert _parse(*_DEMO, "--config", str(file)) == dataclasses.replace(_parse(*_DEMO), config=file)
+    file.write_text('preset = "dem"\n')
+    with pytest.raises(SystemExit) as refused:
+        _parse(*_REQUIRED, "--config", str(file))
+    assert refused.value.code == 2
+    assert f"{file}: preset: unknown 'dem', did you mean 'demo'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [label_main, train_main, predict_main, evaluate_main, show_main, demo_main, manifests_main])
+def test_every_command_says_its_version(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"distill-any-depth-pipeline \S+ \(/.*\)\n", capsys.readouterr().out)
 
 
 def test_the_paper_is_the_default_and_names_what_it_cannot_look_up(capsys: pytest.CaptureFixture[str]):
