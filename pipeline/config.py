@@ -2,8 +2,8 @@
 
 Later wins: the preset named by `--preset`, or else in the file, then the file named by `--config`, then the flags. A
 configuration class has the fields `preset` and `config`, defaults for everything a user need not say, and a method `problems()`
-that returns every value it cannot accept, in words. A URL is refused wherever a path is expected: as a path, `s3://bucket/x` is a folder
-`s3:` below the working directory.
+that returns every value it cannot accept, in words. A URL is refused wherever a path is expected: as a path, `s3://bucket/x` is
+a folder `s3:` below the working directory.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from stages.distillation.order import BatchPlan, with_stand_ins
 from stages.distillation.step import Learner, measured_scale
 from stages.distillation.student import WEIGHTS, load_student, pinned_folder
 from stages.models.checkpoints import checkpoint_sha256
+from stages.threads import keep_freed_memory
 
 _HELD = ".training.lock"
 
@@ -179,6 +180,12 @@ def make_plan(config: TrainConfig, dataset: JoinedLabels, process: Process, firs
     return with_stand_ins(plan)
 
 
+def _begin_reading(worker: int) -> None:
+    """In a loader's process. A signal to all lets the step at work end, and that needs its batch."""
+    ignore_signals(worker)
+    keep_freed_memory()
+
+
 def make_batches(config: TrainConfig, plan: BatchPlan, dataset: JoinedLabels, device: str) -> Iterator[PackedBatch]:
     """The plan's micro-batches, read ahead by `loader_workers` processes.
 
@@ -193,7 +200,7 @@ def make_batches(config: TrainConfig, plan: BatchPlan, dataset: JoinedLabels, de
         # fork hangs Zarr's threads; workers of a forkserver outlive a training that is killed
         multiprocessing_context="spawn" if config.loader_workers else None,
         pin_memory=device.startswith("cuda"),
-        worker_init_fn=ignore_signals,  # a signal to all lets the step at work end, and that needs its batch
+        worker_init_fn=_begin_reading,
     )
     with ignored_by_children():
         return iter(loader)

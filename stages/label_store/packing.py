@@ -80,14 +80,19 @@ def unpacked(chunk: UInt16[np.ndarray, "_"], height: int, width: int) -> UInt16[
 
 def unpack_codes(chunk: bytes, side: int) -> UInt16[np.ndarray, "_"]:
     """The side * side values of a chunk that `pack_codes` made. Raises ValueError or RuntimeError for other bytes."""
-    content = chunk[:-4]
-    if chunk != _with_checksum(content):
-        raise ValueError("the stored checksum is another")
+    content = checked(chunk)
     values = np.empty(side * side, np.uint16)
     done = standalone.simple_decompress_into(content, values)
     if done.n_processed != values.size or not done.finished:
         raise ValueError(f"found other than {values.size} values")
     return values
+
+
+def checked(chunk: bytes) -> bytes:
+    """A chunk without its checksum. Raises ValueError where that is another's."""
+    if chunk != _with_checksum(chunk[:-4]):
+        raise ValueError("the stored checksum is another")
+    return chunk[:-4]
 
 
 def shard_places(index: bytes) -> UInt64[np.ndarray, "_ 2"]:

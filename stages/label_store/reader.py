@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 from jaxtyping import Bool, UInt8, UInt16, UInt64
+from zarr.abc.codec import Codec
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
 from zarr.codecs.numcodecs import PCodec
 
@@ -18,7 +19,7 @@ from manifests import PartManifest
 from manifests.part_files import differing_digests, differing_sizes, refuse_problems
 from manifests.place import Place
 from stages.label_store.format import EVERY_CHUNK, CodedLabel, CodedPatch, decode_picture
-from stages.label_store.packing import shard_places, unpack_codes, unpacked
+from stages.label_store.packing import checked, shard_places, unpack_codes, unpacked
 from stages.label_store.zarr_files import PartFiles
 from stages.views import Box, SourceBox
 
@@ -134,16 +135,40 @@ class _PartReader:
         places = np.frombuffer(index if len(index) == 16 * chunks else b"", "<u8").reshape(-1, 2)
         return places[:, 1] != np.uint64(_ABSENT)
 
+    def _chunk(self, name: str, array: zarr.Array, number: int) -> bytes | None:
+        """The bytes of a chunk of a plain array, with their checksum; None where it is not there, which is for Zarr and others
+        to say something of."""
+        assert array.shards is not None
+        in_shard = array.shards[0] // array.chunks[0]
+        shard = "/".join([name, "c", str(number // in_shard), *["0"] * (array.ndim - 1)])
+        try:
+            with self._open(shard) as file:
+                if shard not in self._places:
+                    file.seek(max(file.seek(0, os.SEEK_END) - 16 * in_shard - 4, 0))
+                    self._places[shard] = shard_places(file.read())
+                places, place = self._places[shard], number % in_shard
+                start, size = (int(number) for number in places[place]) if place < len(places) else (_ABSENT, _ABSENT)
+                if start == size == _ABSENT:
+                    return None
+                self._refuse_size(name, size)
+                file.seek(min(start, _ABSENT >> 1))
+                return file.read(size)
+        except FileNotFoundError:
+            return None
 
-def _is_plain(array: zarr.Array) -> bool:
-    """Whether an array of views is laid out as it is written now: a view a chunk, packed, checksummed, the index at the end."""
+    @cached_property
+    def _places(self) -> dict[str, UInt64[np.ndarray, "_ 2"]]:
+        """Where the chunks of each shard lie, as far as it is known."""
+        return {}
+
+
+def _is_plain(array: zarr.Array, serializer: type[Codec], dtype: type[np.generic]) -> bool:
+    """Whether an array's chunks are what this serializer makes, with a checksum, and each shard's index is at its end."""
     match array.metadata.codecs:  # type: ignore[union-attr]  # of version 3, as all that is opened
         case (ShardingCodec() as sharding,):
             inner, index = ([type(codec) for codec in codecs] for codecs in (sharding.codecs, sharding.index_codecs))
             at_end = sharding.index_location == ShardingCodecIndexLocation.end
-            layout = array.ndim == 2 and array.chunks == (1, array.shape[1]) and array.dtype == np.uint16
-            square = layout and math.isqrt(array.shape[1]) ** 2 == array.shape[1]
-            return square and at_end and inner == [PCodec, Crc32cCodec] and index == [BytesCodec, Crc32cCodec]
+            return array.dtype == dtype and at_end and inner == [serializer, Crc32cCodec] and index == [BytesCodec, Crc32cCodec]
         case _:
             return False
 
@@ -185,32 +210,14 @@ class LabelReader(_PartReader):
 
     @cached_property
     def _is_plain(self) -> dict[str, bool]:
-        return {name: _is_plain(array) for name, array in self._codes.items()}
-
-    def _chunk(self, name: str, array: zarr.Array, row: int) -> bytes | None:
-        """A view's bytes in its shard; None where it is not there, which is for Zarr and others to say something of."""
-        assert array.shards is not None
-        number, place = divmod(row, array.shards[0])
-        shard = f"{name}/c/{number}/0"
-        try:
-            with self._open(shard) as file:
-                if shard not in self._places:
-                    file.seek(max(file.seek(0, os.SEEK_END) - 16 * array.shards[0] - 4, 0))
-                    self._places[shard] = shard_places(file.read())
-                places = self._places[shard]
-                start, size = (int(number) for number in places[place]) if place < len(places) else (_ABSENT, _ABSENT)
-                if start == size == _ABSENT:
-                    return None
-                self._refuse_size(name, size)
-                file.seek(min(start, _ABSENT >> 1))
-                return file.read(size)
-        except FileNotFoundError:
-            return None
-
-    @cached_property
-    def _places(self) -> dict[str, UInt64[np.ndarray, "_ 2"]]:
-        """Where the chunks of each shard lie, as far as it is known."""
-        return {}
+        """Whether a view is a chunk, and packed."""
+        return {
+            name: _is_plain(array, PCodec, np.uint16)
+            and array.ndim == 2
+            and array.chunks == (1, math.isqrt(array.shape[1]) ** 2)
+            and array.chunks[1] == array.shape[1]
+            for name, array in self._codes.items()
+        }
 
     def _view(self, name: str, row: int, height: int, width: int) -> CodedLabel:
         try:
@@ -271,6 +278,20 @@ class PictureReader(_PartReader):
         self._refuse_size("jpeg", max(end - start, 3 * height * width))
         self._refuse_lost("jpeg", self._jpeg, start, end)
         try:
-            return decode_picture(np.asarray(self._jpeg[start:end]).tobytes(), (height, width))
+            return decode_picture(self._bytes(start, end), (height, width))
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{self.where}/jpeg: row {row} is damaged ({error}); {REPAIR}") from error
+
+    def _bytes(self, start: int, end: int) -> bytes:
+        """Of the files: read where they lie, as views are, else by Zarr."""
+        side = self._jpeg.chunks[0]
+        chunks = range(start // side, -(-end // side))
+        found = [self._chunk("jpeg", self._jpeg, number) if self._is_plain else None for number in chunks]
+        if not all(found):
+            return np.asarray(self._jpeg[start:end]).tobytes()
+        whole = b"".join(checked(chunk) for chunk in found if chunk)
+        return whole[start - chunks.start * side : end - chunks.start * side]
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        return _is_plain(self._jpeg, BytesCodec, np.uint8) and self._jpeg.ndim == 1

@@ -420,3 +420,18 @@ def test_a_view_in_whose_place_another_lies_is_refused_and_its_neighbour_is_read
     assert sound is not None
     assert neighbour is not None
     assert (neighbour.values == sound.values).all()
+
+
+def test_a_changed_byte_in_a_picture_is_an_error(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (40, 48, 3), np.uint8) for _ in range(2)]
+    place = SourceBox(0, 0, 40, 48)
+    rows = [ContextPicture(jpeg=encode_picture(it), extent=(40, 48), source_size=(40, 48), source=place) for it in pictures]
+    write_pictures(_new(tmp_path), rows)
+    shard = tmp_path / "a.zarr/jpeg/c/0"
+    content = bytearray(shard.read_bytes())
+    content[len(rows[0].jpeg) // 2] ^= 1
+    shard.write_bytes(content)
+    reader = PictureReader(place_of(tmp_path), "a.zarr")
+    with pytest.raises(ValueError, match=r"jpeg: row 0 is damaged \(the stored checksum is another\)"):
+        reader.picture(0)
