@@ -22,6 +22,7 @@ from manifests.checker import printable
 from manifests.compare import compare
 from manifests.errors import DistillError
 from manifests.licences import licence_class
+from manifests.listing import STATUSES, list_images
 from manifests.litter import clean
 from manifests.place import is_url, place_of
 from manifests.repair import repair
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names on disk may hold what the terminal cannot show
-    commands = {"summary": _summary, "verify": _verify, "repair": _repair, "clean": _clean, "compare": _compare}
+    commands = {"summary": _summary, "list": _list, "verify": _verify, "repair": _repair, "clean": _clean, "compare": _compare}
     options = vars(arguments)
     try:
         status = commands[options.pop("command")](**options)
@@ -109,6 +110,18 @@ def _parser() -> argparse.ArgumentParser:
         dry_run=dry_run,
     )
     add("clean", "removes what interrupted work has left: folders and files that no record names", dry_run=dry_run)
+    add(
+        "list",
+        "one line for each image and column: status, column, source, key, part, place in it, and why it has no labels",
+    )
+    listed = commands.choices["list"]
+    listed.add_argument("keys", nargs="*", metavar="KEY", help="only these keys; patterns such as 'cats/*' too")
+    listed.add_argument("--status", nargs="+", choices=STATUSES, default=[], help="only these")
+    listed.add_argument(
+        "--kind", nargs="+", default=[], metavar="KIND", help="only problems of these kinds, as `summary` counts them"
+    )
+    listed.add_argument("--source", nargs="+", default=[], metavar="SOURCE", help="only these")
+    listed.add_argument("--column", nargs="+", default=[], metavar="COLUMN", help="only these")
     add("compare", "names every setting, part, image and array in which two runs differ", "RUN_A", "RUN_B")
     for name in ("verify", "repair"):
         text = "processes that check parts; one for each core of this machine unless given"
@@ -136,6 +149,21 @@ def _summary(run: Path, as_json: bool) -> int:
             _say(line)
         _say(f"Not finished or not sound: {', '.join(complaints)}." if complaints else "Finished, no problems.")
     return PROBLEMS if complaints else SOUND
+
+
+def _list(
+    run: Path, keys: list[str], status: list[str], kind: list[str], source: list[str], column: list[str], as_json: bool
+) -> int:
+    found, unreadable = list_images(run, columns=column, sources=source, statuses=status, kinds=kind, keys=keys), 0
+    for image in found:
+        unreadable += image.status == "unreadable"
+        if as_json:
+            print(json.dumps(dataclasses.asdict(image)))
+        else:
+            why = "" if image.kind is None else f"{image.kind}: {image.message}"
+            fields = (image.status, image.column, image.source, image.key, image.part, str(image.image), why)
+            print("\t".join(map(printable, fields)))
+    return PROBLEMS if unreadable else SOUND
 
 
 def _summary_lines(summary: RunSummary) -> list[str]:

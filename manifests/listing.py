@@ -1,0 +1,148 @@
+"""Which images are where: one record for each image and column, read as it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args
+
+from manifests.errors import RefusedError
+from manifests.facts import column_facts
+from manifests.run import (
+    ColumnListing,
+    PartId,
+    Run,
+    list_column,
+    load_failure,
+    load_part,
+    load_run,
+    manifest_path,
+    parts,
+)
+from manifests.schema import Reason
+from manifests.verify import check_table
+
+ListedStatus = Literal["labelled", "rejected", "not_drawn", "failed", "pending", "unreadable"]
+STATUSES: tuple[ListedStatus, ...] = get_args(ListedStatus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedImage:
+    """How an image stands in a column: `image` is its place in the part, `kind` and `message` say why it has no labels.
+
+    `failed`: the last attempt at its part failed; `pending`: none has been made. `unreadable`: the part's record cannot be read
+    or trusted; it stands once for all of them, with an empty key.
+    """
+
+    column: str
+    source: str
+    part: str
+    image: int
+    key: str
+    status: ListedStatus
+    kind: str | None = None
+    message: str | None = None
+
+
+def list_images(
+    run_dir: Path,
+    *,
+    columns: Collection[str] = (),
+    sources: Collection[str] = (),
+    statuses: Collection[str] = (),
+    kinds: Collection[str] = (),
+    keys: Collection[str] = (),
+) -> Iterator[ListedImage]:
+    """The images of a run, column by column, in each in the order of its sources; of any of these, or of all.
+
+    keys: patterns as a shell has them (`*`, `?`, `[a-z]`). An unreadable part is always listed. Where rejected images alone are
+    wanted, only the parts that have some are read. Raises RefusedError for a column or source that the run does not have, and
+    where the table of a source whose keys are asked for is damaged; else as `load_run` does.
+    """
+    run = load_run(run_dir)
+    _refuse_unknown(run_dir, "column", columns, [column.name for column in run.columns])
+    _refuse_unknown(run_dir, "source", sources, [source.source for source in run.sources])
+    of_sources = [part for part in parts(run) if not sources or part.source in sources]
+    wanted = [column.name for column in run.columns if not columns or column.name in columns]
+
+    def matches(image: ListedImage) -> bool:
+        named = not keys or any(fnmatchcase(image.key, pattern) for pattern in keys)
+        return (not statuses or image.status in statuses) and (not kinds or image.kind in kinds) and named
+
+    keys_of = cache(lambda source: _keys(run_dir, run, source))
+    for column in wanted:
+        for image in _of_column(run_dir, run, column, of_sources, set(statuses), keys_of):
+            if image.status == "unreadable" or matches(image):
+                yield image
+
+
+def _of_column(
+    run_dir: Path, run: Run, column: str, every: Sequence[PartId], statuses: set[str], keys_of: Callable[[str], Sequence[str]]
+) -> Iterator[ListedImage]:
+    listing = list_column(run_dir, column, with_states=True)
+    has_rejected = _parts_with_rejected(run_dir, column, listing) if statuses == {"rejected"} else None
+    for part in every:
+        if part.name in listing.manifests:
+            if has_rejected is None or part.name in has_rejected:
+                yield from _committed(run_dir, column, part)
+            continue
+        failed = part.name in listing.failures
+        if not statuses or ("failed" if failed else "pending") in statuses:
+            first = part.number * run.part_size
+            yield from _unfinished(run_dir, column, part, keys_of(part.source)[first : first + part.images], failed)
+
+
+def _parts_with_rejected(run_dir: Path, column: str, listing: ColumnListing) -> set[str]:
+    """And those that cannot be read."""
+    facts = column_facts(run_dir, column, listing)
+    return {part for part, images in zip(facts.parts, facts.all("rejected"), strict=True) if images} | set(facts.unread)
+
+
+def _committed(run_dir: Path, column: str, part: PartId) -> Iterator[ListedImage]:
+    try:
+        images = load_part(run_dir, column, part.name).images
+    except (OSError, ValueError) as error:
+        where = manifest_path(run_dir, column, part.name)
+        yield _listed(column, part, 0, "", "unreadable", Reason(kind="unreadable_record", message=f"{where}: {error}"))
+        return
+    for number, image in enumerate(images):
+        yield _listed(column, part, number, image.key, image.status, image.problem)
+
+
+def _unfinished(run_dir: Path, column: str, part: PartId, keys: Sequence[str], failed: bool) -> Iterator[ListedImage]:
+    try:
+        problem = load_failure(run_dir, column, part.name).problem if failed else None
+    except (OSError, ValueError) as error:
+        problem = Reason(kind="unreadable_record", message=str(error))
+    for number, key in enumerate(keys):
+        yield _listed(column, part, number, key, "failed" if failed else "pending", problem)
+
+
+def _listed(column: str, part: PartId, image: int, key: str, status: ListedStatus, problem: Reason | None) -> ListedImage:
+    return ListedImage(
+        column=column,
+        source=part.source,
+        part=part.name,
+        image=image,
+        key=key,
+        status=status,
+        kind=problem and problem.kind,
+        message=problem and problem.message,
+    )
+
+
+def _keys(run_dir: Path, run: Run, source: str) -> list[str]:
+    """Of all images of a source, by its table, which is held against its digest."""
+    damage, keys = check_table(run_dir, next(it for it in run.sources if it.source == source))
+    if keys is None or damage:
+        found = "; ".join(f"{run_dir / item.where}: {item.message}" for item in damage)
+        raise RefusedError(f"{found}. Restore the table from a copy: its keys say which label is which photograph's")
+    return [str(key) for key in keys.to_pylist()]
+
+
+def _refuse_unknown(run_dir: Path, what: str, given: Collection[str], known: Sequence[str]) -> None:
+    if unknown := [name for name in given if name not in known]:
+        raise RefusedError(f"{run_dir}: has no {what} {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}")
