@@ -58,9 +58,11 @@ def list_images(
 ) -> Iterator[ListedImage]:
     """The images of a run, column by column, in each in the order of its sources; of any of these, or of all.
 
-    keys: patterns as a shell has them (`*`, `?`, `[a-z]`). An unreadable part is always listed. Where rejected images alone are
-    wanted, only the parts that have some are read. Raises RefusedError for a column or source that the run does not have, and
-    where the table of a source whose keys are asked for is damaged; else as `load_run` does.
+    keys: patterns as a shell has them (`*`, `?`, `[a-z]`). An unreadable part is listed too. Where rejected images alone are
+    wanted, only the parts that have some are read, and none for failed and pending ones.
+
+    Raises RefusedError for a column or source that the run does not have, and where the table of a source whose keys are asked
+    for is damaged; else as `load_run` does.
     """
     run = load_run(run_dir)
     _refuse_unknown(run_dir, "column", columns, [column.name for column in run.columns])
@@ -83,10 +85,11 @@ def _of_column(
     run_dir: Path, run: Run, column: str, every: Sequence[PartId], statuses: set[str], keys_of: Callable[[str], Sequence[str]]
 ) -> Iterator[ListedImage]:
     listing = list_column(run_dir, column, with_states=True)
+    reads = not statuses or bool(statuses - {"failed", "pending"})
     has_rejected = _parts_with_rejected(run_dir, column, listing) if statuses == {"rejected"} else None
     for part in every:
         if part.name in listing.manifests:
-            if has_rejected is None or part.name in has_rejected:
+            if reads and (has_rejected is None or part.name in has_rejected):
                 yield from _committed(run_dir, column, part)
             continue
         failed = part.name in listing.failures
