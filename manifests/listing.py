@@ -23,7 +23,7 @@ from manifests.run import (
     parts,
 )
 from manifests.schema import Reason
-from manifests.verify import check_table
+from manifests.verify import keys_of
 
 ListedStatus = Literal["labelled", "rejected", "not_drawn", "failed", "pending", "unreadable"]
 STATUSES: tuple[ListedStatus, ...] = get_args(ListedStatus)
@@ -74,15 +74,21 @@ def list_images(
         named = not keys or any(fnmatchcase(image.key, pattern) for pattern in keys)
         return (not statuses or image.status in statuses) and (not kinds or image.kind in kinds) and named
 
-    keys_of = cache(lambda source: _keys(run_dir, run, source))
+    catalogues = {source.source: source for source in run.sources}
+    keys_of_source = cache(lambda source: list(map(str, keys_of(run_dir, catalogues[source]).to_pylist())))
     for column in wanted:
-        for image in _of_column(run_dir, run, column, of_sources, set(statuses), keys_of):
+        for image in _of_column(run_dir, run, column, of_sources, set(statuses), keys_of_source):
             if image.status == "unreadable" or matches(image):
                 yield image
 
 
 def _of_column(
-    run_dir: Path, run: Run, column: str, every: Sequence[PartId], statuses: set[str], keys_of: Callable[[str], Sequence[str]]
+    run_dir: Path,
+    run: Run,
+    column: str,
+    every: Sequence[PartId],
+    statuses: set[str],
+    keys_of_source: Callable[[str], Sequence[str]],
 ) -> Iterator[ListedImage]:
     listing = list_column(run_dir, column, with_states=True)
     reads = not statuses or bool(statuses - {"failed", "pending"})
@@ -95,7 +101,7 @@ def _of_column(
         failed = part.name in listing.failures
         if not statuses or ("failed" if failed else "pending") in statuses:
             first = part.number * run.part_size
-            yield from _unfinished(run_dir, column, part, keys_of(part.source)[first : first + part.images], failed)
+            yield from _unfinished(run_dir, column, part, keys_of_source(part.source)[first : first + part.images], failed)
 
 
 def _parts_with_rejected(run_dir: Path, column: str, listing: ColumnListing) -> set[str]:
@@ -135,15 +141,6 @@ def _listed(column: str, part: PartId, image: int, key: str, status: ListedStatu
         kind=problem and problem.kind,
         message=problem and problem.message,
     )
-
-
-def _keys(run_dir: Path, run: Run, source: str) -> list[str]:
-    """Of all images of a source, by its table, which is held against its digest."""
-    damage, keys = check_table(run_dir, next(it for it in run.sources if it.source == source))
-    if keys is None or damage:
-        found = "; ".join(f"{run_dir / item.where}: {item.message}" for item in damage)
-        raise RefusedError(f"{found}. Restore the table from a copy: its keys say which label is which photograph's")
-    return [str(key) for key in keys.to_pylist()]
 
 
 def _refuse_unknown(run_dir: Path, what: str, given: Collection[str], known: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manifests.contents import faults
+from manifests.errors import RefusedError
 from manifests.facts import INDEX
 from manifests.place import Entry, LinkError, TooLargeError, WrongKindError, place_of
 from manifests.run import (
@@ -239,6 +240,15 @@ def check_table(run_dir: Path, source: Catalogue) -> tuple[list[Damage], pa.Chun
         return damage, None
     keys, damage = _read_keys(run_dir, place, source.images)
     return damage, keys
+
+
+def keys_of(run_dir: Path, source: Catalogue) -> pa.ChunkedArray:
+    """The keys of a source's images, in order. Raises RefusedError for a table that is damaged or cannot be read."""
+    damage, keys = check_table(run_dir, source)
+    if keys is None or damage:
+        found = "; ".join(f"{run_dir / item.where}: {item.message}" for item in damage)
+        raise RefusedError(f"{found}. Restore the table from a copy: its keys say which label is which photograph's")
+    return keys
 
 
 def _read_keys(run_dir: Path, place: Path, images: int) -> tuple[pa.ChunkedArray | None, list[Damage]]:

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from manifests import PartId, Run, parts
 from manifests.errors import RefusedError
-from manifests.verify import check_table
+from manifests.verify import keys_of
 
 
 class ImageId(NamedTuple):
@@ -85,11 +85,7 @@ class RunImages:
         """The hashes of all keys, sorted, the image of each, and the keys by the number of the image."""
         chunks: list[pa.Array] = []
         for source in self.run.sources:
-            damage, keys = check_table(self.run_dir, source)
-            if keys is None or damage:
-                found = "; ".join(f"{self.run_dir / item.where}: {item.message}" for item in damage)
-                raise RefusedError(f"{found}. Restore the table from a copy: its keys say which label is which photograph's")
-            chunks += keys.cast(pa.string()).chunks
+            chunks += keys_of(self.run_dir, source).cast(pa.string()).chunks
         keys = pa.chunked_array(chunks, pa.string())
         hashes = np.fromiter((hash(key) for chunk in chunks for key in chunk.to_pylist()), np.int64, len(keys))
         order = np.argsort(hashes, kind="stable")

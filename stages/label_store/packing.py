@@ -73,7 +73,7 @@ def unpacked(chunk: UInt16[np.ndarray, "_"], height: int, width: int) -> UInt16[
     """The codes of a view, of the values that PCodec has unpacked."""
     rows = chunk[: height * width].reshape(height, width)
     codes = rows.copy()
-    for above, row in pairwise(codes):  # four times as fast as cumsum down the columns
+    for above, row in pairwise(codes):  # at 560 x 560 in two thirds of cumsum's time
         row += above
     return codes
 

@@ -14,8 +14,8 @@ _SIZES = 64
 def remember_positions(network: nn.Module) -> None:
     """Has the network keep what it makes of its position embeddings, which changes with the picture's size alone.
 
-    The library resizes them in each pass, by a kernel that a GPU runs in 1,600 threads: 3 of 20 ms of a batch of Depth Anything
-    v2 Small on an H100, more where the network is wider. The network's weights must not change afterwards.
+    The library resizes them in each pass: 3 of 20 ms of a batch of Depth Anything v2 Small on an H100. The
+    network's weights must not change afterwards.
     """
     for module in network.modules():
         resize = getattr(module, "interpolate_pos_encoding", None)

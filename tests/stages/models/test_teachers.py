@@ -163,6 +163,16 @@ def test_a_smaller_input_changes_what_the_network_sees_and_not_the_size_of_the_m
 
 
 @all_families
+def test_a_map_does_not_depend_on_the_sizes_of_pictures_before_it(families: Path, family: str):
+    """Position embeddings are remembered by size (see `remember_positions`)."""
+    used, fresh = (load_model(family_spec(families, family)) for _ in range(2))
+    tall, square = pictures(1, 96, 64), pictures(1, 64, 64)
+    first = used.predict(tall)
+    assert (used.predict(square) == fresh.predict(square)).all()
+    assert (used.predict(tall) == first).all()
+
+
+@all_families
 def test_a_compiled_network_stands_where_the_plain_one_did(teachers: dict[str, DepthModel], families: Path, family: str):
     """Its wiring, run without the compiler, which takes a minute and more; with it, 3e-6 to 6e-6 of the range was measured."""
     images = pictures(2, 64, 64)
