@@ -27,6 +27,7 @@ from scipy import ndimage
 import manifests
 from benchmarks.timing import with_range
 from benchmarks.worker import write_photographs
+from manifests.location import on_disk
 from pipeline.label.config import LabelConfig, demo_teacher
 from pipeline.label.queue import Task
 from pipeline.label.run import open_run, units_left
@@ -113,7 +114,7 @@ class _Bench:
         config = LabelConfig(run=folder / "run", sources=(str(tar),), teachers=teachers, plan=ViewPlan(), part_size=part_size)
         self._run = open_run(config, read_sources(config.sources))
         for column in self._run.columns:
-            manifests.column_dir(self._run.run_dir, column.name).mkdir(parents=True, exist_ok=True)
+            manifests.column_dir(on_disk(self._run.run_dir), column.name).mkdir(parents=True, exist_ok=True)
         units = units_left(self._run)
         self._teacher_units = [unit for unit in units if unit.column == "primary"]
         self._spec = next(spec for spec in self._run.teachers if spec.name == "primary")
@@ -142,7 +143,7 @@ class _Bench:
         wall_s = time.perf_counter() - started
         place = manifests.place_of(self._run.run_dir)
         for task in tasks:
-            manifests.manifest_path(self._run.run_dir, "primary", task.unit.part).unlink()
+            manifests.manifest_path(on_disk(self._run.run_dir), "primary", task.unit.part).unlink()
             place.remove(task.unit.arrays)
         return ms * teacher.views / 1000 / wall_s, 1000 * cpu_s / teacher.views
 

@@ -26,6 +26,7 @@ from PIL import Image
 import manifests
 from benchmarks.timing import in_turns, peak_memory_mb, ratios, seconds
 from benchmarks.worker import labelling, predict_all, ready_batches, ready_unit, write_photographs
+from manifests.location import on_disk
 from pipeline.label import ray_pool
 from pipeline.label.config import PRESETS, LabelConfig, demo_teacher
 from pipeline.label.drive import DriveOptions, drive
@@ -104,12 +105,12 @@ def _store_rows(place: Path) -> list[tuple[str, str]]:
     run = open_run(config, read_sources(config.sources))
     worker = LabelWorker(_BATCH, 2)
     for unit in units_left(run):
-        manifests.column_dir(run.run_dir, unit.column).mkdir(parents=True, exist_ok=True)
+        manifests.column_dir(on_disk(run.run_dir), unit.column).mkdir(parents=True, exist_ok=True)
         if unit.column != "assistant":
             teacher = next((spec for spec in run.teachers if spec.name == unit.column), None)
             worker.do(Task(unit=replace(unit, attempt="a"), teacher=teacher))
     part = manifests.load_part(run.run_dir, "primary", "store.00000")
-    folder = manifests.column_dir(run.run_dir, "primary") / part.zarr
+    folder = manifests.column_dir(on_disk(run.run_dir), "primary") / part.zarr
     reader = LabelReader(manifests.place_of(folder.parent), folder.name)
     labels = [label for index in range(len(reader)) if (label := reader.context(index))]
     pixels = sum(label.values.size for label in labels)
@@ -194,7 +195,7 @@ class _NoOpWorker(LabelWorker):
     """Takes tasks and makes nothing but an empty manifest, for which the driver looks."""
 
     def do(self, task: Task) -> UnitResult:
-        manifests.manifest_path(task.unit.run_dir, task.unit.column, task.unit.part).touch()
+        manifests.manifest_path(on_disk(task.unit.run_dir), task.unit.column, task.unit.part).touch()
         return UnitResult(committed=True, labelled=0, rejected=0)
 
 
@@ -209,7 +210,7 @@ def _driver_rows(place: Path, units: int, committed: int) -> list[tuple[str, str
     ray_pool.LabelWorker = LabelWorker  # type: ignore[misc]
     wide = _wide_run(place / "wide", committed)
     for column in wide.columns:
-        folder = manifests.column_dir(wide.run_dir, column.name)
+        folder = manifests.column_dir(on_disk(wide.run_dir), column.name)
         for part in manifests.parts(wide.run):
             (folder / f"{part.name}.json").touch()
     decided_s = seconds(lambda: units_left(wide))

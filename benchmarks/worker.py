@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 import manifests
+from manifests.location import on_disk
 from pipeline.label.config import LabelConfig
 from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import read_sources
@@ -49,7 +50,7 @@ def ready_unit(config: LabelConfig, teacher: str) -> Unit:
     """The teacher's unit of a new run of one part, whose column `images` is committed."""
     units = units_left(open_run(config, read_sources(config.sources)))
     for unit in units:
-        manifests.column_dir(unit.run_dir, unit.column).mkdir(parents=True, exist_ok=True)
+        manifests.column_dir(on_disk(unit.run_dir), unit.column).mkdir(parents=True, exist_ok=True)
         if unit.column == "images":
             label_images_part(replace(unit, attempt="a"), WallClock(), threads=2)
     return next(unit for unit in units if unit.column == teacher)
@@ -76,7 +77,7 @@ def labelling(unit: Unit, teacher: DepthModel, *, batch_size: int, threads: int,
     def label_once() -> None:
         attempt = replace(unit, attempt=f"threads{threads}-{next(attempts)}")
         result = label_teacher_part(attempt, teacher, WallClock(device), batch_size=batch_size, threads=threads)
-        manifests.manifest_path(unit.run_dir, unit.column, unit.part).unlink()
+        manifests.manifest_path(on_disk(unit.run_dir), unit.column, unit.part).unlink()
         if result.rejected:
             raise RuntimeError(f"{unit.column}: {result.rejected} images were rejected, expected none")
 

@@ -15,7 +15,6 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from manifests.checker import printable
@@ -24,9 +23,10 @@ from manifests.errors import DistillError
 from manifests.licences import licence_class
 from manifests.listing import STATUSES, list_images
 from manifests.litter import clean
-from manifests.place import is_url, place_of
+from manifests.location import Location, Url, location_of, refuse_other_schemes
+from manifests.place import place_of
 from manifests.repair import repair
-from manifests.run import is_record
+from manifests.run import RUN_RECORD, is_record
 from manifests.summary import ColumnSummary, RunSummary, summarize
 from manifests.tables import aligned
 from manifests.verify import Damage, count_checks, examine
@@ -75,12 +75,16 @@ def _say(line: str) -> None:
     print(printable(line))
 
 
-def _run_folder(argument: str) -> Path:
+def _run_folder(argument: str) -> Location:
     """RUN as it was given; its run.json stands for it."""
-    if is_url(argument):
-        raise argparse.ArgumentTypeError(f"{argument}: a URL; runs are read from folders: copy it to one, and name that")
-    path = Path(argument)
-    return path.parent if path.name == "run.json" and place_of(path.parent).exists(path.name) else path
+    try:
+        location = location_of(argument)
+        if isinstance(location, Url):
+            refuse_other_schemes(location)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    is_record = location.name == RUN_RECORD and place_of(location.parent).exists(RUN_RECORD)
+    return location.parent if is_record else location
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, *runs: str, **flags: str) -> None:
         command = commands.add_parser(name, help=text, description=text)
         for run in runs or ("RUN",):
-            command.add_argument(run.lower(), type=_run_folder, metavar=run, help="the run's folder")
+            command.add_argument(run.lower(), type=_run_folder, metavar=run, help="the run's folder, or its URL in a bucket")
         for flag, meaning in flags.items():
             command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=meaning)
         command.add_argument("--json", dest="as_json", action="store_true", help="for programs: JSON instead of text")
@@ -139,7 +143,7 @@ def _print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps(document, indent=2))
 
 
-def _summary(run: Path, as_json: bool) -> int:
+def _summary(run: Location, as_json: bool) -> int:
     summary = summarize(run, workers=_CORES)
     complaints = summary.complaints()
     if as_json:
@@ -152,7 +156,7 @@ def _summary(run: Path, as_json: bool) -> int:
 
 
 def _list(
-    run: Path, keys: list[str], status: list[str], kind: list[str], source: list[str], column: list[str], as_json: bool
+    run: Location, keys: list[str], status: list[str], kind: list[str], source: list[str], column: list[str], as_json: bool
 ) -> int:
     found, unreadable = list_images(run, columns=column, sources=source, statuses=status, kinds=kind, keys=keys), 0
     for image in found:
@@ -226,7 +230,7 @@ def _kinds(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in Counter(counts).most_common())
 
 
-def _verify(run: Path, deep: bool, workers: int, as_json: bool) -> int:
+def _verify(run: Location, deep: bool, workers: int, as_json: bool) -> int:
     damage = list(_examined(run, deep, workers))
     if as_json:
         _print_json({"run_dir": str(run), "deep": deep, "damage": [item._asdict() for item in damage]})
@@ -238,7 +242,7 @@ def _verify(run: Path, deep: bool, workers: int, as_json: bool) -> int:
     return PROBLEMS if damage else SOUND
 
 
-def _examined(run: Path, deep: bool, workers: int) -> Iterator[Damage]:
+def _examined(run: Location, deep: bool, workers: int) -> Iterator[Damage]:
     """What `verify` yields, with a line of progress where somebody sees it; from as many processes as there is work for."""
     total, found_so_far, live = count_checks(run), 0, sys.stderr.isatty()
     workers = min(workers, total // (_WORTH_A_PROCESS if deep else _WORTH_A_PROCESS_QUICK) or 1)
@@ -259,7 +263,7 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _repair(run: Path, quick: bool, workers: int, dry_run: bool, as_json: bool) -> int:
+def _repair(run: Location, quick: bool, workers: int, dry_run: bool, as_json: bool) -> int:
     report = repair(run, _examined(run, not quick, workers), dry_run=dry_run)
     if as_json:
         left = [item._asdict() for item in report.left]
@@ -280,7 +284,7 @@ def _repair(run: Path, quick: bool, workers: int, dry_run: bool, as_json: bool) 
     return PROBLEMS if report.left else SOUND
 
 
-def _clean(run: Path, dry_run: bool, as_json: bool) -> int:
+def _clean(run: Location, dry_run: bool, as_json: bool) -> int:
     removed = clean(run, dry_run=dry_run)
     if as_json:
         _print_json({"run_dir": str(run), "dry_run": dry_run, "removed": removed})
@@ -291,7 +295,7 @@ def _clean(run: Path, dry_run: bool, as_json: bool) -> int:
     return SOUND
 
 
-def _compare(run_a: Path, run_b: Path, as_json: bool) -> int:
+def _compare(run_a: Location, run_b: Location, as_json: bool) -> int:
     differences = compare(run_a, run_b)
     if as_json:
         found = [difference._asdict() for difference in differences]

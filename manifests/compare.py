@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from manifests.location import Location
 from manifests.run import Run, catalogue_path, committed_parts, load_part, load_run, manifest_path
 from manifests.schema import Catalogue, PartManifest
 
@@ -28,7 +29,7 @@ class Difference(NamedTuple):
     b: str
 
 
-def compare(run_a: Path, run_b: Path) -> list[Difference]:
+def compare(run_a: Location, run_b: Location) -> list[Difference]:
     """Every difference; empty when the runs hold the same. Where two columns differ in their fingerprint, their parts are
     compared all the same.
 

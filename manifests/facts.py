@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from manifests.checker import Scalar
+from manifests.location import Location
 from manifests.place import place_of
 from manifests.run import ColumnListing, load_part
 from manifests.schema import PartManifest
@@ -148,7 +148,7 @@ class ColumnFacts:
         return {part: i for i, part in enumerate(self.parts)}
 
 
-def column_facts(run_dir: Path, column: str, listing: ColumnListing) -> ColumnFacts:
+def column_facts(run_dir: Location, column: str, listing: ColumnListing) -> ColumnFacts:
     """What the column's manifests say.
 
     listing: of the column, with states. Reads the manifests that the index does not have as they are, and writes it anew where
@@ -210,7 +210,7 @@ def _numbers(text: str) -> list[int]:
     return list(map(int, text.split(","))) if text else []
 
 
-def _read(run_dir: Path, column: str, part: str) -> PartFacts | Exception:
+def _read(run_dir: Location, column: str, part: str) -> PartFacts | Exception:
     try:
         return facts_of(load_part(run_dir, column, part))
     except (OSError, ValueError) as error:
@@ -220,7 +220,7 @@ def _read(run_dir: Path, column: str, part: str) -> PartFacts | Exception:
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
-def _remembered(run_dir: Path, column: str, limit_bytes: int) -> ColumnFacts:
+def _remembered(run_dir: Location, column: str, limit_bytes: int) -> ColumnFacts:
     """What the index says; nothing where it is not as it was written, or larger than we write it."""
     try:
         raw = place_of(run_dir).read(f"{INDEX}/{column}", limit_bytes=limit_bytes)

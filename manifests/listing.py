@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
 from typing import Literal, get_args
 
 from manifests.errors import RefusedError
 from manifests.facts import column_facts
+from manifests.location import Location
 from manifests.run import (
     ColumnListing,
     PartId,
@@ -48,7 +48,7 @@ class ListedImage:
 
 
 def list_images(
-    run_dir: Path,
+    run_dir: Location,
     *,
     columns: Collection[str] = (),
     sources: Collection[str] = (),
@@ -83,7 +83,7 @@ def list_images(
 
 
 def _of_column(
-    run_dir: Path,
+    run_dir: Location,
     run: Run,
     column: str,
     every: Sequence[PartId],
@@ -104,13 +104,13 @@ def _of_column(
             yield from _unfinished(run_dir, column, part, keys_of_source(part.source)[first : first + part.images], failed)
 
 
-def _parts_with_rejected(run_dir: Path, column: str, listing: ColumnListing) -> set[str]:
+def _parts_with_rejected(run_dir: Location, column: str, listing: ColumnListing) -> set[str]:
     """And those that cannot be read."""
     facts = column_facts(run_dir, column, listing)
     return {part for part, images in zip(facts.parts, facts.all("rejected"), strict=True) if images} | set(facts.unread)
 
 
-def _committed(run_dir: Path, column: str, part: PartId) -> Iterator[ListedImage]:
+def _committed(run_dir: Location, column: str, part: PartId) -> Iterator[ListedImage]:
     try:
         images = load_part(run_dir, column, part.name).images
     except (OSError, ValueError) as error:
@@ -121,7 +121,7 @@ def _committed(run_dir: Path, column: str, part: PartId) -> Iterator[ListedImage
         yield _listed(column, part, number, image.key, image.status, image.problem)
 
 
-def _unfinished(run_dir: Path, column: str, part: PartId, keys: Sequence[str], failed: bool) -> Iterator[ListedImage]:
+def _unfinished(run_dir: Location, column: str, part: PartId, keys: Sequence[str], failed: bool) -> Iterator[ListedImage]:
     try:
         problem = load_failure(run_dir, column, part.name).problem if failed else None
     except (OSError, ValueError) as error:
@@ -143,6 +143,6 @@ def _listed(column: str, part: PartId, image: int, key: str, status: ListedStatu
     )
 
 
-def _refuse_unknown(run_dir: Path, what: str, given: Collection[str], known: Sequence[str]) -> None:
+def _refuse_unknown(run_dir: Location, what: str, given: Collection[str], known: Sequence[str]) -> None:
     if unknown := [name for name in given if name not in known]:
         raise RefusedError(f"{run_dir}: has no {what} {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}")

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from manifests.facts import INDEX
+from manifests.location import Location
 from manifests.lock import hold_run
 from manifests.place import place_of
 from manifests.run import PartId, Run, column_dir, failure_path, list_column, load_part, load_run, parts, table_path
@@ -21,8 +22,9 @@ from manifests.run import PartId, Run, column_dir, failure_path, list_column, lo
 _TABLE_NAME = re.compile(r"[A-Za-z0-9].*\.[0-9a-f]{16}\.parquet")
 
 
-def clean(run_dir: Path, *, dry_run: bool = False) -> list[str]:
-    """Removes the run's litter and returns its paths, relative to the run; `dry_run` only returns them.
+def clean(run_dir: Location, *, dry_run: bool = False) -> list[str]:
+    """Removes the run's litter and returns its paths, relative to the run; `dry_run` only returns them. In a bucket, whose
+    other users nobody can know of, only what nothing has been written to for a day.
 
     Raises RunInUseError while a driver is known to be at work (not with `dry_run`), NotARunError, InvalidRecordError for a
     record of the run, a source or a column, OSError where it may not remove something.
@@ -35,12 +37,13 @@ def clean(run_dir: Path, *, dry_run: bool = False) -> list[str]:
         litter = [name for folder in ("", "catalog", INDEX, *columns) for name in _files_aside(run_dir, folder)]
         litter += _unnamed_tables(run_dir, run)
         litter += [name for column in run.columns for name in column_litter(run_dir, column.name, catalogued)]
+        litter = [name for name in litter if place.is_abandoned(name)]
         for name in () if dry_run else litter:
             place.remove(name)
     return litter
 
 
-def column_litter(run_dir: Path, column: str, catalogued: Mapping[str, PartId]) -> Iterator[str]:
+def column_litter(run_dir: Location, column: str, catalogued: Mapping[str, PartId]) -> Iterator[str]:
     """The folders of a column that no manifest names, and the failure records of its committed parts; relative to the run."""
     listing = list_column(run_dir, column)
     named, unsure = set(), ()
@@ -60,13 +63,13 @@ def column_litter(run_dir: Path, column: str, catalogued: Mapping[str, PartId]) 
             yield (column_dir(Path(), column) / zarr).as_posix()
 
 
-def _unnamed_tables(run_dir: Path, run: Run) -> list[str]:
+def _unnamed_tables(run_dir: Location, run: Run) -> list[str]:
     """Tables that no catalogue names: their command died before it wrote that, or another one was first."""
     named = {table_path(Path(), source).name for source in run.sources}
     entries = [entry for entry in place_of(run_dir).entries("catalog") if entry.kind in ("file", "link")]
     return [f"catalog/{entry.name}" for entry in entries if _TABLE_NAME.fullmatch(entry.name) and entry.name not in named]
 
 
-def _files_aside(run_dir: Path, folder: str) -> Iterator[str]:
+def _files_aside(run_dir: Location, folder: str) -> Iterator[str]:
     for name in place_of(run_dir).leftovers(folder):
         yield f"{folder}/{name}".lstrip("/")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from manifests.errors import DistillError
+from manifests.location import Location
 from manifests.place import place_of
 
 LOCK_NAME = ".driver.lock"
@@ -28,7 +29,7 @@ class RunInUseError(DistillError, RuntimeError):
 
 
 @contextmanager
-def hold_run(run_dir: Path, *, exclusive: bool) -> Iterator[None]:
+def hold_run(run_dir: Location, *, exclusive: bool) -> Iterator[None]:
     """Holds the run while the block runs: beside others that share it, or alone. Never waits.
 
     Makes the run's folder where there is none; leaves an empty file RUN/.driver.lock. Raises RunInUseError, or OSError

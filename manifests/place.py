@@ -11,21 +11,18 @@ and nobody makes one: what an object store could not give, no caller can come to
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from io import BufferedReader
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from manifests.errors import DistillError
+from manifests.location import Location, Url
 from manifests.schema import FileRecord
 
 MAX_DEPTH = 32
 """Folders in each other, the run's own aside. Arrays need 7."""
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
 Kind = Literal["file", "folder", "link", "other"]
 
 
@@ -60,14 +57,13 @@ class Entry(NamedTuple):
     size_bytes: int | None = None
 
 
-def is_url(text: str) -> bool:
-    """Whether this names something by a scheme, as in `s3://bucket/run`, which no path of ours may be taken for."""
-    return bool(_URL.match(text))
+def place_of(run_dir: Location) -> Place:
+    """Where the run's files are. Nothing of it need be there yet. Raises RefusedError for a URL of no bucket."""
+    if isinstance(run_dir, Url):
+        from manifests.bucket_folder import BucketFolder  # they import this module
 
-
-def place_of(run_dir: Path) -> Place:
-    """Where the run's files are. Nothing of it need be there yet."""
-    from manifests.local_folder import LocalFolder  # it imports this module
+        return BucketFolder(run_dir)
+    from manifests.local_folder import LocalFolder
 
     return LocalFolder(run_dir)
 
@@ -95,6 +91,9 @@ class Place(ABC):
     LinkError, WrongKindError and TooLargeError as described there, and whatever the system says.
     """
 
+    late_creates = False
+    """Whether what `create` has begun, and told nobody of, can come to be after it has raised."""
+
     @abstractmethod
     def shown(self, name: str) -> str:
         """What people call it: its path."""
@@ -109,7 +108,7 @@ class Place(ABC):
 
     @abstractmethod
     def exists(self, name: str) -> bool:
-        """Whether anything has this name, be it a file or not."""
+        """Whether anything has this name, be it a file or not; where folders have no names of their own, only a file."""
 
     @abstractmethod
     def entries(self, folder: str) -> list[Entry]:
@@ -134,9 +133,10 @@ class Place(ABC):
     def create(self, name: str, content: bytes) -> bool:
         """Creates the file unless its name is taken; says whether it was us. Another's file is left untouched.
 
-        Of any number of processes, on any number of machines that share the place, exactly one gets True. When True is
-        returned the file and its name are durable. Whoever meets an exception must look whether the file is there: it may have
-        come after the file had its name.
+        Of any number of processes, on any number of machines that share the place, exactly one gets True; in a bucket
+        perhaps several, if they bring the same bytes. When True is returned the file and its name are durable. Whoever meets an
+        exception must look whether the file is there: it may have come after the file had its name, and it may come later
+        still where the place has `late_creates`.
         """
 
     @abstractmethod
@@ -157,6 +157,13 @@ class Place(ABC):
     @abstractmethod
     def leftovers(self, folder: str) -> list[str]:
         """What interrupted calls of `create` and `replace` have left in a folder, by name: nobody reads it."""
+
+    def is_abandoned(self, name: str) -> bool:
+        """Whether nobody can still be writing what no record names, as far as the place itself can tell."""
+        return True
+
+    def refuse_unsafe_creates(self) -> None:  # noqa: B027  # a folder's `create` refuses by itself
+        """Raises RefusedError where two writers could both be told that they had created one file."""
 
     @abstractmethod
     def hold(self, *, exclusive: bool) -> AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manifests.litter import column_litter
+from manifests.location import Location
 from manifests.lock import hold_run
 from manifests.place import place_of
 from manifests.run import IMAGES, committed_parts, failure_path, load_part, manifest_path, parts, read_run
@@ -45,7 +46,7 @@ class RepairReport:
     left: tuple[Damage, ...] = ()
 
 
-def repair(run_dir: Path, damage: Iterable[Damage] | None = None, *, dry_run: bool = False) -> RepairReport:
+def repair(run_dir: Location, damage: Iterable[Damage] | None = None, *, dry_run: bool = False) -> RepairReport:
     """Drops what is damaged; `dry_run` only says what would be. `damage` is what `verify` finds, and is asked for its items
     while the run is held; without it, the run is verified in depth.
 
@@ -54,19 +55,23 @@ def repair(run_dir: Path, damage: Iterable[Damage] | None = None, *, dry_run: bo
     with suppress(InvalidRecordError, OSError):  # that is damage, and reported below
         read_run(run_dir)
     with nullcontext() if dry_run else hold_run(run_dir, exclusive=True):
-        report = _plan(run_dir, list(verify(run_dir) if damage is None else damage))
+        found = list(verify(run_dir) if damage is None else damage)
+        if found and place_of(run_dir).late_creates:  # what came over a network once proves nothing: seen twice, it does
+            again = set(verify(run_dir))
+            found = [item for item in found if item in again]
+        report = _plan(run_dir, found)
         if not dry_run:
             _carry_out(run_dir, report)
     return report
 
 
-def drop_parts(run_dir: Path, why: Mapping[tuple[str, str], str]) -> None:
+def drop_parts(run_dir: Location, why: Mapping[tuple[str, str], str]) -> None:
     """Takes (column, part) out of the run, sound or not, so that the next labelling makes them again. The caller holds it."""
     order = sorted(why, key=lambda key: (key[0] == IMAGES, key))
     _carry_out(run_dir, RepairReport(dropped=tuple(DroppedPart(column=c, part=p, why=why[c, p]) for c, p in order)))
 
 
-def _plan(run_dir: Path, damage: list[Damage]) -> RepairReport:
+def _plan(run_dir: Location, damage: list[Damage]) -> RepairReport:
     suspect, unproven = _suspect_columns(run_dir, damage), _unproven(damage)
     why: dict[tuple[str, str], str] = {}
     removed, left = [], []
@@ -96,19 +101,19 @@ def _unproven(damage: list[Damage]) -> set[Damage]:
     return {item for item in damage if item.kind in _UNPROVEN or kinds[item.where] <= _OF_OTHER_VERSIONS}
 
 
-def _teachers(run_dir: Path) -> list[str]:
+def _teachers(run_dir: Location) -> list[str]:
     """Every column's folder but that of the images, also of columns without a record."""
     return [entry.name for entry in place_of(run_dir).entries("columns") if entry.kind == "folder" and entry.name != IMAGES]
 
 
-def _suspect_columns(run_dir: Path, damage: list[Damage]) -> set[str]:
+def _suspect_columns(run_dir: Location, damage: list[Damage]) -> set[str]:
     """Columns in which not one of several parts agrees with column.json: then it is that record that is out of place."""
     wrong = {(item.column, item.part) for item in damage if item.column and item.kind in _MISMATCH}
     counts = {column: sum(name == column for name, _ in wrong) for column, _ in wrong if column}
     return {column for column, count in counts.items() if 1 < count == len(committed_parts(run_dir, column))}
 
 
-def _pixels_return(run_dir: Path, part: str, damage: list[Damage]) -> bool:
+def _pixels_return(run_dir: Location, part: str, damage: list[Damage]) -> bool:
     """Whether the teachers' labels of a part may outlive its images: when the same pixels will come back.
 
     The same photograph through the same Pillow gives the same JPEG bytes, and the manifest, where it is to be trusted, says
@@ -121,7 +126,7 @@ def _pixels_return(run_dir: Path, part: str, damage: list[Damage]) -> bool:
     return load_part(run_dir, IMAGES, part).versions.get("pillow") == installed
 
 
-def _carry_out(run_dir: Path, report: RepairReport) -> None:
+def _carry_out(run_dir: Location, report: RepairReport) -> None:
     """Manifests first: without one a part is absent, whatever of its arrays is still there, and `clean` would remove that."""
     place, here = place_of(run_dir), Path()
     catalogued = {part.name: part for part in parts(read_run(run_dir)[0])} if report.dropped else {}

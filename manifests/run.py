@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from manifests.checker import Scalar
 from manifests.errors import RefusedError
-from manifests.place import place_of
+from manifests.location import Location, LocationT, below
+from manifests.place import Place, place_of
 from manifests.schema import (
     MAX_PARTS,
     MAX_RECORD_BYTES,
@@ -68,35 +69,35 @@ class PartId:
     rows_sha256: str
 
 
-def column_dir(run_dir: Path, column: str) -> Path:
+def column_dir(run_dir: LocationT, column: str) -> LocationT:
     """The folder of a column's manifests and arrays."""
-    return Path(run_dir, "columns", column)
+    return below(run_dir, "columns", column)
 
 
-def manifest_path(run_dir: Path, column: str, part: str) -> Path:
+def manifest_path(run_dir: LocationT, column: str, part: str) -> LocationT:
     """Where the part's commit record is, once it is committed."""
-    return column_dir(run_dir, column) / f"{part}{MANIFEST_SUFFIX}"
+    return below(column_dir(run_dir, column), f"{part}{MANIFEST_SUFFIX}")
 
 
-def failure_path(run_dir: Path, column: str, part: str) -> Path:
+def failure_path(run_dir: LocationT, column: str, part: str) -> LocationT:
     """Where it says why the part failed, if it did."""
-    return column_dir(run_dir, column) / f"{part}{FAILURE_SUFFIX}"
+    return below(column_dir(run_dir, column), f"{part}{FAILURE_SUFFIX}")
 
 
-def catalogue_path(run_dir: Path, source: str) -> Path:
+def catalogue_path(run_dir: LocationT, source: str) -> LocationT:
     """The catalogue of a source."""
-    return Path(run_dir, "catalog", f"{source}.json")
+    return below(run_dir, "catalog", f"{source}.json")
 
 
-def table_path(run_dir: Path, catalogue: Catalogue) -> Path:
+def table_path(run_dir: LocationT, catalogue: Catalogue) -> LocationT:
     """The table of the images of a source. It is named by its content: a command that died between the table and the catalogue
     that names it is in nobody's way."""
-    return Path(run_dir, "catalog", f"{catalogue.source}.{catalogue.table_sha256[:16]}{TABLE_SUFFIX}")
+    return below(run_dir, "catalog", f"{catalogue.source}.{catalogue.table_sha256[:16]}{TABLE_SUFFIX}")
 
 
-def column_record_path(run_dir: Path, column: str) -> Path:
+def column_record_path(run_dir: LocationT, column: str) -> LocationT:
     """The record of a column."""
-    return column_dir(run_dir, column) / COLUMN_RECORD
+    return below(column_dir(run_dir, column), COLUMN_RECORD)
 
 
 def is_record(place: str) -> bool:
@@ -104,7 +105,7 @@ def is_record(place: str) -> bool:
     return place == RUN_RECORD or place.startswith("catalog/") or place.endswith(f"/{COLUMN_RECORD}")
 
 
-def load_run(run_dir: Path) -> Run:
+def load_run(run_dir: Location) -> Run:
     """The run's records put together. Raises NotARunError where there is no run.json; OSError or InvalidRecordError where that,
     or the record of any source or column, cannot be read or trusted."""
     run, unread = read_run(run_dir)
@@ -113,7 +114,7 @@ def load_run(run_dir: Path) -> Run:
     return run
 
 
-def read_run(run_dir: Path) -> tuple[Run, dict[Path, Exception]]:
+def read_run(run_dir: Location) -> tuple[Run, dict[Path, Exception]]:
     """The run as far as its records can be trusted, and why the others cannot be read, by their path in the run.
 
     Raises as `load_run`, but for the records of sources and columns.
@@ -123,7 +124,7 @@ def read_run(run_dir: Path) -> tuple[Run, dict[Path, Exception]]:
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{run_dir}: not a run: found no run.json in it, expected a folder made by `python -m pipeline.label`"
         raise NotARunError(message) from error
-    record = parse_run(raw, str(Path(run_dir, RUN_RECORD)))
+    record = parse_run(raw, str(run_dir / RUN_RECORD))
     unread: dict[Path, Exception] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         sources = _loaded(
@@ -143,7 +144,7 @@ def read_run(run_dir: Path) -> tuple[Run, dict[Path, Exception]]:
     return run, unread
 
 
-def load_catalogue(run_dir: Path, source: str) -> Catalogue:
+def load_catalogue(run_dir: Location, source: str) -> Catalogue:
     """The catalogue of a source. Raises OSError, or InvalidRecordError, also where it is another source's."""
     path = catalogue_path(run_dir, source)
     catalogue = parse_catalogue(_read(run_dir, catalogue_path(Path(), source)), str(path))
@@ -151,7 +152,7 @@ def load_catalogue(run_dir: Path, source: str) -> Catalogue:
     return catalogue
 
 
-def load_column(run_dir: Path, column: str) -> ColumnRecord:
+def load_column(run_dir: Location, column: str) -> ColumnRecord:
     """The record of a column. Raises OSError, or InvalidRecordError, also where it is another column's."""
     path = column_record_path(run_dir, column)
     record = parse_column(_read(run_dir, column_record_path(Path(), column)), str(path))
@@ -159,15 +160,20 @@ def load_column(run_dir: Path, column: str) -> ColumnRecord:
     return record
 
 
-def load_part(run_dir: Path, column: str, part: str) -> PartManifest:
+def load_part(run_dir: Location, column: str, part: str) -> PartManifest:
     """The manifest of a committed part. Raises OSError, or InvalidRecordError, also where it is another part's."""
-    path = manifest_path(run_dir, column, part)
-    manifest = parse_part(_read(run_dir, manifest_path(Path(), column, part)), str(path))
-    _refuse_misplaced(path, [("column", manifest.column, column), ("part", manifest.part, part)])
+    return load_part_at(place_of(run_dir), column, part)
+
+
+def load_part_at(place: Place, column: str, part: str) -> PartManifest:
+    """The same, where the run's files are there already."""
+    name = manifest_path(Path(), column, part).as_posix()
+    manifest = parse_part(place.read(name, limit_bytes=MAX_RECORD_BYTES), place.shown(name))
+    _refuse_misplaced(place.shown(name), [("column", manifest.column, column), ("part", manifest.part, part)])
     return manifest
 
 
-def load_failure(run_dir: Path, column: str, part: str) -> FailureRecord:
+def load_failure(run_dir: Location, column: str, part: str) -> FailureRecord:
     """Why a part failed. Raises OSError, or InvalidRecordError, also where it is another part's."""
     path = failure_path(run_dir, column, part)
     failure = parse_failure(_read(run_dir, failure_path(Path(), column, part)), str(path))
@@ -175,11 +181,11 @@ def load_failure(run_dir: Path, column: str, part: str) -> FailureRecord:
     return failure
 
 
-def _read(run_dir: Path, name: Path) -> bytes:
+def _read(run_dir: Location, name: Path) -> bytes:
     return place_of(run_dir).read(name.as_posix(), limit_bytes=MAX_RECORD_BYTES)
 
 
-def _refuse_misplaced(path: Path, names: Iterable[tuple[str, str, str]]) -> None:
+def _refuse_misplaced(path: object, names: Iterable[tuple[str, str, str]]) -> None:
     problems = [
         ValidationProblem(field, "wrong_place", f"found {found!r}, expected {expected!r} from the file's place")
         for field, found, expected in names
@@ -209,12 +215,12 @@ def _loaded(
     return found
 
 
-def _source_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
+def _source_names(run_dir: Location, unread: dict[Path, Exception]) -> list[str]:
     names = (name for name, _ in _entries(run_dir, "catalog", unread))
     return sorted(name.removesuffix(MANIFEST_SUFFIX) for name in names if name.endswith(MANIFEST_SUFFIX))
 
 
-def _column_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
+def _column_names(run_dir: Location, unread: dict[Path, Exception]) -> list[str]:
     """Folders in which there is a column's record, whatever may be in it. Links are unread: they are not followed."""
     names = []
     for name, kind in _entries(run_dir, "columns", unread):
@@ -226,7 +232,7 @@ def _column_names(run_dir: Path, unread: dict[Path, Exception]) -> list[str]:
     return names
 
 
-def _entries(run_dir: Path, folder: str, unread: dict[Path, Exception]) -> list[tuple[str, str]]:
+def _entries(run_dir: Location, folder: str, unread: dict[Path, Exception]) -> list[tuple[str, str]]:
     """Name and kind of what is in a folder and is not hidden."""
     try:
         return [(e.name, e.kind) for e in place_of(run_dir).entries(folder) if not e.name.startswith(".")]
@@ -235,7 +241,7 @@ def _entries(run_dir: Path, folder: str, unread: dict[Path, Exception]) -> list[
         return []
 
 
-def foreign_columns(run_dir: Path, run: Run, unread: Iterable[Path]) -> dict[str, str]:
+def foreign_columns(run_dir: Location, run: Run, unread: Iterable[Path]) -> dict[str, str]:
     """What lies in columns/ and is no column that the run has, by name, and what to do about it.
 
     unread: paths of records that cannot be read, which are told by themselves, as links are; so are folders that cannot be
@@ -256,7 +262,7 @@ def foreign_columns(run_dir: Path, run: Run, unread: Iterable[Path]) -> dict[str
 
 
 def _within_limit(
-    run_dir: Path, sources: Iterable[Catalogue], part_size: int, unread: dict[Path, Exception]
+    run_dir: Location, sources: Iterable[Catalogue], part_size: int, unread: dict[Path, Exception]
 ) -> Iterator[Catalogue]:
     """The sources as long as their parts can be listed in memory."""
     count = 0
@@ -311,7 +317,7 @@ def part_fingerprint(column: ColumnRecord, rows_sha256: str) -> dict[str, Scalar
     return {**column.fingerprint, "rows_sha256": rows_sha256}
 
 
-def committed_parts(run_dir: Path, column: str) -> set[str]:
+def committed_parts(run_dir: Location, column: str) -> set[str]:
     """The names of a column's parts that have a manifest, sound or not; reads one folder and no file."""
     return list_column(run_dir, column).manifests
 
@@ -327,7 +333,7 @@ class ColumnListing:
     states: Mapping[str, str] = field(default_factory=dict)
 
 
-def list_column(run_dir: Path, column: str, *, with_states: bool = False) -> ColumnListing:
+def list_column(run_dir: Location, column: str, *, with_states: bool = False) -> ColumnListing:
     """What lies in a column's folder; all empty where there is no such folder yet. Files still being written are left out.
 
     Raises OSError where the folder cannot be listed, a LinkError where it is a link.
@@ -362,7 +368,7 @@ def fingerprint_differences(found: Mapping[str, Any], expected: Mapping[str, Any
     ]
 
 
-def refuse_foreign_part(run_dir: Path, column: ColumnRecord, part: PartId, manifest: PartManifest) -> None:
+def refuse_foreign_part(run_dir: Location, column: ColumnRecord, part: PartId, manifest: PartManifest) -> None:
     """Raises RefusedError, naming the fields, for a part of other settings or another source than the run's records say."""
     differences = fingerprint_differences(manifest.fingerprint, part_fingerprint(column, part.rows_sha256))
     if manifest.depth_space != column.depth_space:

@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from manifests.facts import ColumnFacts, column_facts
 from manifests.licences import UNKNOWN, most_restrictive
+from manifests.location import Location
 from manifests.run import (
     ColumnListing,
     Run,
@@ -134,7 +134,7 @@ class RunSummary:
         return found + excess
 
 
-def summarize(run_dir: Path, *, workers: int = 1) -> RunSummary:
+def summarize(run_dir: Location, *, workers: int = 1) -> RunSummary:
     """The whole run in numbers, the same for any number of worker processes (with 1, this process does the work).
 
     Raises NotARunError, InvalidRecordError for run.json, and WorkerDiedError; other damage is in the summary.
@@ -175,7 +175,7 @@ def _allowed_rejections(run: Run) -> float | None:
     return float(fraction) if isinstance(fraction, int | float) else None
 
 
-def _rejections(run_dir: Path, column: str) -> list[str]:
+def _rejections(run_dir: Location, column: str) -> list[str]:
     """The first rejected images of a column, with the reason."""
     named: list[str] = []
     for part in sorted(list_column(run_dir, column).manifests):
@@ -189,7 +189,7 @@ def _rejections(run_dir: Path, column: str) -> list[str]:
     return named[:_NAMED_REJECTIONS]
 
 
-def _summarize_column(run_dir: Path, column: ColumnRecord, run: Run) -> ColumnSummary:
+def _summarize_column(run_dir: Location, column: ColumnRecord, run: Run) -> ColumnSummary:
     catalogued = images_of_parts(run)  # sooner made than sent to a process
     damage: dict[str, str] = {}
     try:
@@ -231,7 +231,7 @@ def _summarize_column(run_dir: Path, column: ColumnRecord, run: Run) -> ColumnSu
 
 
 def _accounted(
-    run_dir: Path, column: str, facts: ColumnFacts, catalogued: Mapping[str, int]
+    run_dir: Location, column: str, facts: ColumnFacts, catalogued: Mapping[str, int]
 ) -> tuple[ColumnFacts, dict[str, str]]:
     """The manifests that count, and why the others do not, by part."""
     refused = {part: _first_lines(error) for part, error in facts.unread.items() if part in catalogued}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from manifests.contents import faults
 from manifests.errors import RefusedError
 from manifests.facts import INDEX
+from manifests.location import Location
 from manifests.place import Entry, LinkError, TooLargeError, WrongKindError, place_of
 from manifests.run import (
     COLUMN_RECORD,
@@ -65,15 +66,14 @@ class Damage(NamedTuple):
     part: str | None = None
 
 
-def verify(run_dir: Path, *, deep: bool = True, workers: int = 1) -> list[Damage]:
+def verify(run_dir: Location, *, deep: bool = True, workers: int = 1) -> list[Damage]:
     """All damage of the run, in the same order for any number of worker processes (with 1, this process does the work); empty
     when it is sound. Raises NotARunError where there is no run.json, WorkerDiedError."""
     return [damage for found in examine(run_dir, deep=deep, workers=workers) for damage in found]
 
 
-def examine(run_dir: Path, *, deep: bool = True, workers: int = 1) -> Iterator[list[Damage]]:
+def examine(run_dir: Location, *, deep: bool = True, workers: int = 1) -> Iterator[list[Damage]]:
     """The same bit by bit: the run's own records, then a list for each source, each column, each record in it."""
-    run_dir = Path(run_dir)
     try:
         run, unread = read_run(run_dir)
     except LinkError:
@@ -91,7 +91,7 @@ def examine(run_dir: Path, *, deep: bool = True, workers: int = 1) -> Iterator[l
 
 
 def _checks(
-    run_dir: Path, run: Run, unread: Container[Path], keys: Mapping[str, pa.ChunkedArray | None], deep: bool
+    run_dir: Location, run: Run, unread: Container[Path], keys: Mapping[str, pa.ChunkedArray | None], deep: bool
 ) -> Iterator[Callable[[], list[Damage]]]:
     """A check for each column, and for each record of a part in it; made one by one, since each has the keys of its images."""
     known = {part.name: part for part in parts(run)}
@@ -110,7 +110,7 @@ def _checks(
             yield partial(_check_part, run_dir, run.plan, column, part, _of_part(zarrs, name), own, deep)
 
 
-def count_checks(run_dir: Path) -> int:
+def count_checks(run_dir: Location) -> int:
     """How many lists `examine` will yield if nothing writes meanwhile. Raises NotARunError where there is no run.json."""
     try:
         run, _ = read_run(run_dir)
@@ -161,7 +161,7 @@ _PROVEN = {
 _LINK = "found a link, which is not followed: put in its place what it points to, or remove it"
 
 
-def _check_places(run_dir: Path, run: Run, unread: Mapping[Path, Exception]) -> list[Damage]:
+def _check_places(run_dir: Location, run: Run, unread: Mapping[Path, Exception]) -> list[Damage]:
     """Records of the run that cannot be read, links among its files and folders, and columns without a record."""
     damage = [item for place, error in unread.items() for item in _described(place, error)]
     for folder in ("", "catalog", "columns", INDEX):
@@ -194,7 +194,7 @@ def _unknown_part(column: Path, name: str) -> Damage:
     return Damage(str(column / name), "unknown_part", message)
 
 
-def _listed(run_dir: Path, column: ColumnRecord) -> tuple[ColumnListing, list[Damage]]:
+def _listed(run_dir: Location, column: ColumnRecord) -> tuple[ColumnListing, list[Damage]]:
     """What a column has; nothing where that cannot be told."""
     try:
         return list_column(run_dir, column.name), []
@@ -208,7 +208,7 @@ def _of_part(zarrs: Sequence[str], part: str) -> Sequence[str]:
     return zarrs[first : bisect_left(zarrs, f"{part}/", lo=first)]  # the character after the dot
 
 
-def _check_links(run_dir: Path, column: ColumnRecord, listing: ColumnListing) -> list[Damage]:
+def _check_links(run_dir: Location, column: ColumnRecord, listing: ColumnListing) -> list[Damage]:
     """Links in a column's folder, and in attempts at parts that are not committed; the others are told with their part."""
     folder = column_dir(Path(), column.name)
     try:
@@ -223,7 +223,7 @@ def _check_links(run_dir: Path, column: ColumnRecord, listing: ColumnListing) ->
     return damage
 
 
-def _links_in(run_dir: Path, zarr: Path) -> list[Damage]:
+def _links_in(run_dir: Location, zarr: Path) -> list[Damage]:
     """Links in an attempt that no manifest names; that it cannot be read is no damage."""
     try:
         entries = place_of(run_dir).tree(zarr.as_posix())
@@ -232,7 +232,7 @@ def _links_in(run_dir: Path, zarr: Path) -> list[Damage]:
     return [Damage(str(zarr / entry.name), "link", _LINK) for entry in entries if entry.kind == "link"]
 
 
-def check_table(run_dir: Path, source: Catalogue) -> tuple[list[Damage], pa.ChunkedArray | None]:
+def check_table(run_dir: Location, source: Catalogue) -> tuple[list[Damage], pa.ChunkedArray | None]:
     """Damage of a source's table, and the keys of its images; None where the table is not to be trusted."""
     place = table_path(Path(), source)
     damage = _check_digest(run_dir, place, source.table_sha256)
@@ -242,7 +242,7 @@ def check_table(run_dir: Path, source: Catalogue) -> tuple[list[Damage], pa.Chun
     return damage, keys
 
 
-def keys_of(run_dir: Path, source: Catalogue) -> pa.ChunkedArray:
+def keys_of(run_dir: Location, source: Catalogue) -> pa.ChunkedArray:
     """The keys of a source's images, in order. Raises RefusedError for a table that is damaged or cannot be read."""
     damage, keys = check_table(run_dir, source)
     if keys is None or damage:
@@ -251,7 +251,7 @@ def keys_of(run_dir: Path, source: Catalogue) -> pa.ChunkedArray:
     return keys
 
 
-def _read_keys(run_dir: Path, place: Path, images: int) -> tuple[pa.ChunkedArray | None, list[Damage]]:
+def _read_keys(run_dir: Location, place: Path, images: int) -> tuple[pa.ChunkedArray | None, list[Damage]]:
     """The keys of a table that has as many rows as the source has images; they are read only then."""
     try:
         import pyarrow as pa  # here, so that a summary does not wait for it
@@ -273,7 +273,7 @@ def _read_keys(run_dir: Path, place: Path, images: int) -> tuple[pa.ChunkedArray
         return None, _described(place, error)
 
 
-def _check_digest(run_dir: Path, place: Path, expected: str) -> list[Damage]:
+def _check_digest(run_dir: Location, place: Path, expected: str) -> list[Damage]:
     try:
         with place_of(run_dir).open(place.as_posix()) as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -283,7 +283,7 @@ def _check_digest(run_dir: Path, place: Path, expected: str) -> list[Damage]:
     return [Damage(str(place), "wrong_sha256", message)] if found != expected else []
 
 
-def _check_failure(run_dir: Path, column: ColumnRecord, part: PartId) -> list[Damage]:
+def _check_failure(run_dir: Location, column: ColumnRecord, part: PartId) -> list[Damage]:
     place = failure_path(Path(), column.name, part.name)
     damage = []
     try:
@@ -297,7 +297,7 @@ def _check_failure(run_dir: Path, column: ColumnRecord, part: PartId) -> list[Da
 
 
 def _check_part(
-    run_dir: Path,
+    run_dir: Location,
     plan: Mapping[str, Any],
     column: ColumnRecord,
     part: PartId,
@@ -345,7 +345,7 @@ def _check_manifest(
     return damage
 
 
-def _check_input(run_dir: Path, place: Path, manifest: PartManifest) -> list[Damage]:
+def _check_input(run_dir: Location, place: Path, manifest: PartManifest) -> list[Damage]:
     """Whether a teacher's part was made from the files that the part's pictures were made from, where both are known."""
     if manifest.column == IMAGES or not any(own.content_sha256 for own in manifest.images):
         return []
@@ -361,7 +361,7 @@ def _check_input(run_dir: Path, place: Path, manifest: PartManifest) -> list[Dam
     ]
 
 
-def _check_files(run_dir: Path, place: Path, manifest: PartManifest, deep: bool) -> list[Damage]:
+def _check_files(run_dir: Location, place: Path, manifest: PartManifest, deep: bool) -> list[Damage]:
     """Damage of a part's files: each is looked for, and with `deep` read. Raises OSError where they cannot be listed."""
     folder = place.as_posix()
     found = {f"{folder}/{entry.name}": entry for entry in place_of(run_dir).tree(folder)}

@@ -18,15 +18,32 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Annotated, Any, NoReturn, Protocol, TypeVar, cast
 
 import tyro
 
+import manifests
+from manifests.bucket_store import package
+from manifests.errors import RefusedError
+from manifests.location import Location, Url, location_of
 from manifests.version import software_version
 from pipeline.exits import REFUSED
 
 _URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has swallowed the second
-_MAY_BE_URLS = ("address", "licence")
+_MAY_BE_URLS = ("address", "licence", "sources")
+
+
+AnyLocation = Annotated[
+    Location,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH|URL",
+        instance_from_str=lambda texts: location_of(texts[0]),
+        is_instance=lambda value: isinstance(value, Path | Url),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A field that takes a path, or a URL of a bucket."""
 
 
 class CommandConfig(Protocol):
@@ -145,7 +162,7 @@ def _flag(name: str, hint: Any, prefix: str) -> str:
     given = [extra for extra in extras if getattr(extra, "name", None) or getattr(extra, "metavar", None)]
     if tyro.conf.Positional in extras:
         return next((extra.metavar for extra in given), name.upper())
-    named = next((extra.name for extra in given if extra.name), name.replace("_", "-"))
+    named = next((extra.name for extra in given if getattr(extra, "name", None)), name.replace("_", "-"))
     return f"--{prefix}{named}"
 
 
@@ -166,8 +183,16 @@ def at_least(config: Any, bounds: Mapping[str, float]) -> list[str]:
     ]
 
 
-def folder_problems(flag: str, folder: Path) -> list[str]:
-    """Why a folder to write into cannot be one: a file is in its place, or in that of a folder above it."""
+def folder_problems(flag: str, folder: Location) -> list[str]:
+    """Why a folder to write into cannot be one: a file is in its place, or in that of a folder above it; or why a URL names no
+    bucket that can be written to."""
+    if isinstance(folder, Url):
+        try:
+            manifests.place_of(folder)
+            package()
+        except RefusedError as error:
+            return [f"{flag} {error}"]
+        return []
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if nearest.is_dir():
         return []
@@ -180,7 +205,7 @@ def resolved(config: CommandConfig) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
+    if isinstance(value, Path | Url):
         return str(value)
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
@@ -250,6 +275,11 @@ def _convert(raw: Any, hint: Any) -> Any:
         if raw in parameters:
             return raw
         raise TypeError(f"found {raw!r}, expected one of {', '.join(map(repr, parameters))}")
+    if Url in parameters and isinstance(raw, str):
+        try:
+            return location_of(raw)
+        except ValueError as error:
+            raise TypeError(str(error)) from error
     if origin in (types.UnionType, typing.Union):
         for option in parameters:
             try:

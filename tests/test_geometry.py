@@ -17,6 +17,7 @@ import zarr
 from PIL import Image
 
 import manifests
+from manifests.location import on_disk
 from manifests.run import IMAGES
 from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import read_sources
@@ -113,7 +114,7 @@ def _label_run(folder: Path, checkpoints: Path, plan: ViewPlan, sizes: Sequence[
             label_images_part(unit, WallClock())
         elif unit.column == TEACHER:
             label_teacher_part(unit, _Identity(checkpoints), WallClock())
-    return run.run_dir
+    return on_disk(run.run_dir)
 
 
 def _positions(box: np.ndarray, extent: tuple[int, int], axis: int, length: int) -> np.ndarray:

@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOOR = ("manifests/durable.py", "manifests/local_folder.py", "manifests/local_new_folder.py", "manifests/lock.py")
+DOOR = (
+    *("manifests/durable.py", "manifests/local_folder.py", "manifests/local_new_folder.py", "manifests/lock.py"),
+    *("manifests/bucket_folder.py", "manifests/bucket_hold.py", "manifests/bucket_new_folder.py", "manifests/bucket_store.py"),
+    "manifests/part_cache.py",
+)
 """What is behind the door of a folder on this machine. `lock.py` also locks other folders, for `commit.py`'s callers."""
 OTHER_FILES: dict[str, tuple[str, ...]] = {
     "any folder but a run's, by path, for the modules below": ("manifests/commit.py",),
@@ -39,6 +43,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "stages/sources/catalogue.py",
         "stages/sources/folders.py",
         "stages/sources/photographs.py",
+        "stages/sources/source.py",
         "stages/sources/tar_members.py",
         "stages/sources/tars.py",
         "pipeline/demo/command.py",
@@ -158,8 +163,9 @@ def test_modules_that_know_runs_touch_nothing_else_than_what_is_written_here(fou
     }
     assert {module: set(texts) for module, texts in knowing.items()} == {
         "manifests/__main__.py": {"os.open(os.devnull, os.O_WRONLY)"},
+        "pipeline/config.py": {"path.read_text(encoding='utf-8')", "nearest.is_dir()"},
         "pipeline/label/estimate.py": {"tempfile.TemporaryDirectory(prefix='label-estimate-')"},
-        "pipeline/label/sources.py": {"Path(family[0].location).exists()", "Path(place).exists()"},
+        "pipeline/label/sources.py": {"Path(location).exists()", "Path(place).exists()"},
         "pipeline/label/run.py": {"Path(path).is_dir()", "folder.rglob('*.safetensors')"},
         "pipeline/train/setup.py": {
             "(config.output / WEIGHTS).exists()",
@@ -177,7 +183,8 @@ def test_no_path_into_a_run_is_given_to_any_of_these_calls(found: dict[str, list
 
 def test_only_the_door_knows_what_is_behind_it():
     behind = re.compile(
-        r"^\s*(from|import) manifests\.(durable|local_\w+)|^\s*from manifests import .*\bdurable\b", re.MULTILINE
+        r"^\s*(from|import) manifests\.(durable|local_\w+|bucket_(folder|new_folder|hold))|^\s*from manifests import .*\bdurable\b",
+        re.MULTILINE,
     )
     users = [
         path.relative_to(ROOT).as_posix()

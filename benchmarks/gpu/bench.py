@@ -15,6 +15,7 @@ import torch
 from benchmarks.gpu.networks import save_diffusion, save_vit
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.worker import write_photographs
+from manifests.location import on_disk
 from pipeline.label.command import label
 from pipeline.label.config import LabelConfig, demo_teacher
 from stages.labelling.teacher import TeacherSpec
@@ -104,4 +105,4 @@ class Bench:
         report = label(config)
         if report.committed != report.parts_total:
             raise RuntimeError(f"the labels of the demo's teachers: {report}")
-        return config.run
+        return on_disk(config.run)

@@ -14,7 +14,7 @@ import tyro
 
 import manifests
 from manifests.run import IMAGES, RUN_RECORD
-from pipeline.config import at_least, folder_problems, parse_command, settings_named
+from pipeline.config import AnyLocation, at_least, folder_problems, parse_command, settings_named
 from pipeline.label.pool import Resources
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from pipeline.train.config import TrainConfig
@@ -38,10 +38,11 @@ _PAPER_TEACHERS = {
 class LabelConfig:
     """Label photographs with every teacher."""
 
-    run: Path
-    """The run's folder; made where missing, continued where it exists."""
+    run: AnyLocation
+    """The run's folder, or its URL in a bucket (s3://bucket/runs/mine); made where missing, continued where it exists."""
     sources: tuple[str, ...] = ()
-    """Tars, brace patterns (shards-{0000..0099}.tar), globs and folders of photographs. None: those that the run has."""
+    """Tars, brace patterns (shards-{0000..0099}.tar), globs and folders of photographs, on disk or in a bucket. None: those
+    that the run has."""
     add_new_files: bool = False
     """Take in the files that were added to a folder since the run was made, as a further source of the run."""
     preset: str = "paper"
@@ -124,7 +125,7 @@ class LabelConfig:
     @property
     def _training(self) -> TrainConfig:
         values, _ = settings_named(TrainConfig, TRAIN_PRESETS, "--for-training", self.for_training)
-        return TrainConfig(**(values | {"run": (self.run,), "output": self.run, "device": "auto"}))
+        return TrainConfig(**(values | {"run": (self.run,), "output": Path(), "cache": Path(), "device": "auto"}))
 
     def _draw_problems(self) -> list[str]:
         if not self.for_training:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import manifests
+from manifests.location import Location
 from manifests.run import IMAGES
 from pipeline.interrupts import handled_by
 from pipeline.label.in_process import InProcessPool
@@ -174,7 +175,7 @@ def _manifest(unit: Unit) -> str:
     return manifests.manifest_path(Path(), unit.column, unit.part).as_posix()
 
 
-def require_seen(run_dir: Path, manifest: str, *, timeout_s: float) -> None:
+def require_seen(run_dir: Location, manifest: str, *, timeout_s: float) -> None:
     """Raises RunNotSharedError where a manifest that a worker has committed is not to be seen here in time."""
     place, deadline = manifests.place_of(run_dir), time.monotonic() + timeout_s
     while not place.exists(manifest):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import manifests
+from manifests.location import Location
 from pipeline.label.config import LabelConfig
 from pipeline.label.queue import Task
 from pipeline.label.run import open_run, units_left
@@ -112,7 +113,7 @@ def _images_drawn(config: LabelConfig, sources: _Sources) -> dict[str, float]:
     return {column: sum(map(len, of_parts.values())) / contexts for column, of_parts in rows.items()}
 
 
-def _column(run_dir: Path, column: str, images: float, workers: int) -> ColumnEstimate:
+def _column(run_dir: Location, column: str, images: float, workers: int) -> ColumnEstimate:
     parts: Sequence[manifests.PartManifest] = [
         manifests.load_part(run_dir, column, part) for part in sorted(manifests.committed_parts(run_dir, column))
     ]

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import manifests
+from manifests.location import Location, absolute
 from manifests.place import PlaceError
 from manifests.run import IMAGES, RUN_RECORD
 from pipeline.config import resolved
@@ -42,7 +43,7 @@ _DECIDING = ("loader", "depth_space", "dtype", "input_px", "compile", "steps", "
 class WantedRun:
     """What a command wants of its run: `columns` are `images` and those of its teachers, in their order."""
 
-    run_dir: Path
+    run_dir: Location
     record: manifests.RunRecord
     plan: ViewPlan
     columns: tuple[manifests.ColumnRecord, ...]
@@ -55,7 +56,7 @@ class WantedRun:
 class OpenRun:
     """A run whose records are on disk, and what a command does in it: its columns, and its sources with their images."""
 
-    run_dir: Path
+    run_dir: Location
     run: manifests.Run
     plan: ViewPlan
     columns: tuple[manifests.ColumnRecord, ...]
@@ -165,6 +166,7 @@ def enter_run(wanted: WantedRun, found: Sequence[FoundSource], *, alone: bool = 
     """
     run_dir, place = wanted.run_dir, manifests.place_of(wanted.run_dir)
     if not place.exists(RUN_RECORD):
+        place.refuse_unsafe_creates()
         place.create(RUN_RECORD, manifests.to_json(wanted.record))  # or another driver was first
     run = manifests.load_run(run_dir)
     differing = _differing_columns(run, wanted)
@@ -232,7 +234,7 @@ def refuse_replaced(run: OpenRun) -> None:
             raise RunMismatchError(f"{run.run_dir / name}: another command has replaced it just now; run again to see how")
 
 
-def _digests(run_dir: Path, columns: Sequence[manifests.ColumnRecord]) -> dict[str, str]:
+def _digests(run_dir: Location, columns: Sequence[manifests.ColumnRecord]) -> dict[str, str]:
     place = manifests.place_of(run_dir)
     names = [RUN_RECORD, *(manifests.column_record_path(Path(), column.name).as_posix() for column in columns)]
     contents = (place.read(name, limit_bytes=manifests.MAX_RECORD_BYTES) for name in names)
@@ -245,7 +247,7 @@ def _absolute(spec: TeacherSpec) -> TeacherSpec:
     return replace(spec, **{name: str(Path(path).absolute()) for name, path in folders.items()})
 
 
-def _recorded_columns(run_dir: Path) -> dict[str, manifests.ColumnRecord]:
+def _recorded_columns(run_dir: Location) -> dict[str, manifests.ColumnRecord]:
     """The columns that the run has, by name."""
     if not manifests.place_of(run_dir).exists(RUN_RECORD):
         return {}
@@ -303,7 +305,7 @@ def _settings(run: manifests.Run | manifests.RunRecord) -> dict[str, object]:
     return {"seed": run.seed, "part_size": run.part_size, **{f"plan.{name}": value for name, value in run.plan.items()}}
 
 
-def _forget(run_dir: Path, column: str) -> None:
+def _forget(run_dir: Location, column: str) -> None:
     """Remove what attempts at a column without committed parts have left.
 
     No link is followed, and what no command of ours writes stays; `verify` names both.
@@ -335,7 +337,7 @@ def units_left(run: OpenRun) -> list[Unit]:
     return units
 
 
-def drop_second_chances(run_dir: Path) -> None:
+def drop_second_chances(run_dir: Location) -> None:
     """Take parts out of a run whose images were rejected for what happened to their worker, so that they are made again.
 
     A part of `images` takes the teachers' parts along, which were made without those images.
@@ -357,7 +359,7 @@ def _unit(
     place = manifests.column_record_path(Path(), column.name).as_posix()
     drawn = None if column.name == IMAGES or run.drawn is None else run.drawn[column.name][part.name]
     return Unit(
-        run_dir=run.run_dir.resolve(),
+        run_dir=absolute(run.run_dir),
         records={name: run.records[name] for name in (RUN_RECORD, place)},
         column=column.name,
         part=part.name,

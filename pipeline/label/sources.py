@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,10 @@ import pyarrow.parquet as pq
 
 import manifests
 from manifests.errors import RefusedError
+from manifests.location import Location, absolute, is_url, location_of, parents
 from manifests.place import place_of
 from manifests.run import IMAGES
+from stages.sources.buckets import find_urls
 from stages.sources.catalogue import (
     SourceNotFoundError,
     cross_source_problems,
@@ -73,15 +76,17 @@ def read_sources(patterns: Sequence[str]) -> tuple[FoundSource, ...]:
         return tuple(zip(sources, pool.map(read_source, sources), strict=True))
 
 
-def recorded_sources(run_dir: Path) -> tuple[str, ...]:
+def recorded_sources(run_dir: Location) -> tuple[str, ...]:
     """Where the sources of a run were when they were added, each once. Raises SourceNotFoundError for one that is gone."""
     places = tuple(dict.fromkeys(source.location for source in manifests.load_run(run_dir).sources))
-    if gone := [place for place in places if not Path(place).exists()]:
+    if gone := [place for place in places if not is_url(place) and not Path(place).exists()]:
         raise SourceNotFoundError(f"{', '.join(gone)}: nothing there, where the run had it; name its place by --sources")
     return places
 
 
-def match_sources(run_dir: Path, run: manifests.Run, found: Sequence[FoundSource], *, add_new_files: bool) -> MatchedSources:
+def match_sources(
+    run_dir: Location, run: manifests.Run, found: Sequence[FoundSource], *, add_new_files: bool
+) -> MatchedSources:
     """Tell a run's sources from new ones. Raises RunMismatchError, naming files, for one of the run's that has changed."""
     families: dict[str, list[manifests.Catalogue]] = {}
     for catalogue in sorted(run.sources, key=lambda catalogue: catalogue.extends is not None):
@@ -103,7 +108,7 @@ def match_sources(run_dir: Path, run: manifests.Run, found: Sequence[FoundSource
     return MatchedSources(known=tuple(known), new=tuple(new), left_out=tuple(left_out))
 
 
-def add_sources(run_dir: Path, recorded: Sequence[manifests.Catalogue], matched: MatchedSources) -> None:
+def add_sources(run_dir: Location, recorded: Sequence[manifests.Catalogue], matched: MatchedSources) -> None:
     """Write the new sources' catalogues. Raises RunMismatchError where another command has just added one of that name."""
     if not matched.new:
         return
@@ -147,7 +152,7 @@ def table_of(rows: Sequence[CatalogueRow]) -> bytes:
     return buffer.getvalue()
 
 
-def _matching(run_dir: Path, run: manifests.Run, families: Families, found: Sequence[FoundSource]) -> list[str | None]:
+def _matching(run_dir: Location, run: manifests.Run, families: Families, found: Sequence[FoundSource]) -> list[str | None]:
     """The name of the run's source that each of these is, None for a new one; each name once, the surest first.
 
     That is one of the same images in its place; one of the same images elsewhere; one in its place; and, where its place is
@@ -155,7 +160,10 @@ def _matching(run_dir: Path, run: manifests.Run, families: Families, found: Sequ
     """
     names: list[str | None] = [None] * len(found)
     digests = [rows_sha256(content.rows) for _, content in found]
-    gone = {name for name, family in families.items() if not Path(family[0].location).exists()}
+
+    @cache
+    def is_gone(name: str) -> bool:
+        return bool(_is_gone(families[name][0].location))
 
     def in_its_place(i: int, name: str) -> bool:
         return families[name][0].location == str(found[i][0].location)
@@ -166,7 +174,7 @@ def _matching(run_dir: Path, run: manifests.Run, families: Families, found: Sequ
     def moved_and_changed(i: int, name: str) -> bool:
         there = {row.key: row for row in found[i][1].rows}
         same = [_same(row, there.get(row.key)) for part in families[name] for row in read_rows(run_dir, part)]
-        return name in gone and (all(same) if found[i][0].name != name else any(same))
+        return is_gone(name) and (all(same) if found[i][0].name != name else any(same))
 
     def same_bytes(i: int, name: str) -> bool:
         return _same_bytes(run_dir, run, families[name][0], *found[i])
@@ -178,8 +186,14 @@ def _matching(run_dir: Path, run: manifests.Run, families: Families, found: Sequ
     return names
 
 
+def _is_gone(location: str) -> bool:
+    """Whether nothing is where a source was."""
+    refused: list[str] = []
+    return not find_urls([location], refused) if is_url(location) else not Path(location).exists()
+
+
 def _same_bytes(
-    run_dir: Path, run: manifests.Run, catalogue: manifests.Catalogue, source: Source, content: SourceContent
+    run_dir: Location, run: manifests.Run, catalogue: manifests.Catalogue, source: Source, content: SourceContent
 ) -> bool:
     """Whether three images that the run has labelled are still the same, byte for byte: names and sizes alone may be those of
     other pictures, such as another video's frames."""
@@ -198,12 +212,13 @@ def _same_bytes(
 
 def _refuse_nested(run: manifests.Run, new: Sequence[NewSource]) -> None:
     """Raises RunMismatchError for a new folder inside one of the run's, or around one: its images would be labelled twice."""
-    folders = {Path(source.location).resolve(): source for source in run.sources if source.source_kind == "folder"}
+    recorded_folders = (source for source in run.sources if source.source_kind == "folder")
+    folders = {absolute(location_of(source.location)): source for source in recorded_folders}
     for source, _, extends in new:
-        place = source.location.resolve()
+        place = absolute(source.location)
         for other, recorded in folders.items():
-            if extends is None and source.kind == "folder" and (other in place.parents or place in other.parents):
-                where = "inside" if other in place.parents else "around"
+            if extends is None and source.kind == "folder" and (other in parents(place) or place in parents(other)):
+                where = "inside" if other in parents(place) else "around"
                 raise RunMismatchError(
                     f"{source.location} is {where} {recorded.location}, which is the run's source {recorded.source}: images "
                     "would be labelled twice; name that folder, with --add-new-files if it has new ones"
@@ -211,7 +226,7 @@ def _refuse_nested(run: manifests.Run, new: Sequence[NewSource]) -> None:
 
 
 def _compared(
-    run_dir: Path, family: Sequence[manifests.Catalogue], source: Source, content: SourceContent
+    run_dir: Location, family: Sequence[manifests.Catalogue], source: Source, content: SourceContent
 ) -> tuple[list[tuple[Source, tuple[CatalogueRow, ...]]], tuple[CatalogueRow, ...]]:
     """Each source of the family with its images as they were found, and the images that none of them has."""
     if len(family) == 1 and family[0].rows_sha256 == rows_sha256(content.rows):
@@ -241,7 +256,7 @@ def _same(row: CatalogueRow, other: CatalogueRow | None) -> bool:
     return other is not None and (row.member, row.offset, row.size_bytes) == (other.member, other.offset, other.size_bytes)
 
 
-def read_rows(run_dir: Path, catalogue: manifests.Catalogue) -> list[CatalogueRow]:
+def read_rows(run_dir: Location, catalogue: manifests.Catalogue) -> list[CatalogueRow]:
     """The images of one of the run's sources, as they were when it was added. Raises RunMismatchError for a damaged table."""
     place = manifests.table_path(Path(), catalogue).as_posix()
     with place_of(run_dir).open(place) as stream:
@@ -255,14 +270,14 @@ def read_rows(run_dir: Path, catalogue: manifests.Catalogue) -> list[CatalogueRo
 
 
 def _problems_across(
-    run_dir: Path, recorded: Sequence[manifests.Catalogue], matched: MatchedSources
+    run_dir: Location, recorded: Sequence[manifests.Catalogue], matched: MatchedSources
 ) -> dict[str, list[manifests.Problem]]:
     """Images of new sources whose key an earlier source has too, by the new source's name."""
     there = {source.name: rows for source, rows in matched.known}
     contents: list[FoundSource] = []
     for catalogue in recorded:
         rows = there.get(catalogue.source) or tuple(read_rows(run_dir, catalogue))
-        source = Source(name=catalogue.source, kind=catalogue.source_kind, location=Path(catalogue.location))
+        source = Source(name=catalogue.source, kind=catalogue.source_kind, location=location_of(catalogue.location))
         contents.append((source, SourceContent(rows=rows, size_bytes=0, problems=())))
     contents += [(new.source, new.content) for new in matched.new]
     problems: dict[str, list[manifests.Problem]] = defaultdict(list)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -135,7 +136,8 @@ def require_run(unit: Unit) -> None:
     place = manifests.place_of(unit.run_dir)
     for name, expected in unit.records.items():
         try:
-            place.entries(name.rpartition("/")[0])  # a network file system looks again, and forgets that there was nothing
+            if isinstance(unit.run_dir, Path):
+                place.entries(name.rpartition("/")[0])  # a network file system looks again, and forgets that there was nothing
             found = hashlib.sha256(place.read(name, limit_bytes=manifests.MAX_RECORD_BYTES)).hexdigest()
         except (FileNotFoundError, NotADirectoryError):
             found = None

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.config import at_least
+from manifests.location import Url
+from manifests.part_cache import PartCache
+from pipeline.config import AnyLocation, at_least
 from stages.depth_space import DepthConversion
 from stages.distillation.draw import Draw
 from stages.distillation.losses import LossConfig
@@ -59,8 +61,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class LabelSettings:
     """What a training learns from, and where it goes."""
 
-    run: tuple[Path, ...]
-    """The labelled run, or several of one plan and the same teachers."""
+    run: tuple[AnyLocation, ...]
+    """The labelled run, or its URL in a bucket, or several of one plan and the same teachers."""
     output: Path
     """Folder of the trained checkpoint, its curves, and the states to resume from."""
     preset: str = "default"
@@ -165,6 +167,10 @@ class RuntimeSettings:
     """How often Ray Train starts the workers again after one of them died."""
     loader_workers: int = 4
     """Processes that read labels, for each device; 0 reads in the training process."""
+    cache: Path | None = None
+    """Folder on this machine in which parts of a run in a bucket are kept while they are read; best on a fast disk."""
+    cache_gb: float = 100
+    """What these parts may take, in GB; those that were not read for longest are removed."""
     accumulation: int = 1
     """Micro-batches into which each device cuts its share of a batch, where memory is short."""
     activation_checkpointing: bool = False
@@ -238,6 +244,11 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
         return str(DEMO_STUDENT) if self.student == "demo" else self.student
 
     @property
+    def part_cache(self) -> PartCache | None:
+        """Where parts of runs in a bucket are kept."""
+        return None if self.cache is None else PartCache(self.cache.absolute(), int(self.cache_gb * 1e9))
+
+    @property
     def start(self) -> StudentStart:
         """Which of the student's weights are new."""
         return "scratch" if self.from_scratch else "fresh-head" if self.fresh_head else "checkpoint"
@@ -298,6 +309,10 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
                 f"mask_disagreement: needs two columns or more to compare, found {self.columns}; name another in --columns, "
                 "or leave it out"
             )
+        if self.cache is None and (remote := [str(run) for run in self.run if isinstance(run, Url)]):
+            found.append(f"cache: none given, but {', '.join(remote)} is read through a folder of this machine; name one")
+        if not self.cache_gb > 0:
+            found.append(f"cache_gb: found {self.cache_gb}, expected more than 0")
         if not self.run or len(set(self.run)) != len(self.run):
             found.append(f"run: found {', '.join(map(str, self.run)) or 'none'}, expected one or more different runs")
         return found

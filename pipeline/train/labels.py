@@ -7,10 +7,10 @@ other runs.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import manifests
 from manifests.errors import RefusedError
+from manifests.location import Location
 from pipeline.train.config import TrainConfig
 from pipeline.train.state import LOCK, OutputMismatchError, locked_parts
 from stages.distillation.dataset import LabelDataset
@@ -41,6 +41,7 @@ def open_dataset(config: TrainConfig) -> JoinedLabels:
                 only_parts=locked[i] if locked else None,
                 patch_agreement=config.patch_agreement,
                 mask_disagreement=config.mask_disagreement,
+                cache=config.part_cache,
             )
             for i, run in enumerate(config.run)
         ],
@@ -68,7 +69,7 @@ def announce_labels(config: TrainConfig, dataset: JoinedLabels, *, say: bool = T
                 print(f"{run}: a new --output takes in those labelled since this training began", file=sys.stderr)
 
 
-def _refuse_other_run(config: TrainConfig, run: Path, locked: frozenset[str]) -> None:
+def _refuse_other_run(config: TrainConfig, run: Location, locked: frozenset[str]) -> None:
     known = {part.name for part in manifests.parts(manifests.load_run(run))}
     if not locked & known:
         raise OutputMismatchError(
@@ -77,7 +78,7 @@ def _refuse_other_run(config: TrainConfig, run: Path, locked: frozenset[str]) ->
         )
 
 
-def _refuse_other_draw(config: TrainConfig, run: Path, labels: LabelDataset) -> None:
+def _refuse_other_draw(config: TrainConfig, run: Location, labels: LabelDataset) -> None:
     """A column that was labelled for one training has nothing of what others draw."""
     for column in labels.columns[1:]:
         if not is_of_a_draw(column.fingerprint):

@@ -23,6 +23,7 @@ from pipeline.config import resolved
 from pipeline.train.card import student_space, write_card
 from pipeline.train.config import TrainConfig
 from pipeline.train.log import TrainingLog
+from pipeline.train.prefetch import prefetching
 from pipeline.train.ranks import Process, gathered, on_all_ranks
 from pipeline.train.setup import Prepared, make_batches, make_plan, prepare
 from pipeline.train.state import lock_dataset, remove_states, save_state
@@ -84,8 +85,11 @@ def run_training(
             lock_dataset(config.output, ready.dataset.lock())
             log = held.enter_context(TrainingLog(config, ready.first_step, show=process.world_size == 1))
         plan = make_plan(config, ready.dataset, process, ready.first_step)
+        fetcher = held.enter_context(prefetching(ready.dataset, plan))
         batches = make_batches(config, plan, ready.dataset, process.device)
         for step in range(ready.first_step, config.steps):
+            if fetcher is not None:
+                fetcher.reached(step)
             started = time.perf_counter()
             micro_batches, asked = on_all_ranks(lambda: (_next(batches, config, process), stop_requested()))
             waited_s = time.perf_counter() - started

@@ -19,6 +19,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from manifests.errors import DistillError, RefusedError
+from manifests.location import absolute
 from pipeline.interrupts import stop_requested
 from pipeline.ray_start import start_ray
 from pipeline.train.config import TrainConfig
@@ -38,7 +39,7 @@ class WorkersFailedError(DistillError, RuntimeError):
 
 def train_on_ray(config: TrainConfig) -> TrainResult:
     """As `run_training`, on `num_workers` devices. Raises WorkersFailedError where too many workers die."""
-    config = dataclasses.replace(config, run=tuple(run.resolve() for run in config.run), output=config.output.resolve())
+    config = dataclasses.replace(config, run=tuple(map(absolute, config.run)), output=config.output.resolve())
     config.output.mkdir(parents=True, exist_ok=True)
     stop = config.output / STOP
     stop.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from manifests import (
 )
 from manifests.errors import RefusedError
 from manifests.facts import PartFacts, column_facts
+from manifests.location import Location
 from manifests.part_files import differing_files, refuse_problems
 from manifests.run import ColumnListing
 from stages.depth_space import DEPTH_CONVERSIONS, DepthConversion, DepthSpace, can_convert, is_disparity
@@ -53,7 +53,7 @@ class Opened:
 
 
 def matching_columns(
-    run: Run, run_dir: Path, teachers: tuple[str, ...], conversion: DepthConversion
+    run: Run, run_dir: Location, teachers: tuple[str, ...], conversion: DepthConversion
 ) -> tuple[ColumnRecord, ...]:
     """`images` and the teachers' columns, once all that must agree agrees. Raises ValueError."""
     known = {column.name: column for column in run.columns}
@@ -85,7 +85,7 @@ def common_space(spaces: Sequence[DepthSpace], conversion: DepthConversion) -> D
 
 def trainable_parts(
     run: Run,
-    run_dir: Path,
+    run_dir: Location,
     columns: Sequence[ColumnRecord],
     listings: Sequence[ColumnListing],
     *,
@@ -132,7 +132,7 @@ def lock_differences(found: Mapping[str, str], expected: Mapping[str, str]) -> l
 
 @dataclass(frozen=True, kw_only=True)
 class _Opening:
-    run_dir: Path
+    run_dir: Location
     columns: tuple[ColumnRecord, ...]
     contexts: int
     agreed: set[tuple[int, str, str]] = field(default_factory=set)
@@ -186,7 +186,7 @@ class _Opening:
             )
 
 
-def _refuse_mixed_spaces(run_dir: Path, columns: Sequence[ColumnRecord], conversion: DepthConversion) -> None:
+def _refuse_mixed_spaces(run_dir: Location, columns: Sequence[ColumnRecord], conversion: DepthConversion) -> None:
     spaces = depth_spaces(columns)
     same = conversion == "refuse" and len(set(spaces)) == 1
     if not same and not all(can_convert(space, conversion) for space in spaces):

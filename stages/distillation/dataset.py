@@ -17,10 +17,12 @@ import numpy as np
 from jaxtyping import Int
 from torch.utils.data import Dataset
 
-from manifests import PartManifest, Place, column_dir, load_part, load_run, place_of
+from manifests import PartManifest, Place, column_dir, load_run
 from manifests.errors import RefusedError
 from manifests.facts import part_digest
-from manifests.run import list_column
+from manifests.location import Location
+from manifests.part_cache import PartCache, part_place
+from manifests.run import list_column, load_part_at
 from stages.depth_space import DepthConversion, DepthSpace, convert_to_disparity, is_disparity
 from stages.distillation.batch import PackedBatch, Sample, mirrored, packed
 from stages.distillation.columns import (
@@ -50,7 +52,7 @@ class LabelDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        run_dir: Path,
+        run_dir: Location,
         teachers: tuple[str, ...],
         *,
         read_patches: bool = True,
@@ -58,12 +60,15 @@ class LabelDataset(Dataset[Sample]):
         only_parts: Collection[str] | None = None,
         patch_agreement: float = -1,
         mask_disagreement: float | None = None,
+        cache: PartCache | None = None,
     ) -> None:
         """`teachers`: columns. `read_patches` off leaves the patches out of the samples: a training without
         L_lg need not decode them. `conversion`: how teachers' labels that are not disparities are used. `only_parts`: names;
         None takes all that are committed. `patch_agreement`: patches that correlate less with the whole view's label are left
         out (see `agreeing_patches`); -1 takes all. `mask_disagreement`: pixels in which two teachers differ by more are not
-        valid (see `agreeing_pixels`), for which every sample is read from all columns; None compares nothing."""
+        valid (see `agreeing_pixels`), for which every sample is read from all columns; None compares nothing.
+        `cache`: where parts of a run in a bucket are kept while they are read."""
+        self.cache = cache
         run = load_run(run_dir)
         columns = matching_columns(run, run_dir, teachers, conversion)
         self.teachers, self.read_patches, self.patch_agreement = teachers, read_patches, patch_agreement
@@ -124,7 +129,7 @@ class LabelDataset(Dataset[Sample]):
         """part/key of a sample, followed by #context where images have several; reads the manifest of the part's images."""
         part, within = self._place(sample)
         image, context = divmod(int(part.rows[within]), self.contexts_per_image)
-        key = _pictures(self.run_dir, part.name, part.digests[0]).keys[image].replace("\0", "")
+        key = _pictures(self.run_dir, part.name, part.digests[0], self.cache).keys[image].replace("\0", "")
         return f"{part.name}/{key}" + f"#{context}" * (self.contexts_per_image > 1)
 
     def __getitem__(self, index: SampleRequest) -> Sample:
@@ -132,7 +137,7 @@ class LabelDataset(Dataset[Sample]):
         row, fuse, most = int(part.rows[within]), index.teacher == AVERAGE, self.mask_disagreement
         asked = (index.teacher,) if most is None and not fuse else range(len(self.teachers))
         where = f"{self.run_dir}: part {part.name}, row {row}"
-        picture = _pictures(self.run_dir, part.name, part.digests[0]).picture(row)
+        picture = _pictures(self.run_dir, part.name, part.digests[0], self.cache).picture(row)
         contexts, patches = zip(*(self._read(part, row, teacher) for teacher in asked), strict=True)
         sizes = [None if picture is None else picture.shape[:2], *(context.valid.shape for context in contexts)]
         if picture is None or len(set(sizes)) > 1:
@@ -161,7 +166,7 @@ class LabelDataset(Dataset[Sample]):
 
     def _read(self, part: TrainPart, row: int, teacher: int) -> tuple[AnyLabel, tuple[AnyPatch, ...]]:
         """What one teacher says of a context and of its patches, converted if need be."""
-        reader = _labels(self.run_dir, self.teachers[teacher], part.name, part.digests[1 + teacher])
+        reader = _labels(self.run_dir, self.teachers[teacher], part.name, part.digests[1 + teacher], self.cache)
         context = reader.context(row)
         if context is None:
             why = "its training does not draw it" if is_of_a_draw(self.columns[1 + teacher].fingerprint) else "verify the run"
@@ -173,27 +178,38 @@ class LabelDataset(Dataset[Sample]):
         whole = Label(values=next(values), valid=context.valid)
         return whole, tuple(PatchLabel(values=v, valid=p.valid, box=p.box) for v, p in zip(values, patches, strict=True))
 
+    def needs(self, index: SampleRequest) -> tuple[tuple[str, str, str], ...]:
+        """The parts from which a sample is read: column, name, digest."""
+        part, _ = self._place(index.sample)
+        one = index.teacher != AVERAGE and self.mask_disagreement is None
+        teachers = (index.teacher,) if one else range(len(self.teachers))
+        columns = [0, *(1 + teacher for teacher in teachers)]
+        return tuple((self.columns[column].name, part.name, part.digests[column]) for column in columns)
+
     def collate(self, samples: Sequence[Sample]) -> PackedBatch:
         """See `packed`."""
         return packed(samples, self.context_px)
 
 
 @lru_cache(maxsize=8 * PARTS_IN_WINDOW)
-def _labels(run_dir: Path, column: str, part: str, digest: str) -> LabelReader:
-    return LabelReader(*_committed(run_dir, column, part, digest))
+def _labels(run_dir: Location, column: str, part: str, digest: str, cache: PartCache | None) -> LabelReader:
+    return LabelReader(*_committed(run_dir, column, part, digest, cache))
 
 
 @lru_cache(maxsize=4 * PARTS_IN_WINDOW)
-def _pictures(run_dir: Path, part: str, digest: str) -> PictureReader:
-    return PictureReader(*_committed(run_dir, IMAGES, part, digest))
+def _pictures(run_dir: Location, part: str, digest: str, cache: PartCache | None) -> PictureReader:
+    return PictureReader(*_committed(run_dir, IMAGES, part, digest, cache))
 
 
-def _committed(run_dir: Path, column: str, part: str, digest: str) -> tuple[Place, str, PartManifest]:
+def _committed(
+    run_dir: Location, column: str, part: str, digest: str, cache: PartCache | None
+) -> tuple[Place, str, PartManifest]:
     """A part's arrays and manifest, as they are now: read again, because the manifests of all parts are too much to hold.
 
     Raises ValueError where the part has another content than the digest's: it was repaired and labelled meanwhile.
     """
-    manifest = load_part(run_dir, column, part)
+    place = part_place(run_dir, column, part, digest, cache)
+    manifest = load_part_at(place, column, part)
     if part_digest(manifest) != digest:
         raise RefusedError(f"{run_dir}: part {part} of {column!r} is not what it was when the run was opened; begin anew")
-    return place_of(run_dir), (column_dir(Path(), column) / manifest.zarr).as_posix(), manifest
+    return place, (column_dir(Path(), column) / manifest.zarr).as_posix(), manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -12,11 +13,21 @@ from torch.utils.data import Dataset
 
 from manifests import fingerprint_differences
 from manifests.errors import RefusedError
+from manifests.part_cache import part_place
 from stages.distillation.batch import PackedBatch, Sample, packed
 from stages.distillation.dataset import LabelDataset
 from stages.distillation.order import SampleRequest, image_rank
 
 _OF_ONE_RUN = ("seed", "part_size")
+
+
+class PartNeed(NamedTuple):
+    """A part of a column of one of the runs, by its number."""
+
+    run: int
+    column: str
+    part: str
+    digest: str
 
 
 class JoinedLabels(Dataset[Sample]):
@@ -72,6 +83,17 @@ class JoinedLabels(Dataset[Sample]):
         run, within = self._place(index.sample)
         sample = run[index._replace(sample=within)]
         return sample if len(self.runs) == 1 else sample.renamed(self._named(run, sample.key))
+
+    def needs(self, index: SampleRequest) -> tuple[PartNeed, ...]:
+        """The parts from which a sample is read."""
+        run, within = self._place(index.sample)
+        number = self.runs.index(run)
+        return tuple(PartNeed(number, *need) for need in run.needs(index._replace(sample=within)))
+
+    def fetch(self, need: PartNeed) -> None:
+        """Returns when the part is on this machine. Raises as `PartCache.hold`."""
+        run = self.runs[need.run]
+        part_place(run.run_dir, need.column, need.part, need.digest, run.cache)
 
     def collate(self, samples: Sequence[Sample]) -> PackedBatch:
         """See `packed`."""

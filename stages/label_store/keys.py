@@ -7,7 +7,6 @@ not the manifests of all parts. They are read when a key is first asked for, onc
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxtyping import Int64
 
 from manifests import PartId, Run, parts
 from manifests.errors import RefusedError
+from manifests.location import Location
 from manifests.verify import keys_of
 
 
@@ -39,7 +39,7 @@ class AmbiguousKeyError(RefusedError):
 class RunImages:
     """The catalogued images of a run. Numbers go through its sources in their order, and in each through its catalogue."""
 
-    def __init__(self, run_dir: Path, run: Run) -> None:
+    def __init__(self, run_dir: Location, run: Run) -> None:
         self.run_dir, self.run, self.parts = run_dir, run, parts(run)
         self.contexts = int(run.plan.get("contexts_per_image", 1))
         self.start = np.concatenate([[0], np.cumsum([part.images for part in self.parts], dtype=np.int64)])

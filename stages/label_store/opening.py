@@ -33,11 +33,13 @@ from manifests import (
     load_part,
     load_run,
     manifest_path,
-    place_of,
     refuse_foreign_part,
 )
 from manifests.checker import printable
 from manifests.errors import DistillError, RefusedError
+from manifests.facts import part_digest
+from manifests.location import Location, location_of
+from manifests.part_cache import part_place
 from manifests.run import IMAGES
 from stages.label_store.format import ImageLabels, Label, PatchLabel
 from stages.label_store.keys import ImageId, NoLabelsError, RunImages
@@ -240,7 +242,8 @@ class _Column(_Images[ImageId, RecordT], Generic[ReaderT, RecordT]):
     def _opened(self, part: PartId) -> tuple[PartManifest, ReaderT]:
         manifest = self._manifest(part)
         folder = (column_dir(Path(), self.name) / manifest.zarr).as_posix()
-        return manifest, self._reader(place_of(self.images.run_dir), folder, manifest)
+        place = part_place(self.images.run_dir, self.name, part.name, part_digest(manifest))
+        return manifest, self._reader(place, folder, manifest)
 
     def _manifest(self, part: PartId) -> PartManifest:
         manifest = load_part(self.images.run_dir, self.name, part.name)
@@ -320,7 +323,7 @@ def refuse_other_files(number: int, columns: Sequence[LabelColumn | PictureColum
 class OpenRun(Mapping[str, LabelColumn]):
     """The teachers' columns of a run by name, in that order. `pictures` is the column `images`: what the teachers saw."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Location) -> None:
         run = load_run(run_dir)
         self.run_dir, self.images = run_dir, RunImages(run_dir, run)
         columns = {column.name: column for column in run.columns}
@@ -347,6 +350,9 @@ class OpenRun(Mapping[str, LabelColumn]):
         return PictureColumn(self.images, self._pictures)
 
 
-def open_run(run_dir: str | Path) -> OpenRun:
-    """The run in this folder. Raises NotARunError, or InvalidRecordError or OSError where its records cannot be read."""
-    return OpenRun(Path(run_dir))
+def open_run(run_dir: str | Location) -> OpenRun:
+    """The run in this folder, or at this URL of a bucket.
+
+    Raises NotARunError, or InvalidRecordError or OSError where its records cannot be read.
+    """
+    return OpenRun(location_of(run_dir))

@@ -9,6 +9,7 @@ from typing import Any
 
 import manifests
 from manifests.errors import DistillError
+from manifests.location import Location
 from stages.sources.source import CatalogueRow, Source
 from stages.views import Resampler, ViewPlan
 
@@ -21,7 +22,7 @@ class InputChangedError(DistillError, ValueError):
 class Unit:
     """One part x column, with everything that its labels depend on."""
 
-    run_dir: Path
+    run_dir: Location
     records: Mapping[str, str]
     """The sha256 of the records of the run and of the column that the unit belongs to, by their path in the run."""
     column: str

@@ -24,6 +24,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 import manifests
+from manifests.facts import part_digest
+from manifests.part_cache import part_place
 from manifests.place import NewFolder
 from manifests.run import IMAGES
 from stages.label_store import (
@@ -45,7 +47,7 @@ from stages.labelling.unit import InputChangedError, Unit, UnitResult
 from stages.models import DepthModel
 from stages.models.batches import Predictor
 from stages.models.family import marks_invalid_pixels
-from stages.sources.catalogue import read_images
+from stages.sources.catalogue import SourceImages
 from stages.sources.photographs import PictureRejectedError, decode_upright, resize_region
 from stages.sources.source import CatalogueRow
 from stages.threads import Behind, ahead
@@ -85,8 +87,9 @@ def label_images_part(unit: Unit, clock: Clock, *, threads: int = 1) -> UnitResu
     Memory: 2 * threads decoded photographs and the part's JPEGs.
     """
     pictures: list[_Picture] = []
+    images = SourceImages(unit.source, unit.rows)
     with _attempt(unit):
-        with closing(ahead(partial(_picture, unit), range(len(unit.rows)), threads=threads, depth=threads)) as decoded:
+        with closing(ahead(partial(_picture, unit, images), range(len(unit.rows)), threads=threads, depth=threads)) as decoded:
             for picture in decoded:
                 pictures.append(picture)
                 clock.beat()
@@ -165,7 +168,7 @@ def _packed(writer: LabelWriter, view: Predicted) -> LabelledView[PackedLabel]:
 def try_image(unit: Unit, index: int, teacher: DepthModel | None, clock: Clock) -> None:
     """Do with one image all that its unit would, but for the writing: to find the one that takes a worker down."""
     if teacher is None:
-        _picture(unit, index)
+        _picture(unit, SourceImages(unit.source, unit.rows), index)
         return
     known = KnownImages(unit)
     if index in known.usable:
@@ -196,11 +199,11 @@ def label_views(
 # --- pictures and views ---------------------------------------------------------------------------------------------
 
 
-def _picture(unit: Unit, index: int) -> _Picture:
+def _picture(unit: Unit, images: SourceImages, index: int) -> _Picture:
     """A photograph's contexts, cut and stored as JPEG, or its rejection."""
     if index in unit.excluded:
         return _Picture(problem=unit.excluded[index])
-    content = _content(unit, index)
+    content = images.read(index)
     digest = hashlib.sha256(content).hexdigest()
     try:
         image = decode_upright(content)
@@ -219,10 +222,6 @@ def _picture(unit: Unit, index: int) -> _Picture:
     return _Picture(contexts=tuple(contexts), content_sha256=digest)
 
 
-def _content(unit: Unit, index: int) -> bytes:
-    return next(read_images(unit.source, unit.rows[index : index + 1]))
-
-
 def _patches(
     image: Image.Image, views: ImageViews, side_px: int, resampler: Resampler = "pillow"
 ) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
@@ -233,11 +232,10 @@ class KnownImages:
     """A part's images as the column `images` has committed them: what teachers are shown of them, and what not."""
 
     def __init__(self, unit: Unit) -> None:
-        self._unit = unit
+        self._unit, self._images = unit, SourceImages(unit.source, unit.rows)
         committed = manifests.load_part(unit.run_dir, IMAGES, unit.part)
-        self._reader = PictureReader(
-            manifests.place_of(unit.run_dir), (manifests.column_dir(Path(), IMAGES) / committed.zarr).as_posix(), committed
-        )
+        place = part_place(unit.run_dir, IMAGES, unit.part, part_digest(committed))
+        self._reader = PictureReader(place, (manifests.column_dir(Path(), IMAGES) / committed.zarr).as_posix(), committed)
         self.digests = [image.content_sha256 for image in committed.images]
         self.problems = [unit.excluded.get(index, image.problem) for index, image in enumerate(committed.images)]
         sound = [problem is None for problem in self.problems]
@@ -268,7 +266,7 @@ class KnownImages:
 
     def cut(self, index: int) -> list[View]:
         """Every planned view of an image: the stored contexts, and the patches cut from the photograph itself."""
-        content = _content(self._unit, index)
+        content = self._images.read(index)
         self._refuse_other_bytes(index, content)
         planned, views, plan = self.planned[index] or (), self.views[index], self._unit.plan
         image = decode_upright(content) if any(context.boxes for context in filter(None, planned)) else None
@@ -320,11 +318,21 @@ def _view_seed(seed: int, key: str, number: int) -> int:
 # --- commit ---------------------------------------------------------------------------------------------------------
 
 
+class _UnsettledError(Exception):
+    """A manifest that is not there yet may come to be; `error` is what the caller is to hear of."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 @contextmanager
 def _attempt(unit: Unit) -> Iterator[None]:
-    """Removes what the attempt has written when it does not come to its end, unless it has been committed."""
+    """Removes what the attempt has written when it does not come to its end, unless it has been committed, or may be yet."""
     try:
         yield
+    except _UnsettledError as unsettled:
+        raise unsettled.error from None
     except BaseException as error:
         try:
             _discard_unless_named(unit)
@@ -377,7 +385,13 @@ def _commit(
         rows=unit.drawn,
     )
     name = manifests.manifest_path(Path(), unit.column, unit.part).as_posix()
-    created = manifests.place_of(unit.run_dir).create(name, manifests.to_json(manifest))
+    place = manifests.place_of(unit.run_dir)
+    try:
+        created = place.create(name, manifests.to_json(manifest))
+    except BaseException as error:
+        if place.late_creates:  # the manifest may still come, and name these arrays
+            raise _UnsettledError(error) from error
+        raise
     committed = created or _discard_unless_named(unit)
     labelled = sum(image.status == "labelled" for image in outcomes)
     rejected = sum(image.status == "rejected" for image in outcomes)

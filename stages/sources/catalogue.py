@@ -13,6 +13,9 @@ import braceexpand
 
 from manifests import Problem
 from manifests.errors import RefusedError
+from manifests.location import Location, Url, absolute, is_url, parents
+from stages.sources import buckets
+from stages.sources.buckets import BucketImages, find_urls
 from stages.sources.kinds import KINDS, kind_of
 from stages.sources.photographs import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from stages.sources.source import CatalogueRow, Source, SourceContent, problem_of, suffix_of
@@ -31,20 +34,24 @@ def expand_sources(patterns: Sequence[str]) -> list[Source]:
     Raises SourceNotFoundError that lists every pattern without a match, and every folder inside another one, whose images
     would be labelled twice.
     """
-    locations: dict[tuple[int, int], tuple[Path, str]] = {}
+    locations: dict[object, tuple[Location, str, str | None]] = {}
     refused: list[str] = []
-    for path in (path for pattern in patterns for path in _matches(pattern, refused)):
+    expanded = [item for pattern in patterns for item in _expanded(pattern)]
+    urls = find_urls([item for item in expanded if is_url(item)], refused)
+    for url, kind, e_tag in urls:
+        locations.setdefault(url, (url, kind, e_tag))
+    for path in (path for item in expanded if not is_url(item) for path in _matches(item, refused)):
         if kind := kind_of(path):
             status = path.stat()
-            locations.setdefault((status.st_dev, status.st_ino), (path.absolute(), kind))
+            locations.setdefault((status.st_dev, status.st_ino), (path.absolute(), kind, None))
         else:
             hint = " (decompress it first)" if {".tgz", ".tar"} & {suffix.lower() for suffix in path.suffixes} else ""
             refused.append(f"{path}: neither {' nor '.join(kind.words for kind in KINDS.values())}{hint}")
-    folders = {path.resolve(): path for path, _ in locations.values() if path.is_dir()}
+    folders = {absolute(place): place for place, kind, _ in locations.values() if kind == "folder"}
     refused += [
-        f"{path}: inside {folders[parent]}, which is a source too"
-        for real, path in folders.items()
-        for parent in real.parents
+        f"{place}: inside {folders[parent]}, which is a source too"
+        for real, place in folders.items()
+        for parent in parents(real)
         if parent in folders
     ]
     if refused:
@@ -52,26 +59,28 @@ def expand_sources(patterns: Sequence[str]) -> list[Source]:
     return list(_named(locations.values()))
 
 
-def _matches(pattern: str, refused: list[str]) -> Iterator[Path]:
+def _expanded(pattern: str) -> list[str]:
     try:
-        expanded = list(braceexpand.braceexpand(pattern))
+        return list(braceexpand.braceexpand(pattern))
     except ValueError:  # a brace without its partner stands for itself
-        expanded = [pattern]
-    for item in expanded:
-        found = [item] if os.path.exists(item) else sorted(glob.glob(item, recursive=True))
-        if not found:
-            refused.append(f"{item}: nothing there")
-        yield from map(Path, found)
+        return [pattern]
 
 
-def _named(locations: Iterable[tuple[Path, str]]) -> Iterator[Source]:
+def _matches(item: str, refused: list[str]) -> list[Path]:
+    found = [item] if os.path.exists(item) else sorted(glob.glob(item, recursive=True))
+    if not found:
+        refused.append(f"{item}: nothing there")
+    return list(map(Path, found))
+
+
+def _named(locations: Iterable[tuple[Location, str, str | None]]) -> Iterator[Source]:
     taken: set[str] = set()
-    for path, kind in locations:
-        stem = path.name if path.is_dir() else path.stem
+    for place, kind, e_tag in locations:
+        stem = place.name if kind == "folder" else PurePosixPath(place.name).stem
         base = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_") or "source"
         if len(base) > _MAX_NAME:
             base = f"{base[: _MAX_NAME - 9]}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
-        yield Source(name=take_name(base, taken), kind=kind, location=path)
+        yield Source(name=take_name(base, taken), kind=kind, location=place, e_tag=e_tag)
 
 
 def take_name(name: str, taken: set[str]) -> str:
@@ -89,7 +98,9 @@ def read_source(source: Source) -> SourceContent:
 
     Of images with one key the first is kept.
     """
-    rows, size_bytes, problems = KINDS[source.kind].catalogue(source.location)
+    location = source.location
+    found = KINDS[source.kind].catalogue(location) if isinstance(location, Path) else buckets.catalogue(source)
+    rows, size_bytes, problems = found
     unique: dict[str, CatalogueRow] = {}
     for row in rows:
         if row.key in unique:
@@ -118,14 +129,30 @@ def cross_source_problems(contents: Sequence[tuple[Source, SourceContent]]) -> t
     return tuple(problems)
 
 
-def read_images(source: Source, rows: Sequence[CatalogueRow]) -> Iterator[bytes]:
-    """The bytes of each row's file, in order.
+class SourceImages:
+    """The photographs of some rows of a source, read in any order by any number of threads."""
 
-    Raises OSError where they cannot be read in full, where others are in their place, and on a machine that does not read
-    their format, unlike the one that catalogued them.
-    """
-    for row in rows:
+    def __init__(self, source: Source, rows: Sequence[CatalogueRow]) -> None:
+        self._source, self._rows = source, rows
+        self._in_bucket = BucketImages(source, rows) if isinstance(source.location, Url) else None
+
+    def read(self, index: int) -> bytes:
+        """The bytes of a row's file.
+
+        Raises OSError where they cannot be read in full, where others are in their place, and on a machine that does not read
+        their format, unlike the one that catalogued them.
+        """
+        source, row = self._source, self._rows[index]
         if (suffix := suffix_of(PurePosixPath(row.member).name)) not in IMAGE_SUFFIXES:
             unread = f"was catalogued, but here {suffix} is not read; {UNREAD_SUFFIXES.get(suffix)}"
             raise OSError(f"{source.location}: {row.member} {unread}")
-        yield KINDS[source.kind].read(source.location, row)
+        if self._in_bucket:
+            return self._in_bucket.read(index)
+        assert isinstance(source.location, Path)
+        return KINDS[source.kind].read(source.location, row)
+
+
+def read_images(source: Source, rows: Sequence[CatalogueRow]) -> Iterator[bytes]:
+    """The bytes of each row's file, in order. Raises as `SourceImages.read`."""
+    images = SourceImages(source, rows)
+    yield from map(images.read, range(len(rows)))

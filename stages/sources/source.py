@@ -7,6 +7,7 @@ field of a photograph that is taken. Names from a source are only text here: no 
 
 from __future__ import annotations
 
+import io
 import posixpath
 import re
 from collections import Counter
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from manifests import Problem
+from manifests.bucket_store import open_object
+from manifests.location import Location, Url
 from stages.sources.photographs import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 
 ProblemKind = Literal[
@@ -46,7 +49,9 @@ class Source:
 
     name: str
     kind: str
-    location: Path
+    location: Location
+    e_tag: str | None = None
+    """Of a tar in a bucket, as it was found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +100,11 @@ class SourceKind:
     can_grow: bool
 
 
+def open_binary(location: Location, e_tag: str | None = None) -> io.BufferedIOBase:
+    """A file, or an object with this ETag, to be read from any position. Raises OSError."""
+    return open_object(location, e_tag=e_tag) if isinstance(location, Url) else location.open("rb")
+
+
 def problem_of(kind: ProblemKind, where: str, message: str) -> Problem:
     return Problem(kind=kind, where=as_text(where), message=message)
 
@@ -104,7 +114,7 @@ def as_text(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), name)
 
 
-def has_changed(path: Path, row: CatalogueRow) -> OSError:
+def has_changed(path: Location, row: CatalogueRow) -> OSError:
     """The error of an image whose bytes are not those that were catalogued."""
     return OSError(f"{path}: {row.member} no longer has the {row.size_bytes} bytes it had when it was catalogued")
 

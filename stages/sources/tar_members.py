@@ -15,9 +15,10 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from manifests import Problem
+from manifests.location import Location
+from stages.sources.source import open_binary
 
 _BLOCK = 512
 _MAX_EXTENDED_BYTES = 1 << 20
@@ -60,13 +61,13 @@ class _DamageError(Exception):
         self.kind = kind
 
 
-def read_members(location: Path) -> tuple[list[TarMember], int, list[Problem]]:
+def read_members(location: Location, e_tag: str | None = None) -> tuple[list[TarMember], int, list[Problem]]:
     """All members in order, the tar's size in bytes, and what ended the reading early. Never raises for a bad file."""
     members: list[TarMember] = []
     size_bytes = 0
     try:
-        with location.open("rb") as file:
-            size_bytes = os.fstat(file.fileno()).st_size
+        with open_binary(location, e_tag) as file:
+            size_bytes = file.seek(0, os.SEEK_END)
             for member in _members(file, size_bytes):
                 members.append(member)  # one by one: what was read before the damage stays
     except (_DamageError, OSError) as error:

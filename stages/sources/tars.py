@@ -7,6 +7,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from manifests import Problem
+from manifests.location import Location
 from stages.sources.source import (
     CatalogueRow,
     Found,
@@ -29,8 +30,9 @@ def _recognises(path: Path) -> bool:
     return path.suffix.lower() == ".tar" and path.is_file()
 
 
-def _catalogue(location: Path) -> Found:
-    members, size_bytes, problems = read_members(location)
+def catalogue(location: Location, e_tag: str | None = None) -> Found:
+    """What is in a tar; damage is a problem, never raised. `e_tag`: of the object that it must be, in a bucket."""
+    members, size_bytes, problems = read_members(location, e_tag)
     return Found(_group_samples(members, location.name, problems), size_bytes, problems)
 
 
@@ -100,17 +102,20 @@ def _photographs(key: str, group: list[_Entry], tar_name: str, problems: list[Pr
 
 def _read(location: Path, row: CatalogueRow) -> bytes:
     with location.open("rb") as file:
-        is_there = _is_in_place(file, row)
-        content = file.read(row.size_bytes)
+        return read_from(file, row, 0, location)
+
+
+def read_from(file: io.BufferedIOBase, row: CatalogueRow, start: int, location: Location) -> bytes:
+    """The bytes of a member, from a file that begins at the byte `start` of the tar.
+
+    Raises OSError unless the tar still has the member where it was, by name and size, with all of its bytes.
+    """
+    member = member_before(file, row.offset - start, row.header_bytes)
+    content = file.read(row.size_bytes)
+    is_there = member is not None and (as_text(member.name), member.size_bytes) == (row.member, row.size_bytes)
     if len(content) != row.size_bytes or not is_there:
         raise has_changed(location, row)
     return content
 
 
-def _is_in_place(file: io.BufferedIOBase, row: CatalogueRow) -> bool:
-    """Whether the tar still has the row's member where it was, by name and size; leaves `file` at its bytes."""
-    member = member_before(file, row.offset, row.header_bytes)
-    return member is not None and (as_text(member.name), member.size_bytes) == (row.member, row.size_bytes)
-
-
-TAR = SourceKind(words="a .tar file", recognises=_recognises, catalogue=_catalogue, read=_read, can_grow=False)
+TAR = SourceKind(words="a .tar file", recognises=_recognises, catalogue=catalogue, read=_read, can_grow=False)

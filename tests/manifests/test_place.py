@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from manifests.place import MAX_DEPTH, LinkError, TooLargeError, WrongKindError, is_url, place_of
+from manifests.location import is_url
+from manifests.place import MAX_DEPTH, LinkError, TooLargeError, WrongKindError, place_of
 
 NAME = "columns/dav2/a.json"
 

@@ -136,11 +136,8 @@ def _train(*argv: str) -> object:
 @pytest.mark.parametrize(
     ("parse", "argv", "flag"),
     [
-        (_parse, ("--preset", "demo", "--run", "s3://b/x", "--sources", "a"), "--run s3:/b/x"),
-        (_parse, ("--preset", "demo", "--run", "r", "--sources", "a", "https://host/b.tar"), "--sources https://host/b.tar"),
         (_parse, (*_DEMO, "--primary.checkpoint", "gs://bucket/primary"), "--primary.checkpoint gs://bucket/primary"),
         (_parse, (*_DEMO, "--config", "s3://bucket/c.toml"), "--config s3:/bucket/c.toml"),
-        (_train, ("--run", "hf://b/x", "--output", "o"), "--run hf:/b/x"),
         (_train, ("--run", "r", "--output", "s3://b/o"), "--output s3:/b/o"),
         (_train, ("--run", "r", "--output", "o", "--student", "https://host/x"), "--student https://host/x"),
         (_predict, ("--model", "m", "--output", "o", "s3://b/photos"), "IN... s3:/b/photos"),
@@ -160,10 +157,10 @@ def test_a_url_is_refused_wherever_a_path_is_expected(
 
 
 def test_a_url_in_a_file_is_refused_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "c.toml").write_text("run = 's3://bucket/x'\n")
+    (tmp_path / "c.toml").write_text("run = 'hf://bucket/x'\n")
     with pytest.raises(SystemExit):
         _parse("--preset", "demo", "--sources", "a", "--config", str(tmp_path / "c.toml"))
-    assert "--run s3:/bucket/x: a URL" in capsys.readouterr().err
+    assert "--run hf://bucket/x: a URL" in capsys.readouterr().err
 
 
 def test_what_is_no_path_may_be_a_url_and_a_hub_id_is_none():

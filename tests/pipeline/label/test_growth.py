@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import manifests
+from manifests.location import on_disk
 from pipeline.label.command import label, main
 from pipeline.label.config import LabelConfig
 from pipeline.label.drive import DriveOptions, drive
@@ -108,27 +109,27 @@ def test_files_that_were_added_to_a_folder_are_left_out_by_name_and_taken_in_by_
     tmp_path: Path, checkpoints: Path, config: LabelConfig, capsys: pytest.CaptureFixture[str]
 ):
     photos = write_photos(tmp_path / "photos", [9, 10, 11])
-    before = all_files(config.run)
-    assert main(arguments(config.run, checkpoints, photos)) == 1
+    before = all_files(on_disk(config.run))
+    assert main(arguments(on_disk(config.run), checkpoints, photos)) == 1
     told = capsys.readouterr().err
     assert f"{photos}: 3 new files are not in the run: 09.png, 10.png, 11.png; take them in with --add-new-files" in told
-    assert all_files(config.run) == before
-    assert main([*arguments(config.run, checkpoints, photos), "--add-new-files"]) == 0
-    assert {path: all_files(config.run)[path] for path in before} == before
+    assert all_files(on_disk(config.run)) == before
+    assert main([*arguments(on_disk(config.run), checkpoints, photos), "--add-new-files"]) == 0
+    assert {path: all_files(on_disk(config.run))[path] for path in before} == before
     sources = {source.source: (source.images, source.extends) for source in manifests.load_run(config.run).sources}
     assert sources == {"photos": (4, None), "photos-2": (3, "photos")}
     assert [column.labelled for column in manifests.summarize(config.run).columns] == [7, 7]
-    assert main(arguments(config.run, checkpoints, photos)) == 0  # now all of the folder is known
+    assert main(arguments(on_disk(config.run), checkpoints, photos)) == 0  # now all of the folder is known
     write_photos(photos, [20])
-    assert main([*arguments(config.run, checkpoints, photos), "--add-new-files"]) == 0
+    assert main([*arguments(on_disk(config.run), checkpoints, photos), "--add-new-files"]) == 0
     assert [source.source for source in manifests.load_run(config.run).sources] == ["photos", "photos-2", "photos-3"]
-    assert manifests.verify(config.run, deep=True) == []
+    assert manifests.verify(on_disk(config.run), deep=True) == []
 
 
 def test_a_folder_that_was_renamed_or_got_new_files_does_not_stop_an_interrupted_run_from_being_finished(
     tmp_path: Path, checkpoints: Path, config: LabelConfig
 ):
-    manifests.drop_parts(config.run, {("primary", "photos.00001"): "to have something left"})
+    manifests.drop_parts(on_disk(config.run), {("primary", "photos.00001"): "to have something left"})
     (tmp_path / "photos").rename(tmp_path / "pictures")
     write_photos(tmp_path / "pictures", [9])
     report = label(replace(config, sources=(str(tmp_path / "pictures"),)))
@@ -139,9 +140,9 @@ def test_a_folder_that_was_renamed_or_got_new_files_does_not_stop_an_interrupted
 def test_without_sources_a_command_takes_those_of_the_run_and_names_one_that_is_gone(
     tmp_path: Path, checkpoints: Path, config: LabelConfig, capsys: pytest.CaptureFixture[str]
 ):
-    assert main(arguments(config.run, checkpoints)) == 0
+    assert main(arguments(on_disk(config.run), checkpoints)) == 0
     (tmp_path / "photos").rename(tmp_path / "pictures")
-    assert main(arguments(config.run, checkpoints)) == 2
+    assert main(arguments(on_disk(config.run), checkpoints)) == 2
     assert f"{tmp_path / 'photos'}: nothing there, where the run had it; name its place by --sources" in capsys.readouterr().err
 
 
@@ -154,12 +155,12 @@ def test_without_sources_a_command_takes_those_of_the_run_and_names_one_that_is_
     ],
 )
 def test_a_source_that_has_changed_is_refused_naming_the_file(tmp_path: Path, config: LabelConfig, harm, words: str):
-    before = all_files(config.run)
+    before = all_files(on_disk(config.run))
     harm(tmp_path / "photos")
     for add_new_files in (False, True):
         with pytest.raises(RunMismatchError, match=rf"photos.*\b{words}\b"):
             label(replace(config, add_new_files=add_new_files))
-    assert all_files(config.run) == before
+    assert all_files(on_disk(config.run)) == before
 
 
 def test_a_tar_that_moved_is_the_same_and_a_second_one_of_its_name_is_another(tmp_path: Path, checkpoints: Path):
@@ -179,13 +180,13 @@ def test_a_column_that_is_not_wanted_any_more_is_taken_out_by_removing_its_folde
     tmp_path: Path, checkpoints: Path, config: LabelConfig, capsys: pytest.CaptureFixture[str]
 ):
     label(replace(config, teachers={"third": third_teacher(checkpoints)}, columns=()))
-    manifests.drop_parts(config.run, {("third", "photos.00001"): "it was a mistake"})
-    assert main(arguments(config.run, checkpoints)) == 1
+    manifests.drop_parts(on_disk(config.run), {("third", "photos.00001"): "it was a mistake"})
+    assert main(arguments(on_disk(config.run), checkpoints)) == 1
     assert "2 images are not labelled in the column third" in (told := capsys.readouterr().err)
     assert "remove the folder columns/third" in told
-    shutil.rmtree(config.run / "columns/third")
-    assert main(arguments(config.run, checkpoints)) == 0
-    assert manifests.verify(config.run, deep=True) == []
+    shutil.rmtree(on_disk(config.run) / "columns/third")
+    assert main(arguments(on_disk(config.run), checkpoints)) == 0
+    assert manifests.verify(on_disk(config.run), deep=True) == []
 
 
 def test_two_commands_that_add_different_teachers_at_once_end_in_one_run(
@@ -197,7 +198,12 @@ def test_two_commands_that_add_different_teachers_at_once_end_in_one_run(
     runs = [open_run(each, read_sources(each.sources)) for each in (third, assistant)]
     for run in runs:
         assert not drive(run, units_left(run), DriveOptions(workers=0, resources={})).failures
-    assert [column.name for column in manifests.load_run(config.run).columns] == ["images", "assistant", "primary", "third"]
+    assert [column.name for column in manifests.load_run(config.run).columns] == [
+        "images",
+        "assistant",
+        "primary",
+        "third",
+    ]
     assert all(column.labelled == 4 for column in manifests.summarize(config.run).columns)
 
 
@@ -206,7 +212,10 @@ def test_another_folder_of_a_name_whose_folder_is_away_is_a_new_source(tmp_path:
     (tmp_path / "other").mkdir()
     write_photos(tmp_path / "other/photos", [7, 8])
     assert not label(replace(config, sources=(str(tmp_path / "other/photos"),))).failures
-    assert {source.source: source.images for source in manifests.load_run(config.run).sources} == {"photos": 4, "photos-2": 2}
+    assert {source.source: source.images for source in manifests.load_run(config.run).sources} == {
+        "photos": 4,
+        "photos-2": 2,
+    }
 
 
 def test_frames_of_equal_names_and_sizes_are_not_taken_for_those_of_another_folder(tmp_path: Path, checkpoints: Path):

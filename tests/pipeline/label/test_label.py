@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import manifests
+from manifests.location import on_disk
 from pipeline.label.command import label, main
 from pipeline.label.config import LabelConfig
 from pipeline.label.drive import DriveOptions, drive, require_seen
@@ -166,11 +167,11 @@ def test_a_part_that_cannot_be_read_fails_by_name_its_neighbours_do_not_and_the_
         ("assistant", "photos.00001", 1),
     ]
     assert "5.png no longer has" in report.failures[0].problem.message
-    summary = manifests.summarize(config.run)
+    summary = manifests.summarize(on_disk(config.run))
     assert [(column.labelled, column.failed, column.pending) for column in summary.columns] == [(4, 2, 0)] * 3
     (folder / "5.png").write_bytes(content)
     assert not label(config).failures
-    assert [column.labelled for column in manifests.summarize(config.run).columns] == [6, 6, 6]
+    assert [column.labelled for column in manifests.summarize(on_disk(config.run)).columns] == [6, 6, 6]
 
 
 def test_a_missing_source_is_a_usage_error(tmp_path: Path, checkpoints: Path, capsys: pytest.CaptureFixture[str]):
@@ -233,10 +234,10 @@ def test_images_that_took_their_worker_down_get_a_second_chance_when_asked_for(
     first, *rest = units_left(run)
     excluded = {1: manifests.Reason(kind="timed_out", message="no sign of life")}
     drive(run, [replace(first, excluded=excluded), *rest], DriveOptions(workers=0, resources={}))
-    assert [column.rejected["timed_out"] for column in manifests.summarize(config.run).columns] == [1, 1, 1]
+    assert [column.rejected["timed_out"] for column in manifests.summarize(on_disk(config.run)).columns] == [1, 1, 1]
     assert label(config).committed == 0  # a rejection is final
     assert label(replace(config, retry_failed=True)).committed == 3
-    assert _content(config.run) == _content(labelled_run)
+    assert _content(on_disk(config.run)) == _content(labelled_run)
 
 
 def test_changed_bytes_under_an_old_name_are_refused_naming_the_file_and_both_digests(tmp_path: Path, checkpoints: Path):
@@ -261,8 +262,8 @@ def test_one_key_in_two_sources_is_named_in_the_catalogue_and_both_images_are_la
     config = label_config(tmp_path / "run", tuple(map(str, tars)), checkpoints)
     report = label(config)
     assert [(problem.kind, problem.where) for problem in report.source_problems] == [("duplicate_key_across_sources", "b:0001")]
-    assert manifests.load_catalogue(config.run, "b").problems == report.source_problems
-    assert [column.labelled for column in manifests.summarize(config.run).columns] == [2, 2, 2]
+    assert manifests.load_catalogue(on_disk(config.run), "b").problems == report.source_problems
+    assert [column.labelled for column in manifests.summarize(on_disk(config.run)).columns] == [2, 2, 2]
 
 
 def _broken(checkpoints: Path, to: Path, how: str) -> Path:
@@ -307,8 +308,10 @@ def _labelled_but_for_the_assistant(config: LabelConfig) -> None:
         problem=manifests.Reason(kind="RuntimeError", message="of the former teacher"),
         images=len(units[0].rows),
     )
-    manifests.write_replacing(manifests.failure_path(config.run, "assistant", units[0].part), manifests.to_json(failure))
-    (manifests.column_dir(config.run, "assistant") / f"{units[0].part}.0123abcd.zarr").mkdir()
+    manifests.write_replacing(
+        manifests.failure_path(on_disk(config.run), "assistant", units[0].part), manifests.to_json(failure)
+    )
+    (manifests.column_dir(on_disk(config.run), "assistant") / f"{units[0].part}.0123abcd.zarr").mkdir()
 
 
 def test_a_teacher_without_labels_gives_way_to_another_and_what_is_labelled_stays(
@@ -316,20 +319,20 @@ def test_a_teacher_without_labels_gives_way_to_another_and_what_is_labelled_stay
 ):
     config = label_config(tmp_path / "run", (str(scenes_tar),), checkpoints)
     _labelled_but_for_the_assistant(config)
-    before = {path: path.read_bytes() for path in (config.run / "columns/primary").rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in (on_disk(config.run) / "columns/primary").rglob("*") if path.is_file()}
     student = replace(config.teachers["primary"], name="assistant", checkpoint=str(checkpoints / "student"))
     report = label(with_teachers(config, student))
     assert (report.committed, report.parts_done, report.parts_total) == (3, 9, 9)
     assert {path: path.read_bytes() for path in before} == before
-    assert manifests.verify(config.run, deep=True) == []  # nothing of the former one is left
+    assert manifests.verify(on_disk(config.run), deep=True) == []  # nothing of the former one is left
     assert "columns/assistant/column.json: corrected, nothing of it was committed: loader: found" in capsys.readouterr().err
-    assert manifests.load_column(config.run, "assistant").configuration["checkpoint"] == str(checkpoints / "student")
+    assert manifests.load_column(on_disk(config.run), "assistant").configuration["checkpoint"] == str(checkpoints / "student")
 
 
 def test_nothing_is_corrected_where_anything_else_differs(tmp_path: Path, checkpoints: Path, scenes_tar: Path):
     config = label_config(tmp_path / "run", (str(scenes_tar),), checkpoints)
     _labelled_but_for_the_assistant(config)
-    records = [config.run / "run.json", *config.run.glob("columns/*/column.json")]
+    records = [on_disk(config.run) / "run.json", *on_disk(config.run).glob("columns/*/column.json")]
     before = [path.read_bytes() for path in records]
     primary, assistant = (
         replace(teacher, loader="transformers", checkpoint=str(checkpoints / "student")) for teacher in config.teachers.values()
@@ -342,7 +345,7 @@ def test_nothing_is_corrected_where_anything_else_differs(tmp_path: Path, checkp
         with pytest.raises(RunMismatchError, match=words):
             label(changed)
     assert [path.read_bytes() for path in records] == before
-    assert list(config.run.glob("columns/assistant/*.failure.json"))
+    assert list(on_disk(config.run).glob("columns/assistant/*.failure.json"))
 
 
 def test_a_teacher_is_not_corrected_while_another_command_has_the_run(
@@ -350,12 +353,12 @@ def test_a_teacher_is_not_corrected_while_another_command_has_the_run(
 ):
     config = label_config(tmp_path / "run", (str(scenes_tar),), checkpoints)
     open_run(config, read_sources(config.sources))
-    before = manifests.column_record_path(config.run, "assistant").read_bytes()
+    before = manifests.column_record_path(on_disk(config.run), "assistant").read_bytes()
     student = ("--assistant.checkpoint", str(checkpoints / "student"))
-    with manifests.hold_run(config.run, exclusive=False):
-        assert main(_command(config.run, scenes_tar, checkpoints, "--workers", "0", *student)) == 2
+    with manifests.hold_run(on_disk(config.run), exclusive=False):
+        assert main(_command(on_disk(config.run), scenes_tar, checkpoints, "--workers", "0", *student)) == 2
     assert "can be replaced only while no other command has the run" in capsys.readouterr().err
-    assert manifests.column_record_path(config.run, "assistant").read_bytes() == before
+    assert manifests.column_record_path(on_disk(config.run), "assistant").read_bytes() == before
 
 
 def test_a_command_whose_record_was_corrected_under_its_hands_labels_nothing(
@@ -375,7 +378,7 @@ def test_a_command_whose_record_was_corrected_under_its_hands_labels_nothing(
         refuse_replaced(ours)
     with pytest.raises(RunNotSharedError):
         LabelWorker(8, 1).do(Task(unit=unit, teacher=ours.teachers[1]))
-    assert not list(config.run.rglob("*.zarr"))
+    assert not list(on_disk(config.run).rglob("*.zarr"))
 
 
 def test_a_worker_keeps_the_teacher_that_it_has_tried(tmp_path: Path, checkpoints: Path, scenes_tar: Path):
@@ -402,11 +405,11 @@ def test_a_worker_that_sees_another_run_or_none_refuses_in_words_and_writes_noth
     config = label_config(tmp_path / "run", (str(scenes_tar),), checkpoints)
     run = open_run(config, read_sources(config.sources))
     task = Task(unit=replace(units_left(run)[0], attempt="a"), teacher=None)
-    (config.run / "run.json").unlink()
+    (on_disk(config.run) / "run.json").unlink()
     if there == "another":
-        (config.run / "run.json").write_text("{}")
+        (on_disk(config.run) / "run.json").write_text("{}")
     elif there == "no folder":
-        shutil.rmtree(config.run)
+        shutil.rmtree(on_disk(config.run))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(RunNotSharedError, match=r"run.json on .* is not the driver's: .*, expected .*disk that they share"):
         LabelWorker(8, 1).do(task)

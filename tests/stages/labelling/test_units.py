@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import manifests
+from manifests.location import on_disk
 from pipeline.label.run import open_run, units_left
 from pipeline.label.sources import read_sources
 from pipeline.label.worker import WallClock
@@ -55,7 +56,7 @@ def made_units(tmp_path: Path, checkpoints: Path, files: dict[str, bytes], **cha
 
 
 def _folder(unit: Unit) -> Path:
-    return unit.run_dir / unit.arrays
+    return on_disk(unit.run_dir) / unit.arrays
 
 
 def _labels(unit: Unit) -> LabelReader:
@@ -139,7 +140,7 @@ def test_a_label_that_says_nothing_rejects_its_image_in_that_column_only(tmp_pat
 def test_the_second_attempt_at_a_part_is_discarded_and_the_first_stays(tmp_path: Path, checkpoints: Path):
     images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
     assert label_images_part(images, WallClock()).committed
-    manifest = manifests.manifest_path(images.run_dir, "images", images.part)
+    manifest = manifests.manifest_path(on_disk(images.run_dir), "images", images.part)
     before = manifest.read_bytes()
     second = replace(images, attempt="b1")
     assert not label_images_part(second, WallClock()).committed
@@ -172,7 +173,7 @@ def test_whatever_is_raised_once_the_manifest_has_its_name_the_arrays_that_it_na
     tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
 ):
     images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
-    manifest = manifests.manifest_path(images.run_dir, "images", images.part)
+    manifest = manifests.manifest_path(on_disk(images.run_dir), "images", images.part)
     struck = _fails_after(getattr(os, call), error, lambda path: manifest.exists())
     with monkeypatch.context() as patch:
         patch.setattr(os, call, struck)
@@ -199,7 +200,7 @@ def test_while_a_manifest_cannot_be_read_no_arrays_that_it_may_name_are_removed_
     tmp_path: Path, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ):
     images, *_ = made_units(tmp_path, checkpoints, {"a.png": scene_bytes(1)})
-    manifest = manifests.manifest_path(images.run_dir, "images", images.part)
+    manifest = manifests.manifest_path(on_disk(images.run_dir), "images", images.part)
     manifest.write_bytes(b"{}")
     lost = replace(images, attempt="b1")
     assert not label_images_part(lost, WallClock()).committed

@@ -16,6 +16,7 @@ from typing import get_args
 import pytest
 
 import manifests
+from manifests.location import on_disk
 from stages.sources.catalogue import (
     SourceNotFoundError,
     cross_source_problems,
@@ -268,7 +269,7 @@ def test_odd_names_in_a_folder_are_read_or_named(tmp_path: Path):
 
 def test_linked_files_are_taken_and_linked_folders_named_not_followed(tmp_path: Path):
     source = _folder(tmp_path / "in", "a/a.jpg")
-    (_folder(tmp_path / "out", "b.jpg").location / "b.jpg").rename(tmp_path / "b.jpg")
+    (on_disk(_folder(tmp_path / "out", "b.jpg").location) / "b.jpg").rename(tmp_path / "b.jpg")
     (tmp_path / "in" / "b.jpg").symlink_to(tmp_path / "b.jpg")
     (tmp_path / "in" / "a" / "loop").symlink_to(tmp_path / "in")
     found = read_source(source)

@@ -1,0 +1,81 @@
+"""Who is at work in a run in a bucket, which has no locks: each leaves an object and writes it anew while it works.
+
+How old such a sign of life is, is told by the store's clock alone. Whoever died is out of the way after five minutes. It only
+tells people of each other; that nothing is torn or lost rests on records that are created once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+from manifests.bucket_store import head, in_words, open_store, package, put
+from manifests.location import Url
+from manifests.lock import RunInUseError
+
+FOLDER = ".holders"
+_BEAT_S = 45
+_DEAD_AFTER = timedelta(minutes=5)
+_ALONE, _SHARED = "alone", "shared"
+
+
+@contextmanager
+def hold(run: Url, *, exclusive: bool) -> Iterator[None]:
+    """Holds the run while the block runs: beside others that share it, or alone. Never waits. Raises RunInUseError, OSError."""
+    mine = run / FOLDER / f"{secrets.token_hex(8)}.{_ALONE if exclusive else _SHARED}"
+    who = json.dumps({"host": os.uname().nodename, "pid": os.getpid()}).encode()
+    put(mine, who)
+    try:
+        _refuse_others(run, mine, exclusive=exclusive)
+        stop = threading.Event()
+        beating = threading.Thread(target=_beat, args=(mine, who, stop), daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            beating.join()
+    finally:
+        with suppress(OSError):
+            _delete(mine)
+
+
+def _refuse_others(run: Url, mine: Url, *, exclusive: bool) -> None:
+    now = head(mine)["last_modified"]
+    for item in _listed(run):
+        url, age = run.bucket / item["path"], now - item["last_modified"]
+        if url == mine:
+            continue
+        if age > _DEAD_AFTER:
+            if exclusive:
+                with suppress(OSError):
+                    _delete(url)
+        elif exclusive or url.name.endswith(_ALONE):
+            other = "a labelling, `repair` or `clean`" if exclusive else "`python -m manifests repair` or `clean`"
+            age_s, dead_s = max(age.total_seconds(), 0), _DEAD_AFTER.total_seconds()
+            raise RunInUseError(
+                f"{run}: in use by {other}; found its sign of life {url.name}, {age_s:.0f} s old: try again when that has "
+                f"ended, or, if it was killed, {dead_s:.0f} s after it"
+            )
+
+
+def _beat(mine: Url, who: bytes, stop: threading.Event) -> None:
+    while not stop.wait(_BEAT_S):
+        with suppress(OSError):  # the next one may come through
+            put(mine, who)
+
+
+def _listed(run: Url) -> list[Any]:
+    with in_words(str(run / FOLDER)):
+        return list(package().list(open_store(run.bucket), (run / FOLDER).key).collect())
+
+
+def _delete(url: Url) -> None:
+    with in_words(str(url)), suppress(FileNotFoundError):
+        package().delete(open_store(url.bucket), url.key)
