@@ -63,7 +63,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
     "depth maps of a prediction": ("pipeline/predict/files.py",),
     "reports and figures": (
         "pipeline/demo/report.py",
-        "pipeline/figures.py",
+        "pipeline/figures/command.py",
         "pipeline/report.py",
         "pipeline/show/command.py",
     ),

@@ -75,7 +75,7 @@ def estimate(config: LabelConfig, workers: int) -> Estimate:
     with tempfile.TemporaryDirectory(prefix="label-estimate-") as folder:
         run = open_run(replace(config, run=Path(folder), part_size=_SAMPLE_IMAGES, for_training=()), sampled)
         run = replace(run, with_patches=config.draw is None or config.draw.patches)
-        worker = LabelWorker(config.batch_size, config.decode_threads)
+        worker = LabelWorker(config.batch_size, config.threads)
         teachers = {teacher.name: teacher for teacher in run.teachers}
         for unit in units_left(run):
             worker.do(Task(unit=replace(unit, attempt="sample"), teacher=teachers.get(unit.column)))

@@ -17,10 +17,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
-from stages.models import DepthModel, InputSize, ModelSpec, custom, load_model, located, read_stated, resolve
+from stages.models import DepthModel, InputSize, ModelSpec, custom, load_model, read_stated
 from stages.models.checkpoints import checkpoint_sha256
 from stages.models.families import FAMILIES
-from stages.models.located import with_known
+from stages.models.located import located, with_known
+from stages.models.resolve import resolve
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 """All seen for damaged and for hostile checkpoints, from the libraries that load them."""

@@ -12,12 +12,10 @@ import pytest
 from manifests.__main__ import main as manifests_main
 from pipeline.config import folder_problems, parse_command, resolved, url_problems
 from pipeline.demo.command import main as demo_main
-from pipeline.evaluate.command import PRESETS as EVALUATE_PRESETS
 from pipeline.evaluate.command import main as evaluate_main
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.label.command import main as label_main
 from pipeline.label.config import PRESETS, LabelConfig
-from pipeline.predict.command import PRESETS as PREDICT_PRESETS
 from pipeline.predict.command import PredictConfig
 from pipeline.predict.command import main as predict_main
 from pipeline.show.command import main as show_main
@@ -122,11 +120,11 @@ def test_the_resolved_configuration_is_plain_values():
 
 
 def _evaluate(*argv: str) -> object:
-    return parse_command(EvaluateConfig, EVALUATE_PRESETS, program="evaluate", description="", argv=argv)
+    return parse_command(EvaluateConfig, {"default": {}}, program="evaluate", description="", argv=argv)
 
 
 def _predict(*argv: str) -> object:
-    return parse_command(PredictConfig, PREDICT_PRESETS, program="predict", description="", argv=argv)
+    return parse_command(PredictConfig, {"default": {}}, program="predict", description="", argv=argv)
 
 
 def _train(*argv: str) -> object:
