@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import re
 import sys
 import tomllib
@@ -90,6 +91,8 @@ def parse_command(
     if complete:
         complete(values, arguments)
     answer_help(config_type, page, arguments, program=program, default_of=lambda kind: _with_missing(kind, values))
+    if problems := _choice_problems(config_type, arguments):
+        _refuse(program, problems)
     default = _with_missing(config_type, values)
     program = program_name(program, arguments)
     config = tyro.cli(config_type, prog=program, description=page.description, args=arguments, default=default)
@@ -112,6 +115,25 @@ def with_new_names(config_type: type[Any], arguments: Sequence[str]) -> list[str
 
 def _renamed(config_type: type[Any]) -> Mapping[str, str]:
     return getattr(config_type, "RENAMED", {})
+
+
+def _choice_problems(config_type: type[Any], arguments: Sequence[str]) -> list[str]:
+    """What is none of an option's names, with the one that was probably meant."""
+    found = []
+    for item, hint in typing.get_type_hints(config_type, include_extras=True).items():
+        choices, flag = _names_of(hint), _flag(item, hint, "")
+        if choices and flag in arguments:
+            given = itertools.takewhile(lambda word: not word.startswith("-"), arguments[arguments.index(flag) + 1 :])
+            found += [_unknown(flag, word, choices) for word in given if word not in choices]
+    return found
+
+
+def _names_of(hint: Any) -> list[str]:
+    """The names that an option takes, of which it may take several; empty for one that takes anything else."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated or origin is tuple:
+        return _names_of(parameters[0])
+    return [*parameters] if origin is typing.Literal and all(isinstance(name, str) for name in parameters) else []
 
 
 def answer_version(arguments: Sequence[str]) -> None:

@@ -43,7 +43,6 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "stages/sources/tars.py",
         "pipeline/demo/command.py",
         "pipeline/label/sources.py",
-        "pipeline/predict/command.py",
     ),
     "benchmarks and what a model scored on them": (
         "stages/evaluation/benchmark_files.py",

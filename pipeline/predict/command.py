@@ -1,9 +1,9 @@
 """`python -m pipeline.predict --model DIR IN... --output OUT`: photographs in, depth maps out.
 
-IN are photographs and folders of them, whose tree is kept below OUT. Each photograph gets a 16-bit PNG of its size that says
-what its numbers mean, and a picture in colours; docs/predict.md says more. Run it again after any interruption: what is
-finished stays, what is missing is made. Exit status: 0 everything asked for is there, 1 something failed, each named with the
-reason, 2 the command cannot be run as given, 130 interrupted.
+IN are photographs, folders and tars of them, whose tree is kept below OUT, globs and brace patterns. Each photograph gets a
+16-bit PNG of its size that says what its numbers mean, and a picture in colours; docs/predict.md says more. Run it again
+after any interruption: what is finished stays, what is missing is made. Exit status: 0 everything asked for is there, 1
+something failed, each named with the reason, 2 the command cannot be run as given, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from stages.models import DepthModel
 from stages.models.batches import in_batches
 from stages.models.find import FoundModel, find_model, refuse_unused_noise
 from stages.prediction import MapRejectedError, PicturePredictor
-from stages.sources.photographs import PictureRejectedError, decode_upright, stated_pixels
+from stages.sources.photographs import PictureRejectedError, decode_upright
 from stages.threads import ahead
 
 _PROGRAM = "pipeline.predict"
@@ -166,12 +166,12 @@ def make_results(
 
 
 def _stated_pixels(photograph: Photograph) -> int:
-    return stated_pixels(photograph.path)
+    return photograph.pixels()
 
 
 def _decode(photograph: Photograph) -> _Decoded | manifests.Problem:
     try:
-        content = photograph.path.read_bytes()
+        content = photograph.read()
         picture = np.asarray(decode_upright(content))
     except OSError as error:
         return manifests.Problem(kind="unreadable", where=photograph.name, message=error.strerror or str(error))

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from pipeline.config import at_least, parse_command
+from pipeline.config import at_least, folder_problems, parse_command
 from pipeline.help import HelpPage
 from stages.depth_space import DepthSpace
 from stages.models.spec import Precision
@@ -22,7 +22,7 @@ class PredictConfig:
     RENAMED: ClassVar = {"batch": "batch_size", "long_side": "network_px"}
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN...")]
-    """Photographs, and folders of them with all folders below."""
+    """Photographs, folders of them with all folders below, tars, globs, and brace patterns (shards-{0000..0099}.tar)."""
     model: str
     """A student or a teacher: a folder, a hub id, or a function of your own, as in my_module:load=CHECKPOINT."""
     output: Path
@@ -65,13 +65,11 @@ class PredictConfig:
         """Every value that cannot be accepted, in words."""
         found = at_least(self, {"network_px": 8, "tile": 32, "batch_size": 1, "threads": 1, "steps": 1, "ensemble": 1})
         if not self.inputs:
-            found.append("IN: none given; expected photographs or folders of them")
+            found.append("IN: none given; expected photographs, folders or tars of them, or globs")
         if not 0.05 <= self.tile_overlap <= 0.9:
             what = "a share of a tile's side from 0.05, below which seams show, to 0.9"
             found.append(f"--tile-overlap is {self.tile_overlap}, expected {what}")
-        if self.output.exists() and not self.output.is_dir():
-            found.append(f"--output {self.output}: a file; expected a folder, or a new name for one")
-        return found
+        return found + folder_problems("--output", self.output)
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -87,7 +85,13 @@ HELP = HelpPage(
         "picture in colours. Run it again after any interruption: what is finished stays, what is missing is made."
     ),
     first=("inputs", "model", "output", "npy", "color", "network_px", "tile", "device", "batch_size", "overwrite", "config"),
-    examples=(("python -m pipeline.predict --model students/mine photos/ --output maps", "All photographs of a folder"),),
+    examples=(
+        ("python -m pipeline.predict --model students/mine photos/ --output maps", "All photographs of a folder"),
+        (
+            "python -m pipeline.predict --model students/mine shards-{0000..0002}.tar 'more/*.jpg' --output maps",
+            "Tars and a glob",
+        ),
+    ),
 )
 
 

@@ -111,6 +111,25 @@ def test_a_misspelt_flag_or_preset_gets_the_right_one_suggested(capsys: pytest.C
         assert right in captured.err + captured.out
 
 
+def test_a_misspelt_benchmark_gets_the_right_one_suggested(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as refused:
+        evaluate_main(["--model", "owner/name", "--benchmark", "kitti", "nyu2", "--protocol", "dav"])
+    assert refused.value.code == 2
+    told = capsys.readouterr().err
+    assert "--benchmark: unknown 'nyu2', did you mean 'nyuv2'?" in told
+    assert "--protocol: unknown 'dav', did you mean 'dav2'?" in told
+
+
+@pytest.mark.parametrize(("words", "meant"), [(["sumary", "r"], "summary"), (["list", "r", "--status", "rejcted"], "rejected")])
+def test_a_misspelt_subcommand_or_status_gets_the_right_one_suggested(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as refused:
+        manifests_main(words)
+    assert refused.value.code == 2
+    assert f"did you mean {meant!r}?" in capsys.readouterr().err
+
+
 def test_the_resolved_configuration_is_plain_values():
     plain = resolved(_parse(*_DEMO))
     assert plain["sources"] == ["a", "b"]

@@ -22,7 +22,7 @@ from stages.labelling.teacher import TeacherSpec
 from stages.models.find import find_model
 from stages.prediction import png_text, read_depth_png
 from stages.scenes import render_scene
-from tests.conftest import picture_bytes, scene_bytes
+from tests.conftest import picture_bytes, scene_bytes, write_tar
 from tests.pipeline.forked import ended_by
 from tests.stages.models.tiny_teachers import save_marigold
 
@@ -422,3 +422,27 @@ def test_an_interrupted_command_says_so_leaves_whole_files_and_resumes(model: st
     assert main(arguments) == 0
     assert len(_files(out)) == 20
     assert made.items() <= _files(out).items()
+
+
+def test_tars_globs_and_braces_are_predicted_and_a_name_that_leads_elsewhere_is_not(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first, second = (scene_bytes(seed, side_px=56) for seed in (0, 1))
+    write_tar(tmp_path / "shards-0.tar", {"deep/a.png": first, "deep/a.json": b"{}", "../../evil.png": first})
+    write_tar(tmp_path / "shards-1.tar", {"a.png": second})
+    out = tmp_path / "out"
+    assert _run(model, tmp_path / "shards-{0..1}.tar", photos / "*.jpg", "--no-color", output=out) == 1
+    assert "shards-0.tar/../../evil: unsafe_name: its name in the tar leads out of a folder" in capsys.readouterr().err
+    maps = _files(out)
+    assert sorted(maps) == ["a.jpg.png", "shards-0/deep/a.png.png", "shards-1/a.png.png"]
+    assert not list(tmp_path.parent.glob("evil*"))
+    assert _run(model, photos / "a.png", "--no-color", output=tmp_path / "alone") == 0
+    np.testing.assert_array_equal(
+        *(read_depth_png(path)[0] for path in (tmp_path / "alone/a.png.png", out / "shards-0/deep/a.png.png"))
+    )
+    (tmp_path / "shards-0.tar").write_bytes((tmp_path / "shards-1.tar").read_bytes())
+    assert _run(model, tmp_path / "shards-1.tar", "--no-color", output=out) == 0  # nothing is left to do
+    assert _files(out) == maps
+    for nothing in ("*.tiff", "a{b.png"):
+        assert _run(model, photos / nothing, output=out) == 2
+        assert "nothing there:" in capsys.readouterr().err
