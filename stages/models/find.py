@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers.utils.logging import disable_progress_bar
 
 from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
@@ -75,7 +74,6 @@ class FoundModel:
             if self.loaded:
                 resolve(self.spec)  # which refuses what its function is never told
                 return self.loaded
-            disable_progress_bar()  # transformers' own, one for each checkpoint
             return load_model(self.spec, self.folder, device=resolve_device(device), sha256=self.sha256)
         except _BROKEN as error:
             raise _cannot(self.spec.name, self.spec.checkpoint, error) from error

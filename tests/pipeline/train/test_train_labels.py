@@ -175,9 +175,7 @@ def test_a_states_name_is_on_disk_before_an_older_one_goes(tmp_path: Path, calls
 def test_a_training_on_the_demos_labels_without_its_preset_says_what_to_do_in_a_line(
     small: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_run(tmp_path / "run", images=5)
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | {"configuration": {"preset": "demo"}}))
+    run = write_run(tmp_path / "run", images=5, preset="demo")
     for preset, said in (("default", True), ("demo", False)):
         train(replace(small, run=(run,), output=tmp_path / preset, preset=preset, steps=1))
         assert ("give --preset demo here too\n" in capsys.readouterr().err) == said
