@@ -91,7 +91,7 @@ class _Bench:
     def whole(self, color: bool) -> None:
         """From files to files, in a folder of its own. Raises RuntimeError where one failed."""
         output = self._results / str(next(self._attempts))
-        config = PredictConfig(inputs=(self._photographs,), model="demo", output=output, color=color, batch=_BATCH)
+        config = PredictConfig(inputs=(self._photographs,), model="demo", output=output, color=color, batch_size=_BATCH)
         found, _ = find_photographs(config.inputs, output)
         with PredictProgress(total=len(found), done=0) as progress:
             make_results(self._model, found, config=config, recipe={}, progress=progress)

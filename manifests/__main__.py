@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from manifests.checker import printable
 from manifests.compare import compare
@@ -87,8 +89,18 @@ def _run_folder(argument: str) -> Location:
     return location.parent if is_record else location
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that says what a misspelt word was probably meant to be."""
+
+    def error(self, message: str) -> NoReturn:
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            near = difflib.get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), 1)
+            message += f"; did you mean {near[0]!r}?" if near else ""
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m manifests", description="What a run holds, and whether it is sound.")
+    parser = _Parser(prog="python -m manifests", description="What a run holds, and whether it is sound.")
     parser.add_argument("--version", action="version", version=software_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

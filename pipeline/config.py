@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import re
 import sys
 import tomllib
@@ -28,6 +29,7 @@ from manifests.errors import RefusedError
 from manifests.location import Location, Url, location_of
 from manifests.version import software_version
 from pipeline.exits import REFUSED
+from pipeline.help import HelpPage, answer_help, program_name
 
 _URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has swallowed the second
 _MAY_BE_URLS = ("address", "licence", "sources")
@@ -70,18 +72,20 @@ def parse_command(
     presets: Mapping[str, Mapping[str, Any]],
     *,
     program: str,
-    description: str,
+    description: str | HelpPage,
     argv: Sequence[str] | None = None,
     complete: Callable[[dict[str, Any], Sequence[str]], None] | None = None,
 ) -> ConfigT:
     """The resolved configuration of a command line.
 
-    presets: for each name, the field values that differ from the class's defaults. complete: changes the values of preset and
-    file in place, with the command line in view, before they become the defaults of its flags. Prints all problems and exits
-    with status 2 where there are any; `--help` and misspelt flags are answered by tyro, which suggests the right ones, and
-    `--version` here.
+    description: what `--help` says: a page with examples, or its first lines alone. presets: for each name, the field
+    values that differ from the class's defaults. complete: changes the values of preset and file in place, with the command
+    line in view, before they become the defaults of its flags. Prints all problems and exits with status 2 where there are
+    any. Misspelt flags are answered by tyro, which suggests the right ones, and `--version`, `--help` and `--help-all`
+    here.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    page = HelpPage(description=description) if isinstance(description, str) else description
+    arguments = with_new_names(config_type, sys.argv[1:] if argv is None else argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     default_preset = next(f.default for f in dataclasses.fields(config_type) if f.name == "preset")
     early.add_argument("--preset")
@@ -103,11 +107,50 @@ def parse_command(
     values |= {key: values.get(key, {}) | value if isinstance(value, dict) else value for key, value in from_file.items()}
     if complete:
         complete(values, arguments)
+    answer_help(config_type, page, arguments, program=program, default_of=lambda kind: _with_missing(kind, values))
+    if problems := _choice_problems(config_type, arguments):
+        _refuse(program, problems)
     default = _with_missing(config_type, values)
-    config = tyro.cli(config_type, prog=program, description=description, args=arguments, default=default)
+    program = program_name(program, arguments)
+    config = tyro.cli(config_type, prog=program, description=page.description, args=arguments, default=default)
     if problems := url_problems(config) or config.problems():
         _refuse(program, problems)
     return config
+
+
+def with_new_names(config_type: type[Any], arguments: Sequence[str]) -> list[str]:
+    """The command line with the names that options have now in place of those in the class's `RENAMED`; says so."""
+    renamed = {f"--{old}".replace("_", "-"): f"--{new}".replace("_", "-") for old, new in _renamed(config_type).items()}
+    new_arguments = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if new := renamed.get(name.replace("_", "-")):
+            print(f"{name} is called {new} now", file=sys.stderr)
+        new_arguments.append(f"{new or name}{equals}{value}")
+    return new_arguments
+
+
+def _renamed(config_type: type[Any]) -> Mapping[str, str]:
+    return getattr(config_type, "RENAMED", {})
+
+
+def _choice_problems(config_type: type[Any], arguments: Sequence[str]) -> list[str]:
+    """What is none of an option's names, with the one that was probably meant."""
+    found = []
+    for item, hint in typing.get_type_hints(config_type, include_extras=True).items():
+        choices, flag = _names_of(hint), _flag(item, hint, "")
+        if choices and flag in arguments:
+            given = itertools.takewhile(lambda word: not word.startswith("-"), arguments[arguments.index(flag) + 1 :])
+            found += [_unknown(flag, word, choices) for word in given if word not in choices]
+    return found
+
+
+def _names_of(hint: Any) -> list[str]:
+    """The names that an option takes, of which it may take several; empty for one that takes anything else."""
+    origin, parameters = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated or origin is tuple:
+        return _names_of(parameters[0])
+    return [*parameters] if origin is typing.Literal and all(isinstance(name, str) for name in parameters) else []
 
 
 def answer_version(arguments: Sequence[str]) -> None:
@@ -183,6 +226,13 @@ def at_least(config: Any, bounds: Mapping[str, float]) -> list[str]:
     ]
 
 
+def cuda_is_here() -> bool:
+    """Whether torch sees a CUDA device; imports torch, which takes seconds."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def folder_problems(flag: str, folder: Location) -> list[str]:
     """Why a folder to write into cannot be one: a file is in its place, or in that of a folder above it; or why a URL names no
     bucket that can be written to."""
@@ -245,6 +295,7 @@ def _read_toml(config_type: type[Any], path: Path, flag: str = "--config") -> tu
     values, problems = {}, []
     for raw_key, raw in content.items():
         key = raw_key.replace("-", "_")
+        key = _renamed(config_type).get(key, key)
         if key not in names:
             problems.append(_unknown(f"{path}: key", raw_key, names))
             continue

@@ -1,7 +1,7 @@
 """Progress that a person can trust: per column, images done of total, rate, expected end, rejected, failed.
 
-A bar per column on a terminal; elsewhere a plain line now and then, and one at the end. What earlier runs of the command did
-counts as done, and never as speed.
+A bar per column on a terminal; elsewhere a plain line a minute for each column in which something has changed. What earlier
+runs of the command did counts as done, and never as speed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from stages.labelling.unit import Unit, UnitResult
 
-_LINE_EVERY_S = 15.0
+_LINE_EVERY_S = 60.0
 _RATE_OVER = 32  # parts
 
 
@@ -31,6 +31,8 @@ class _Column:
     done: int
     rejected: int
     failed: int = 0
+    said: int | None = None
+    """How many were done when its last line was printed."""
     ends: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_RATE_OVER))
 
     def rate(self) -> float:
@@ -104,6 +106,9 @@ class ColumnProgress:
     def _print_lines(self) -> None:
         self._last_line = time.monotonic()
         for name, column in self._columns.items():
+            if column.said == column.done:
+                continue
+            column.said = column.done
             rate = column.rate()
             left = f", {duration((column.total - column.done) / rate)} left" if rate and column.done < column.total else ""
             speed = f", {rate:.2f} images/s" if rate else ""

@@ -7,6 +7,7 @@ import os
 import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -100,8 +101,9 @@ def picture_bytes(image: Image.Image, suffix: str = "png", **options: object) ->
     return buffer.getvalue()
 
 
+@cache
 def scene_bytes(seed: int, side_px: int = 88) -> bytes:
-    """A rendered scene as a PNG file."""
+    """A rendered scene as a PNG file; rendered once in a process."""
     return picture_bytes(Image.fromarray(render_scene(seed, height_px=side_px, width_px=side_px).rgb))
 
 

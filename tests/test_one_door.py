@@ -47,7 +47,6 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "stages/sources/tars.py",
         "pipeline/demo/command.py",
         "pipeline/label/sources.py",
-        "pipeline/predict/command.py",
     ),
     "benchmarks and what a model scored on them": (
         "stages/evaluation/benchmark_files.py",
@@ -67,7 +66,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
     "depth maps of a prediction": ("pipeline/predict/files.py",),
     "reports and figures": (
         "pipeline/demo/report.py",
-        "pipeline/figures.py",
+        "pipeline/figures/command.py",
         "pipeline/report.py",
         "pipeline/show/command.py",
     ),

@@ -138,6 +138,7 @@ def _run(commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert not ended.value.code, (command, capsys.readouterr())
 
 
+@pytest.mark.campaign
 def test_every_command_from_an_empty_disk_to_the_tables_runs_in_order(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def write_run(
     contexts_per_image: int = 1,
     attempt: str = "first",
     context: str | None = None,
+    preset: str | None = None,
 ) -> Path:
     """A run of one source. `rejected`: images by column; `without`: (column, part number) left uncommitted;
     `fingerprints`: what a column has beside the common `plan_context_px`. Each context is a scene of its own: number
@@ -85,7 +86,7 @@ def write_run(
         seed=0,
         part_size=part_size,
         plan={"context_px": CONTEXT_PX, "contexts_per_image": contexts_per_image} | ({"context": context} if context else {}),
-        configuration={},
+        configuration={"preset": preset} if preset else {},
     )
     (run_dir / "catalog").mkdir(parents=True)
     (run_dir / "run.json").write_bytes(to_json(run))

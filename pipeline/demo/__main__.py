@@ -1,4 +1,11 @@
-from pipeline.demo.command import main
+"""`python -m pipeline.demo`. The command line is read first: torch and the rest take seconds to import."""
+
+from __future__ import annotations
+
+from pipeline.demo.config import read_command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    config = read_command()
+    from pipeline.demo.command import run
+
+    raise SystemExit(run(config))

@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import manifests
-from pipeline.config import at_least, parse_command
+from pipeline.demo.config import DemoConfig, read_command
 from pipeline.demo.report import DemoRun, write_demo_report
 from pipeline.evaluate.command import evaluate_models, format_table, protocol
 from pipeline.exits import say
@@ -44,37 +44,6 @@ FIRST_PHOTO_SEED = 500_000
 _SCENES_PER_TAR = 48
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Label, train and evaluate on rendered scenes, and write a report."""
-
-    output: Path = Path("demo")
-    """Folder of everything that the demo makes."""
-    preset: str = "demo"
-    """Starting values."""
-    config: Path | None = None
-    """TOML file with values for any of these."""
-    scenes: int = 192
-    """Photographs to render and label."""
-    steps: int = 300
-    """Steps of the student's training."""
-    held_out: int = 100
-    """Held-out scenes to score on."""
-    examples: int = 6
-    """Scenes in the report."""
-    seed: int = 0
-    """Seed of the views and of the training; the scenes stay the same."""
-    workers: int | None = None
-    """Ray workers; one per GPU, else one per CPU core. 0 labels in this process."""
-
-    def problems(self) -> list[str]:
-        """Every value that cannot be accepted, in words."""
-        found = at_least(self, {"scenes": 8, "steps": 1, "held_out": 1, "examples": 1, "seed": 0})
-        if self.examples > self.held_out:
-            found.append(f"--examples is {self.examples}, more than the {self.held_out} held-out scenes")
-        return found
-
-
 class _Timings(dict[str, float]):
     """Seconds by step, each counted while its block runs."""
 
@@ -90,8 +59,11 @@ _PROGRAM = "pipeline.demo"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    program = "python -m pipeline.demo"
-    config = parse_command(DemoConfig, {"demo": {}}, program=program, description=__doc__ or "", argv=argv)
+    return run(read_command(argv))
+
+
+def run(config: DemoConfig) -> int:
+    """Runs what is missing of the demo, and says how it ended; returns the exit status."""
     try:
         return _demo(config)
     except (RunMismatchError, OutputMismatchError) as error:

@@ -1,4 +1,11 @@
-from pipeline.evaluate.command import main
+"""`python -m pipeline.evaluate`. The command line is read first: torch and the rest take seconds to import."""
+
+from __future__ import annotations
+
+from pipeline.evaluate.config import read_command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    config = read_command()
+    from pipeline.evaluate.command import run
+
+    raise SystemExit(run(config))

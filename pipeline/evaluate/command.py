@@ -17,9 +17,9 @@ from pathlib import Path
 
 import manifests
 from manifests.errors import DistillError
-from pipeline.config import parse_command, resolved
+from pipeline.config import resolved
 from pipeline.evaluate.cache import PredictionStore
-from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.config import EvaluateConfig, read_command
 from pipeline.evaluate.data import RenderedScenes
 from pipeline.evaluate.data import scenes_protocol as protocol
 from pipeline.evaluate.run import EvaluatedModel, evaluate_set, score_all
@@ -42,7 +42,6 @@ from stages.models.find import ModelError, find_model
 
 __all__ = ["Evaluation", "EvaluationError", "evaluate", "evaluate_models", "format_table", "main", "protocol"]
 
-PRESETS = {"default": {}}
 _PROGRAM = "pipeline.evaluate"
 
 
@@ -60,7 +59,11 @@ class Evaluation:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse_command(EvaluateConfig, PRESETS, program="python -m pipeline.evaluate", description=__doc__ or "", argv=argv)
+    return run(read_command(argv))
+
+
+def run(config: EvaluateConfig) -> int:
+    """Scores, prints and writes what was asked for; returns the exit status."""
     try:
         done = evaluate(config)
     except KeyboardInterrupt as error:

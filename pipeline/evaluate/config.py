@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-import torch
 import tyro
 
-from pipeline.config import at_least
+from pipeline.config import at_least, cuda_is_here, parse_command
+from pipeline.help import HelpPage
 from stages.depth_space import DepthSpace
 from stages.evaluation.protocols import BenchmarkName, ProtocolName
 from stages.evaluation.published import Table
 from stages.evaluation.rendered import CONTEXT_PX, HELD_OUT_SEED
-from stages.models.checkpoints import is_hub_id
-from stages.models.find import own_function
 
 SetName = Literal[BenchmarkName, "scenes"]
 _SUFFIXES = (".csv", ".parquet")
@@ -24,6 +23,8 @@ _SUFFIXES = (".csv", ".parquet")
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
     """Score depth models on benchmarks and on rendered scenes."""
+
+    RENAMED: ClassVar = {"workers": "threads"}
 
     model: tuple[str, ...]
     """Folders of checkpoints, ids on the hub, or functions of your own, as in my_module:load=CHECKPOINT (docs/labelling.md).
@@ -62,7 +63,7 @@ class ScoringConfig:
     """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
     batch_size: int = 8
     """Pictures of equal size that are predicted together; halved where memory runs out."""
-    workers: int = 4
+    threads: int = 4
     """Threads that read ahead, and as many that score behind."""
 
     @property
@@ -86,11 +87,14 @@ class ScoringConfig:
             "ensemble": 1,
             "seed": 0,
             "batch_size": 1,
-            "workers": 1,
+            "threads": 1,
         }
         found = at_least(self, least)
         if not self.model:
             found.append("--model: nothing given, expected one or more checkpoints")
+        from stages.models.checkpoints import is_hub_id
+        from stages.models.find import own_function
+
         unknown = [name for name in self.model if not (Path(name).is_dir() or is_hub_id(name) or own_function(name))]
         found += [f"--model {name}: no such folder, and not a hub id of the form owner/name" for name in unknown]
         if not self.benchmark or len(set(self.benchmark)) < len(self.benchmark):
@@ -104,7 +108,7 @@ class ScoringConfig:
         found += [f"--list {path}: no such file" for path in self.lists if not path.is_file()]
         if self.network_square and self.network_long_side_px is None:
             found.append("--network-square: expected --network-px with the side of the square, such as 700")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
+        if self.device.startswith("cuda") and not cuda_is_here():
             found.append(f"--device is {self.device}, but torch sees no CUDA device here; use cpu or auto")
         return found
 
@@ -134,3 +138,29 @@ class EvaluateConfig(ScoringConfig):
         if self.per_image and self.per_image.suffix not in _SUFFIXES:
             found.append(f"--per-image {self.per_image}: expected a name that ends in {' or '.join(_SUFFIXES)}")
         return found
+
+
+HELP = HelpPage(
+    description=(
+        "Score depth models, students and teachers alike, on public benchmarks and on rendered scenes: AbsRel/delta1 "
+        "of each model on each, with the protocol behind each number."
+    ),
+    first=(
+        *("model", "benchmark", "data", "lists", "protocol", "output", "scenes", "network_px", "device", "batch_size"),
+        *("json_file", "markdown", "config"),
+    ),
+    examples=(
+        ("python -m pipeline.evaluate --model students/mine --scenes 32", "On 32 rendered scenes, which need no data"),
+        (
+            "python -m pipeline.evaluate --model students/neither students/both --benchmark eth3d diode "
+            "--data benchmarks/ --table 2",
+            "Two students on two benchmarks, beside table 2 of the paper",
+        ),
+    ),
+)
+
+
+def read_command(argv: Sequence[str] | None = None) -> EvaluateConfig:
+    """The configuration of a command line; exits with status 2 where there is none. Imports no torch to answer `--help`."""
+    presets = {"default": {}}
+    return parse_command(EvaluateConfig, presets, program="python -m pipeline.evaluate", description=HELP, argv=argv)

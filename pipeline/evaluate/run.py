@@ -189,7 +189,7 @@ def score_all(
                 score_of(data),
                 store=PredictionStore(output and output / benchmark),
                 batch=config.batch_size,
-                workers=config.workers,
+                workers=config.threads,
                 progress=progress,
             )
             sets.append((data, outcome))

@@ -32,7 +32,11 @@ _STAYS = "What is committed in {} stays; when the cause is gone, the same comman
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = read_command(__doc__ or "", argv)
+    return run(read_command(argv))
+
+
+def run(config: LabelConfig) -> int:
+    """Does what the command line says, and says how it ended; returns the exit status."""
     try:
         if config.dry_run:
             print(estimate(config, config.local_workers))
@@ -81,7 +85,7 @@ def label_run(config: LabelConfig) -> tuple[OpenRun, LabelReport]:
             resources=config.resources,
             address=config.address,
             batch_size=config.batch_size,
-            decode_threads=config.decode_threads,
+            decode_threads=config.threads,
             max_attempts=config.max_attempts,
             stall_timeout_s=config.stall_timeout_s,
         )

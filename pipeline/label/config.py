@@ -7,22 +7,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
 import tyro
 
 import manifests
 from manifests.run import IMAGES, RUN_RECORD
 from pipeline.config import AnyLocation, at_least, folder_problems, parse_command, settings_named
-from pipeline.label.pool import Resources
+from pipeline.help import HelpPage
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from pipeline.train.config import TrainConfig
 from stages.distillation.draw import Draw
 from stages.labelling.teacher import TeacherSpec
-from stages.models import problems_of
-from stages.sources.photographs import available_resamplers
 from stages.views import Resampler, ViewPlan
+
+if TYPE_CHECKING:
+    from pipeline.label.pool import Resources
 
 DEMO_CHECKPOINTS = Path(__file__).parents[1] / "demo_checkpoints"
 
@@ -37,6 +37,8 @@ _PAPER_TEACHERS = {
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig:
     """Label photographs with every teacher."""
+
+    RENAMED: ClassVar = {"decode_threads": "threads"}
 
     run: AnyLocation
     """The run's folder, or its URL in a bucket (s3://bucket/runs/mine); made where missing, continued where it exists."""
@@ -73,7 +75,7 @@ class LabelConfig:
     """Views in a teacher's batch."""
     address: str | None = None
     """A Ray cluster's address; without it, Ray runs on this machine for as long as the command does."""
-    decode_threads: int | None = None
+    threads: int | None = None
     """Threads in which a worker decodes and cuts pictures ahead of its teacher; it packs labels behind it in as many more.
     None is the machine's share of cores for each GPU, and 2 without one."""
     max_attempts: int = 3
@@ -106,11 +108,11 @@ class LabelConfig:
         for teacher in self.chosen:
             found += _problems_of(teacher)
         found += self._draw_problems()
+        from stages.sources.photographs import available_resamplers
+
         if self.resampler not in (None, *available_resamplers()):
             found.append(f"--resampler {self.resampler} is not installed here, found {', '.join(available_resamplers())}")
-        found += at_least(
-            self, {"part_size": 1, "batch_size": 1, "max_attempts": 1, "seed": 0, "workers": 0, "decode_threads": 1}
-        )
+        found += at_least(self, {"part_size": 1, "batch_size": 1, "max_attempts": 1, "seed": 0, "workers": 0, "threads": 1})
         if not 0 <= self.max_rejected_fraction <= 1:
             found.append(f"--max-rejected-fraction is {self.max_rejected_fraction}, expected a share from 0 to 1")
         if not self.stall_timeout_s > 0:
@@ -154,16 +156,22 @@ class LabelConfig:
     @property
     def resources(self) -> dict[str, Resources]:
         """What a worker of each column holds: teachers what their spec says, `images` one core."""
+        from pipeline.label.pool import Resources
+
         teachers = {teacher.name: Resources(teacher.num_cpus, teacher.num_gpus) for teacher in self.chosen}
         return {IMAGES: Resources(num_cpus=1, num_gpus=0), **teachers}
 
 
 def default_workers() -> int:
     """One per GPU; without any, one per CPU core."""
+    import torch  # takes seconds, and the command line is read without it
+
     return torch.cuda.device_count() or os.cpu_count() or 1
 
 
 def _problems_of(teacher: TeacherSpec) -> list[str]:
+    from stages.models import problems_of
+
     found = [f"teacher {problem}" for problem in problems_of(teacher)]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", teacher.name) or teacher.name == IMAGES:
         found.append(f"a teacher is named {teacher.name!r}, expected letters, digits, - and _, and not {IMAGES!r}")
@@ -193,13 +201,33 @@ PRESETS = {
 }
 
 
-def read_command(description: str, argv: Sequence[str] | None = None) -> LabelConfig:
-    """The configuration of a command line; exits with status 2 where there is none."""
+HELP = HelpPage(
+    description=(
+        "Photographs in, cached pseudo-depth of every teacher out. Run it again after any interruption: what is "
+        "committed stays, what is missing is made."
+    ),
+    first=("run", "sources", "preset", "config", "columns", "add_new_files", "workers", "batch_size", "dry_run"),
+    examples=(
+        (
+            "python -m pipeline.label --run runs/mine --sources photos/ --preset demo --dry-run",
+            "What it would take: hours, disk, memory",
+        ),
+        ("python -m pipeline.label --run runs/mine --sources photos/ --preset demo", "Label a folder with the demo's teachers"),
+        (
+            "python -m pipeline.label --run runs/mine --sources photos/ --preset demo --add-new-files",
+            "Take in the photographs that were added since",
+        ),
+    ),
+)
+
+
+def read_command(argv: Sequence[str] | None = None) -> LabelConfig:
+    """The configuration of a command line; exits with status 2 where there is none. Imports no torch to answer `--help`."""
     return parse_command(
         LabelConfig,
         PRESETS,
         program="python -m pipeline.label",
-        description=description,
+        description=HELP,
         argv=argv,
         complete=_with_new_teachers,
     )

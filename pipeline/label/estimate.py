@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -76,9 +77,10 @@ def estimate(config: LabelConfig, workers: int) -> Estimate:
     with tempfile.TemporaryDirectory(prefix="label-estimate-") as folder:
         run = open_run(replace(config, run=Path(folder), part_size=_SAMPLE_IMAGES, for_training=()), sampled)
         run = replace(run, with_patches=config.draw is None or config.draw.patches)
-        worker = LabelWorker(config.batch_size, config.decode_threads)
+        worker = LabelWorker(config.batch_size, config.threads)
         teachers = {teacher.name: teacher for teacher in run.teachers}
         for unit in units_left(run):
+            print(f"dry run: {unit.column}: {len(unit.rows)} of {images} images ...", file=sys.stderr, flush=True)
             worker.do(Task(unit=replace(unit, attempt="sample"), teacher=teachers.get(unit.column)))
         wanted = _images_drawn(config, sources)
         columns = tuple(_column(run.run_dir, name, wanted.get(name, images), workers) for name in (c.name for c in run.columns))

@@ -26,10 +26,11 @@ from stages.distillation.draw import Draw
 from stages.label_store.format import LABEL_BITS
 from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import Unit
-from stages.models import checkpoint_sha256, located, resolve
+from stages.models import checkpoint_sha256
 from stages.models.checkpoints import require_safetensors
 from stages.models.custom import load as load_custom
-from stages.models.located import with_known
+from stages.models.located import located, with_known
+from stages.models.resolve import resolve
 from stages.models.spec import LATEST
 from stages.sources.photographs import available_resamplers
 from stages.sources.source import CatalogueRow, Source

@@ -1,9 +1,9 @@
 """`python -m pipeline.predict --model DIR IN... --output OUT`: photographs in, depth maps out.
 
-IN are photographs and folders of them, whose tree is kept below OUT. Each photograph gets a 16-bit PNG of its size that says
-what its numbers mean, and a picture in colours; docs/predict.md says more. Run it again after any interruption: what is
-finished stays, what is missing is made. Exit status: 0 everything asked for is there, 1 something failed, each named with the
-reason, 2 the command cannot be run as given, 130 interrupted.
+IN are photographs, folders and tars of them, whose tree is kept below OUT, globs and brace patterns. Each photograph gets a
+16-bit PNG of its size that says what its numbers mean, and a picture in colours; docs/predict.md says more. Run it again
+after any interruption: what is finished stays, what is missing is made. Exit status: 0 everything asked for is there, 1
+something failed, each named with the reason, 2 the command cannot be run as given, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,21 +16,15 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import tyro
 from jaxtyping import Float32, UInt8
 
 import manifests
-from pipeline.config import at_least, parse_command
 from pipeline.exits import DONE, PROBLEMS, exit_status, say
+from pipeline.predict.config import PredictConfig, read_command
 from pipeline.predict.files import (
-    COLOR,
-    MAP,
-    VALUES,
     ForeignResultError,
     Photograph,
     find_photographs,
@@ -42,75 +36,9 @@ from stages.depth_space import DepthSpace
 from stages.models import DepthModel
 from stages.models.batches import in_batches
 from stages.models.find import FoundModel, find_model, refuse_unused_noise
-from stages.models.spec import Precision
 from stages.prediction import MapRejectedError, PicturePredictor
-from stages.sources.photographs import PictureRejectedError, decode_upright, stated_pixels
+from stages.sources.photographs import PictureRejectedError, decode_upright
 from stages.threads import ahead
-
-PRESETS = {"default": {}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Depth maps of photographs."""
-
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN...")]
-    """Photographs, and folders of them with all folders below."""
-    model: str
-    """A student or a teacher: a folder, a hub id, or a function of your own, as in my_module:load=CHECKPOINT."""
-    output: Path
-    """Folder of the results; made where missing, continued where it exists."""
-    npy: bool = False
-    """Also write the map as float32 .npy."""
-    color: bool = True
-    """Also write a picture of the map in colours, near is red."""
-    long_side: Annotated[int | Literal["native"] | None, tyro.conf.arg(metavar="PX|native")] = None
-    """Long side of the picture as the network sees it, or the photograph's own. Without it: the size that the checkpoint
-    states; where it states none, that of --tile, or the photograph's own."""
-    tile: Annotated[int | None, tyro.conf.arg(metavar="PX")] = None
-    """Larger photographs are also shown in square tiles of this side, for detail."""
-    tile_overlap: float = 0.25
-    """Share of a tile's side that its neighbour also shows, at least."""
-    depth_space: DepthSpace | None = None
-    """What the model's numbers mean, where the checkpoint does not say it."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub id."""
-    steps: int | None = None
-    """Denoising steps of a model that starts from noise; by default what its checkpoint states."""
-    ensemble: int = 1
-    """Predictions of such a model that are merged into one, each from its own noise."""
-    dtype: Precision = "float32"
-    """Precision of weights and activations; maps are float32 all the same. tf32 lets a GPU round products of float32."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
-    batch: int = 4
-    """Photographs of one size, or tiles, that are predicted together; halved where memory runs out."""
-    threads: int = 4
-    """Threads that decode photographs, and as many that write results."""
-    overwrite: bool = False
-    """Replace what is there under a result's name: of another model, other options, another photograph, or not of ours."""
-    preset: str = "default"
-    """Starting values."""
-    config: Path | None = None
-    """A TOML file with the same keys; flags win over it."""
-
-    def problems(self) -> list[str]:
-        """Every value that cannot be accepted, in words."""
-        found = at_least(self, {"long_side": 8, "tile": 32, "batch": 1, "threads": 1, "steps": 1, "ensemble": 1})
-        if not self.inputs:
-            found.append("IN: none given; expected photographs or folders of them")
-        if not 0.05 <= self.tile_overlap <= 0.9:
-            what = "a share of a tile's side from 0.05, below which seams show, to 0.9"
-            found.append(f"--tile-overlap is {self.tile_overlap}, expected {what}")
-        if self.output.exists() and not self.output.is_dir():
-            found.append(f"--output {self.output}: a file; expected a folder, or a new name for one")
-        return found
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """Suffixes of the results asked for."""
-        return MAP, *([VALUES] if self.npy else []), *([COLOR] if self.color else [])
-
 
 _PROGRAM = "pipeline.predict"
 _MOST_PX = 64e6
@@ -118,7 +46,11 @@ _MOST_PX = 64e6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse_command(PredictConfig, PRESETS, program="python -m pipeline.predict", description=__doc__ or "", argv=argv)
+    return run(read_command(argv))
+
+
+def run(config: PredictConfig) -> int:
+    """Predicts, and says how it ended; returns the exit status."""
     try:
         progress = predict(config)
     except KeyboardInterrupt as error:
@@ -143,13 +75,13 @@ def predict(config: PredictConfig) -> PredictProgress:
         config.model,
         depth_space=config.depth_space,
         revision=config.revision,
-        input_px=config.long_side or "stated",
+        input_px=config.network_px or "stated",
         steps=config.steps,
         ensemble=config.ensemble,
         device=config.device,
     )
     refuse_unused_noise([model], config.steps, config.ensemble)
-    if config.tile and not config.long_side and model.stated_px is None and not model.spec.is_custom:
+    if config.tile and not config.network_px and model.stated_px is None and not model.spec.is_custom:
         model = model.at(config.tile)
     model = dataclasses.replace(model, spec=dataclasses.replace(model.spec, dtype=config.dtype))
     recipe = _recipe(config, model)
@@ -206,19 +138,21 @@ def make_results(
     Decoding runs ahead and writing behind, in threads; the device is used from this one. Each holds as many photographs as
     `_MOST_PX` has room for, and a batch half of that. Raises OSError and torch.AcceleratorError as `predict` does.
     """
-    predictor = PicturePredictor(teacher, batch_size=config.batch, tile_px=config.tile, tile_overlap=config.tile_overlap)
+    predictor = PicturePredictor(teacher, batch_size=config.batch_size, tile_px=config.tile, tile_overlap=config.tile_overlap)
     write = partial(_write, recipe=recipe, wanted=config.wanted, overwrite=config.overwrite)
     with (
         closing(
-            ahead(_decode, photographs, threads=config.threads, depth=config.batch, weight_of=_stated_pixels, most=_MOST_PX)
+            ahead(
+                _decode, photographs, threads=config.threads, depth=config.batch_size, weight_of=_stated_pixels, most=_MOST_PX
+            )
         ) as decoded,
-        closing(_predict(decoded, predictor, config.batch, progress)) as predicted,
+        closing(_predict(decoded, predictor, config.batch_size, progress)) as predicted,
         closing(
             ahead(
                 write,
                 predicted,
                 threads=config.threads,
-                depth=config.batch,
+                depth=config.batch_size,
                 weight_of=lambda item: item.values.size,
                 most=_MOST_PX,
             )
@@ -232,12 +166,12 @@ def make_results(
 
 
 def _stated_pixels(photograph: Photograph) -> int:
-    return stated_pixels(photograph.path)
+    return photograph.pixels()
 
 
 def _decode(photograph: Photograph) -> _Decoded | manifests.Problem:
     try:
-        content = photograph.path.read_bytes()
+        content = photograph.read()
         picture = np.asarray(decode_upright(content))
     except OSError as error:
         return manifests.Problem(kind="unreadable", where=photograph.name, message=error.strerror or str(error))

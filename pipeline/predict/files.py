@@ -14,9 +14,11 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from glob import glob
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+from braceexpand import braceexpand
 from jaxtyping import Float32
 
 import manifests
@@ -24,8 +26,9 @@ from manifests.errors import DistillError, RefusedError
 from stages.depth_space import DepthSpace
 from stages.prediction import encode_color_jpeg, encode_depth_png, png_text, require_map
 from stages.sources.catalogue import read_source
-from stages.sources.photographs import IMAGE_SUFFIXES
-from stages.sources.source import Source
+from stages.sources.kinds import KINDS, kind_of
+from stages.sources.photographs import IMAGE_SUFFIXES, stated_pixels
+from stages.sources.source import CatalogueRow, Source
 from stages.threads import ahead
 
 MAP, VALUES, COLOR = ".png", ".npy", ".color.jpg"
@@ -33,6 +36,8 @@ MAP, VALUES, COLOR = ".png", ".npy", ".color.jpg"
 _VOUCHED = {VALUES: "npy_sha256", COLOR: "color_sha256"}
 """Where the PNG's text has the digest of each file that was written with it."""
 _SHOWN = 10
+_TAR = "tar"
+_PIXELS_PER_BYTE = 4
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -46,11 +51,22 @@ class ForeignResultError(DistillError):
 
 @dataclass(frozen=True, kw_only=True)
 class Photograph:
-    """A file to predict, its name for people, and the path of its results, to which their suffixes are added."""
+    """A picture to predict, its name for people, and the path of its results, to which their suffixes are added."""
 
     path: Path
+    """Its file, or the tar that it lies in."""
     name: str
     target: Path
+    member: CatalogueRow | None = None
+    """Where in its tar."""
+
+    def read(self) -> bytes:
+        """Its file's bytes. Raises OSError where they cannot be read, or are not those that were found."""
+        return self.path.read_bytes() if self.member is None else KINDS[_TAR].read(self.path, self.member)
+
+    def pixels(self) -> int:
+        """About how many it has, 0 where its header does not say; of one in a tar a guess from its size, and not too few."""
+        return stated_pixels(self.path) if self.member is None else self.member.size_bytes * _PIXELS_PER_BYTE
 
     def result(self, suffix: str) -> Path:
         """The path of one of its results."""
@@ -58,22 +74,30 @@ class Photograph:
 
 
 def find_photographs(inputs: Sequence[Path], output: Path) -> tuple[list[Photograph], list[manifests.Problem]]:
-    """Photographs given by name and found in folders, each once, and what could not be taken there.
+    """Photographs given by name and found in folders and tars, each once, and what could not be taken there.
 
-    What is in a folder keeps its path below it, a photograph given by name is at the top of the output. Raises PredictError
-    where an input is not there, nothing was found, two photographs would have one result, or the output is among the inputs.
+    What is in a folder keeps its path below it, what is in a tar its path below the tar's name, and a photograph given by name
+    is at the top of the output. inputs: globs and brace patterns too. Raises PredictError where an input is not there, nothing
+    was found, two photographs would have one result, or the output is among the inputs.
     """
     found: list[Photograph] = []
     problems: list[manifests.Problem] = []
-    if missing := [path for path in inputs if not path.exists()]:
-        raise PredictError(_listed("nothing there", [str(path) for path in missing]))
+    inputs = _expanded(inputs)
     for given in inputs:
-        if not given.is_dir():
+        kind = kind_of(given)
+        if kind is None:
             found.append(Photograph(path=given, name=str(given), target=output / given.name))
             continue
-        content = read_source(Source(name=str(given), kind="folder", location=given))
+        content = read_source(Source(name=str(given), kind=kind, location=given))
         for row in content.rows:
-            found.append(Photograph(path=given / row.member, name=f"{given}/{row.key}", target=output / row.member))
+            name = f"{given}/{row.key}"
+            if kind != _TAR:
+                found.append(Photograph(path=given / row.member, name=name, target=output / row.member))
+            elif stays_below(row.member):
+                found.append(Photograph(path=given, name=name, target=output / given.stem / row.member, member=row))
+            else:
+                message = "its name in the tar leads out of a folder, so no result is named after it"
+                problems.append(manifests.Problem(kind="unsafe_name", where=name, message=message))
         for problem in content.problems:
             where = problem.where if problem.kind == "no_images" else f"{given}/{problem.where}"
             problems.append(dataclasses.replace(problem, where=where))
@@ -84,10 +108,33 @@ def find_photographs(inputs: Sequence[Path], output: Path) -> tuple[list[Photogr
     return _unique(found), problems
 
 
+def _expanded(inputs: Sequence[Path]) -> list[Path]:
+    """What there is of files, folders, globs and brace patterns. Raises PredictError that lists those of which nothing is."""
+    found, missing = [], []
+    for given in inputs:
+        try:
+            patterns = [str(given)] if given.exists() else list(braceexpand(str(given)))
+        except ValueError:  # a brace without its partner stands for itself
+            patterns = [str(given)]
+        for pattern in patterns:
+            matches = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))
+            found += map(Path, matches)
+            missing += [] if matches else [pattern]
+    if missing:
+        raise PredictError(_listed("nothing there", missing))
+    return found
+
+
+def stays_below(name: str) -> bool:
+    """Whether a name from a tar, taken as a path, is one below whatever folder it is put into."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
 def _refuse_output_among_inputs(inputs: Sequence[Path], photographs: Sequence[Photograph]) -> None:
     """Results beside photographs would be taken for photographs the next time."""
     folders = {given.resolve() for given in inputs if given.is_dir()}
-    beside = {given.resolve().parent for given in inputs if not given.is_dir()}
+    beside = {given.resolve().parent for given in inputs if kind_of(given) is None}
     for place in {photograph.target.parent.resolve() for photograph in photographs}:
         if place in beside or folders & {place, *place.parents}:
             raise PredictError(f"--output: {place} holds photographs to predict; results need a folder of their own")
@@ -98,7 +145,7 @@ def _unique(photographs: Sequence[Photograph]) -> list[Photograph]:
     refused = []
     for photograph in photographs:
         first = by_target.setdefault(photograph.target, photograph)
-        if not first.path.samefile(photograph.path):
+        if not (first.path.samefile(photograph.path) and first.member == photograph.member):
             refused.append(f"{photograph.target}{MAP}: {first.name} and {photograph.name}")
     if refused:
         raise PredictError(
@@ -165,7 +212,7 @@ def _recorded(photograph: Photograph, recipe: Mapping[str, str]) -> tuple[dict[s
     if differing:
         return recorded, "; ".join(differing)
     try:
-        same = recorded.get("photograph_sha256") == manifests.sha256_file(photograph.path)
+        same = recorded.get("photograph_sha256") == hashlib.sha256(photograph.read()).hexdigest()
     except OSError:  # reported when it is predicted
         same = True
     return recorded, None if same else f"made from another photograph than {photograph.name}, or it has changed since"

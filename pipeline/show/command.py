@@ -13,54 +13,30 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 from jaxtyping import UInt8
 from PIL import Image
 
 import manifests
 from manifests.checker import printable
 from manifests.errors import RefusedError
-from pipeline.config import answer_version, url_problems
 from pipeline.exits import DONE, REFUSED, say
+from pipeline.show.config import ShowConfig, read_command
 from pipeline.show.picture import Opinion, label_picture
 from pipeline.show.terminal import drawn, protocol_of
 from stages.label_store import AmbiguousKeyError, NoLabelsError, OpenRun, PhotographPictures, open_run, refuse_other_files
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShowConfig:
-    """A photograph's labels as one picture."""
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
-    key: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="KEY")]
-    """The photograph: its path in its folder, or its name in its tar up to the first dot."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """PNG file to write; made from the key, in the working directory, where the terminal cannot draw."""
-    source: str | None = None
-    """The source of the photograph, where several have one of this key."""
-    columns: tuple[str, ...] = ()
-    """Teachers to show; the others are compared with the first one. All that the run has where none is named."""
-    context: int = 0
-    """Which context, from 0, where the run draws several squares of each photograph."""
-
-    def problems(self) -> list[str]:
-        """Every value that cannot be accepted, in words."""
-        wrong = self.output is not None and self.output.suffix.lower() != ".png"
-        return url_problems(self) + [f"-o {self.output}: expected a name that ends in .png"] * wrong
-
 
 _PROGRAM = "pipeline.show"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    answer_version(sys.argv[1:] if argv is None else argv)
-    config = tyro.cli(ShowConfig, prog="python -m pipeline.show", description=__doc__, args=argv)
+    return run(read_command(argv))
+
+
+def run(config: ShowConfig) -> int:
+    """Shows the photograph, or says why not; returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a key may hold what the terminal cannot show
     if problems := config.problems():
@@ -79,12 +55,12 @@ def show(config: ShowConfig) -> None:
     Raises what `open_run` and its columns raise, NoLabelsError where no teacher has a label of this photograph, RefusedError
     for a context that it has not, and OSError where the file cannot be written.
     """
-    run = open_run(config.run)
-    number = run.images.number((config.source, config.key) if config.source is not None else config.key)
-    seen = run.pictures.numbered(number)
+    opened = open_run(config.run)
+    number = opened.images.number((config.source, config.key) if config.source is not None else config.key)
+    seen = opened.pictures.numbered(number)
     if not 0 <= config.context < len(seen.pictures):
         raise RefusedError(f"--context is {config.context}, expected one from 0 to {len(seen.pictures) - 1}")
-    opinions, without = _opinions(run, number, config)
+    opinions, without = _opinions(opened, number, config)
     png = _png(label_picture(seen.pictures[config.context], opinions, [*_lines(seen, config.context), *without]))
     protocol = protocol_of(os.environ) if config.output is None and sys.stdout.isatty() else None
     if protocol:

@@ -1,4 +1,11 @@
-from pipeline.train.command import main
+"""`python -m pipeline.train`. The command line is read first: torch and the rest take seconds to import."""
+
+from __future__ import annotations
+
+from pipeline.train.config import read_command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    config = read_command()
+    from pipeline.train.command import run
+
+    raise SystemExit(run(config))

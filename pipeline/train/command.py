@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.config import parse_command
 from pipeline.exits import say
 from pipeline.interrupts import stop_requested
-from pipeline.train.config import PRESETS, TrainConfig
+from pipeline.train.config import TrainConfig, read_command
 from pipeline.train.labels import announce_labels, open_dataset
 from pipeline.train.loop import STOPPING, TrainingInterruptedError, TrainingStoppedError, TrainResult, run_training
 from pipeline.train.ranks import Process
@@ -42,7 +41,11 @@ def train(config: TrainConfig, on_step: Callable[[Mapping[str, Any]], None] | No
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse_command(TrainConfig, PRESETS, program="python -m pipeline.train", description=__doc__ or "", argv=argv)
+    return run(read_command(argv))
+
+
+def run(config: TrainConfig) -> int:
+    """Trains, and says how it ended; returns the exit status."""
     try:
         result = train(config)
     except TrainingInterruptedError as error:

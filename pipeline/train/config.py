@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from manifests.location import Url
 from manifests.part_cache import PartCache
-from pipeline.config import AnyLocation, at_least
+from pipeline.config import AnyLocation, at_least, cuda_is_here, parse_command
+from pipeline.help import HelpPage
 from stages.depth_space import DepthConversion
 from stages.distillation.draw import Draw
-from stages.distillation.losses import LossConfig
+from stages.distillation.loss_config import LossConfig
 from stages.distillation.order import Strategy
-from stages.distillation.student import StudentStart
+
+if TYPE_CHECKING:
+    from stages.distillation.student import StudentStart
 
 DEMO_STUDENT = Path(__file__).parents[1] / "demo_checkpoints" / "student"
 _BASELINE: dict[str, Any] = {
@@ -234,7 +236,7 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             found.append(f"feature_margin: found {self.feature_margin}, expected a cosine, between -1 and 1")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             found.append(f"device: found {self.device!r}, expected auto, cpu, cuda or cuda:N")
-        elif self.device.startswith("cuda") and self.address is None and not torch.cuda.is_available():
+        elif self.device.startswith("cuda") and self.address is None and not cuda_is_here():
             found.append(f"device: found {self.device}, but torch sees no CUDA device here; use cpu or auto")
         return found
 
@@ -316,3 +318,28 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
         if not self.run or len(set(self.run)) != len(self.run):
             found.append(f"run: found {', '.join(map(str, self.run)) or 'none'}, expected one or more different runs")
         return found
+
+
+HELP = HelpPage(
+    description=(
+        "A labelled run and a student's checkpoint in, a better checkpoint out. Interrupted at any moment, the same "
+        "command resumes and ends with the same weights (bit for bit on a CPU)."
+    ),
+    first=(
+        *("run", "output", "preset", "config", "columns", "allow_partial", "student", "steps", "batch_size"),
+        *("device", "num_workers", "loader_workers"),
+    ),
+    examples=(
+        (
+            "python -m pipeline.train --run runs/mine --output students/mine --preset demo",
+            "Train the small student on a CPU, from labels of the demo's teachers",
+        ),
+        ("python -m pipeline.train --run runs/mine --output students/mine", "Train Depth Anything v2 Small"),
+        ("python -m pipeline.train --run runs/mine --output students/mine --num-workers 8", "On eight GPUs"),
+    ),
+)
+
+
+def read_command(argv: Sequence[str] | None = None) -> TrainConfig:
+    """The configuration of a command line; exits with status 2 where there is none. Imports no torch to answer `--help`."""
+    return parse_command(TrainConfig, PRESETS, program="python -m pipeline.train", description=HELP, argv=argv)

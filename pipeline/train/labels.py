@@ -65,8 +65,17 @@ def announce_labels(config: TrainConfig, dataset: JoinedLabels, *, say: bool = T
             )
         if say:
             print(f"{run}: {labels.coverage}", file=sys.stderr)
+            _say_preset(config, run)
             if labels.coverage.newer:
                 print(f"{run}: a new --output takes in those labelled since this training began", file=sys.stderr)
+
+
+def _say_preset(config: TrainConfig, run: Location) -> None:
+    """Labels of the demo's preset are of views of 192 px, which most published networks do not take."""
+    labelled_with = manifests.load_run(run).configuration.get("preset")
+    if labelled_with == "demo" and not config.preset.startswith("demo"):
+        found = f"{run}: was labelled with --preset demo, and this training has --preset {config.preset}"
+        print(f"{found}; for the demo's small student on a CPU, give --preset demo here too", file=sys.stderr)
 
 
 def _refuse_other_run(config: TrainConfig, run: Location, locked: frozenset[str]) -> None:

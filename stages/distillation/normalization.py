@@ -8,14 +8,12 @@ label has no contrast there is nothing to learn, and both maps are 0. Nothing wa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Normalization = Literal["hybrid", "global", "local", "none"]
-Segments = Literal["range", "quantile"]
+from stages.distillation.loss_config import Segments
 
 LEVELS: dict[str, tuple[int, ...]] = {"global": (1,), "local": (4,), "hybrid": (1, 2, 4)}
 """Into how many contexts each level cuts a map: powers of 2, rising, so that each cuts the ones before into equal parts."""

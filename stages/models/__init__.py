@@ -13,17 +13,19 @@ networks: 0 to 3e-5).
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from stages.models import custom
-from stages.models.checkpoints import checkpoint_folder, checkpoint_sha256, refuse_changed
-from stages.models.families import FAMILIES
-from stages.models.family import DepthModel
 from stages.models.known import KNOWN, KnownCheckpoint
-from stages.models.located import located
-from stages.models.resolve import problems_of, resolve
 from stages.models.spec import InputSize, ModelSpec
-from stages.models.stated import read_stated
+
+if TYPE_CHECKING:
+    from stages.models.checkpoints import checkpoint_folder, checkpoint_sha256
+    from stages.models.families import FAMILIES
+    from stages.models.family import DepthModel
+    from stages.models.load import load_model
+    from stages.models.resolve import problems_of
+    from stages.models.stated import read_stated
 
 __all__ = [
     "FAMILIES",
@@ -35,28 +37,23 @@ __all__ = [
     "checkpoint_folder",
     "checkpoint_sha256",
     "load_model",
-    "located",
     "problems_of",
     "read_stated",
-    "resolve",
 ]
 
+_MODULES = {
+    "FAMILIES": "families",
+    "DepthModel": "family",
+    "checkpoint_folder": "checkpoints",
+    "checkpoint_sha256": "checkpoints",
+    "load_model": "load",
+    "problems_of": "resolve",
+    "read_stated": "stated",
+}
+"""Where each name is that needs torch, which takes seconds to import: a command that only names models does without."""
 
-def load_model(spec: ModelSpec, folder: Path | None = None, *, device: str = "cpu", sha256: str | None = None) -> DepthModel:
-    """A model on a device, as a predictor; its `spec` says what was found out.
 
-    folder: the checkpoint's files, where they are at hand; a hub id is fetched. sha256: the digest that the checkpoint had when
-    it was looked at; compared after loading, so that it is that of the weights that were loaded.
-    Raises ValueError for a bad spec or a checkpoint that is not what the spec says, CheckpointChangedError for one that has
-    changed, OSError for one that is not there.
-    """
-    spec = resolve(spec, folder)
-    if spec.is_custom:
-        return custom.load(spec, device, sha256)
-    if folder is None:
-        spec, folder = located(spec)
-    spec = resolve(spec, folder)
-    model = FAMILIES[str(spec.loader)].load(spec, folder, device)
-    if sha256 is not None:
-        refuse_changed(folder, sha256)
-    return model
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers.utils.logging import disable_progress_bar
 
 from manifests.errors import RefusedError
 from stages.depth_space import DepthSpace
-from stages.models import DepthModel, InputSize, ModelSpec, custom, load_model, located, read_stated, resolve
+from stages.models import DepthModel, InputSize, ModelSpec, custom, load_model, read_stated
 from stages.models.checkpoints import checkpoint_sha256
 from stages.models.families import FAMILIES
-from stages.models.located import with_known
+from stages.models.located import located, with_known
+from stages.models.resolve import resolve
 
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 """All seen for damaged and for hostile checkpoints, from the libraries that load them."""
@@ -74,7 +74,6 @@ class FoundModel:
             if self.loaded:
                 resolve(self.spec)  # which refuses what its function is never told
                 return self.loaded
-            disable_progress_bar()  # transformers' own, one for each checkpoint
             return load_model(self.spec, self.folder, device=resolve_device(device), sha256=self.sha256)
         except _BROKEN as error:
             raise _cannot(self.spec.name, self.spec.checkpoint, error) from error

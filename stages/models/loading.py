@@ -34,6 +34,7 @@ def load_transformers(
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # one for each checkpoint, for a second at most
     require_safetensors(folder)
     # Read first, because only then does the explicit attention win over the file's, which could name code. Without dtype,
     # transformers keeps the precision in which the weights happen to be stored.

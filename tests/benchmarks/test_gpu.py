@@ -44,6 +44,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, 
     return _command(tmp_path_factory.mktemp("gpu"), "--device", "cpu", "--miniature")
 
 
+@pytest.mark.campaign
 def test_every_section_is_measured(miniature: tuple[int, dict[str, Any], list[str]]):
     status, found, _ = miniature
     assert status == 0
@@ -52,6 +53,7 @@ def test_every_section_is_measured(miniature: tuple[int, dict[str, Any], list[st
     }
 
 
+@pytest.mark.campaign
 def test_every_figure_is_there(miniature: tuple[int, dict[str, Any], list[str]]):
     _, found, rows = miniature
     figures = {section["section"]: [taken["what"] for taken in section["figures"]] for section in found["sections"]}
@@ -70,10 +72,12 @@ def test_every_figure_is_there(miniature: tuple[int, dict[str, Any], list[str]])
     assert len(rows) == sum(map(len, figures.values()))
 
 
+@pytest.mark.campaign
 def test_figures_are_finite_and_positive(miniature: tuple[int, dict[str, Any], list[str]]):
     assert all(math.isfinite(number) and number > 0 for number in _numbers(miniature[1]))
 
 
+@pytest.mark.campaign
 def test_the_table_has_the_numbers_of_the_json(miniature: tuple[int, dict[str, Any], list[str]]):
     _, found, rows = miniature
     shown = dict(row.strip("| ").split(" | ") for row in rows)

@@ -131,15 +131,18 @@ def _is_in_a_unit(frame: FrameType | None) -> bool:
 When = Callable[[int, str], AbstractContextManager[None]]
 
 
-def sweep(config: LabelConfig, column: str, strike: Strike, when: When, deeds: Sequence[str] = tuple(DEEDS)) -> Counter[str]:
-    """The command without Ray, struck at 1, 2, ..., until it comes to its end before; the deeds take turns. Each command meets
-    what the one before it has left. Counts what was done.
+def sweep(
+    config: LabelConfig, column: str, strike: Strike, when: When, deeds: Sequence[str] = tuple(DEEDS), *, every: int = 1
+) -> Counter[str]:
+    """The command without Ray, struck at 1, 1 + `every`, ..., until it comes to its end before; the deeds take turns, all of
+    them where `every` has no divisor in common with their number. Each command meets what the one before it has left. Counts
+    what was done.
 
     Raises AssertionError where a part is neither absent nor whole, and where a command that went on has not completed it.
     """
     whole, counted = committed(on_disk(config.run), column), Counter[str]()
     assert whole
-    for nth in itertools.count(1):
+    for nth in itertools.count(1, every):
         deed = deeds[nth % len(deeds)]
         if committed(on_disk(config.run), column):
             _drop(on_disk(config.run), column)

@@ -14,6 +14,9 @@ from tests.faults.processes import differences, label_arguments, start
 from tests.faults.steps import UNIT_STEPS, Fault
 from tests.faults.strikes import IN_THREADS, Strike, sweep
 
+every_fifth_or_each = pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.campaign)])
+"""`make test` strikes at every fifth place, `make campaign` at each."""
+
 
 @pytest.fixture(scope="module")
 def strike() -> Strike:
@@ -32,21 +35,23 @@ def config(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> Label
     return config
 
 
+@every_fifth_or_each
 def test_struck_after_any_system_call_of_a_commit_a_part_is_complete_or_absent_and_the_next_command_completes_it(
-    config: LabelConfig, strike: Strike
+    config: LabelConfig, strike: Strike, every: int
 ):
-    struck = sweep(config, "images", strike, strike.after_call)
-    assert struck.total() > 150, struck
+    struck = sweep(config, "images", strike, strike.after_call, every=every)
+    assert struck.total() > 150 // every, struck
     manifests.clean(config.run)
     assert manifests.verify(config.run, deep=True) == []
 
 
+@every_fifth_or_each
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # of Zarr's, when its caller is interrupted
 def test_struck_while_threads_write_its_files_a_part_is_complete_or_absent_and_the_next_command_completes_it(
-    config: LabelConfig, strike: Strike
+    config: LabelConfig, strike: Strike, every: int
 ):
-    struck = sweep(config, "images", strike, strike.before_file_event, IN_THREADS)
-    assert struck.total() > 50, struck
+    struck = sweep(config, "images", strike, strike.before_file_event, IN_THREADS, every=every)
+    assert struck.total() > 50 // every, struck
 
 
 @pytest.mark.campaign

@@ -12,12 +12,10 @@ import pytest
 from manifests.__main__ import main as manifests_main
 from pipeline.config import folder_problems, parse_command, resolved, url_problems
 from pipeline.demo.command import main as demo_main
-from pipeline.evaluate.command import PRESETS as EVALUATE_PRESETS
 from pipeline.evaluate.command import main as evaluate_main
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.label.command import main as label_main
 from pipeline.label.config import PRESETS, LabelConfig
-from pipeline.predict.command import PRESETS as PREDICT_PRESETS
 from pipeline.predict.command import PredictConfig
 from pipeline.predict.command import main as predict_main
 from pipeline.show.command import main as show_main
@@ -113,6 +111,25 @@ def test_a_misspelt_flag_or_preset_gets_the_right_one_suggested(capsys: pytest.C
         assert right in captured.err + captured.out
 
 
+def test_a_misspelt_benchmark_gets_the_right_one_suggested(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as refused:
+        evaluate_main(["--model", "owner/name", "--benchmark", "kitti", "nyu2", "--protocol", "dav"])
+    assert refused.value.code == 2
+    told = capsys.readouterr().err
+    assert "--benchmark: unknown 'nyu2', did you mean 'nyuv2'?" in told
+    assert "--protocol: unknown 'dav', did you mean 'dav2'?" in told
+
+
+@pytest.mark.parametrize(("words", "meant"), [(["sumary", "r"], "summary"), (["list", "r", "--status", "rejcted"], "rejected")])
+def test_a_misspelt_subcommand_or_status_gets_the_right_one_suggested(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as refused:
+        manifests_main(words)
+    assert refused.value.code == 2
+    assert f"did you mean {meant!r}?" in capsys.readouterr().err
+
+
 def test_the_resolved_configuration_is_plain_values():
     plain = resolved(_parse(*_DEMO))
     assert plain["sources"] == ["a", "b"]
@@ -122,11 +139,11 @@ def test_the_resolved_configuration_is_plain_values():
 
 
 def _evaluate(*argv: str) -> object:
-    return parse_command(EvaluateConfig, EVALUATE_PRESETS, program="evaluate", description="", argv=argv)
+    return parse_command(EvaluateConfig, {"default": {}}, program="evaluate", description="", argv=argv)
 
 
 def _predict(*argv: str) -> object:
-    return parse_command(PredictConfig, PREDICT_PRESETS, program="predict", description="", argv=argv)
+    return parse_command(PredictConfig, {"default": {}}, program="predict", description="", argv=argv)
 
 
 def _train(*argv: str) -> object:

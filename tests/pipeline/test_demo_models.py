@@ -41,6 +41,7 @@ def test_a_checkpoint_is_loaded_by_the_loader_of_its_published_kin_and_by_the_ne
     load_weights(model, tmp_path / which)
 
 
+@pytest.mark.campaign
 def test_a_training_lowers_the_loss_and_an_interrupted_one_goes_on_to_the_same_weights(tmp_path: Path, cache: Path):
     data = _scene_cache(cache, 4, 12)
     _train(_config("student", tmp_path / "at-once", cache, steps=40), *data)

@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from pipeline.evaluate.data import RenderedScenes
-from pipeline.figures import main, region_box, region_comparison
+from pipeline.figures.command import main, region_box, region_comparison
 from stages.coloring import colorize_disparity, robust_range
 from stages.depth_space import DepthSpace
 from stages.evaluation.benchmarks import BenchmarkSample
@@ -117,7 +117,7 @@ def test_figure_5_writes_a_picture_and_names_a_box_that_is_not_inside(
 ):
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)).save(photo)
-    arguments = ["fig5", "--model", checkpoints / "primary", "--image", photo, "--input-px", "48", "--device", "cpu"]
+    arguments = ["fig5", "--model", checkpoints / "primary", "--image", photo, "--network-px", "48", "--device", "cpu"]
     arguments = [str(argument) for argument in (*arguments, "--output", tmp_path / "new" / "fig5.png")]
     assert main(arguments) == 0
     assert Image.open(tmp_path / "new" / "fig5.png").size == (3 * 480 + 16, 360)

@@ -19,7 +19,8 @@ print(json.dumps([niceness(), ray.get(ray.remote(niceness).remote())]))
 """
 
 
-@pytest.mark.parametrize(("setting", "more"), [(None, 0), pytest.param("4", 4, marks=pytest.mark.campaign)])
+@pytest.mark.campaign
+@pytest.mark.parametrize(("setting", "more"), [(None, 0), ("4", 4)])
 def test_workers_are_as_nice_as_the_command_unless_the_user_says_otherwise(setting: str | None, more: int):
     environment = {name: value for name, value in os.environ.items() if name != "RAY_worker_niceness"}
     if setting:

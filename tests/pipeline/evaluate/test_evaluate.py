@@ -34,7 +34,7 @@ from tests.pipeline.forked import ended_by
 from tests.stages.models.tiny_teachers import save_genpercept, save_marigold
 
 _SCENES = ("--scenes", "2", "--input-px", "48")
-_MANY_SCENES = ("--scenes", "8", "--input-px", "48", "--batch-size", "1", "--workers", "1")
+_MANY_SCENES = ("--scenes", "8", "--input-px", "48", "--batch-size", "1", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +374,7 @@ def test_results_are_in_the_lists_order_and_batches_do_not_move_them(
         _evaluate(
             tmp_path,
             *("--model", checkpoint, "--benchmark", "scannet", "--data", tmp_path, "--list", mixed),
-            *("--batch-size", batch, "--workers", "3", "--per-image", table, "--output", output),
+            *("--batch-size", batch, "--threads", "3", "--per-image", table, "--output", output),
         )
         tables.append(_rows(table))
     assert [row["image"] for row in tables[1]] == [line.split()[0] for line in mixed.read_text().splitlines()]

@@ -134,7 +134,7 @@ def test_the_pages_network_is_evaluated_and_predicts(folder: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--long-side", "64"], "input_px is 64, but is not passed on to my_teacher:load"),
+        (["--network-px", "64"], "input_px is 64, but is not passed on to my_teacher:load"),
         (["--dtype", "bfloat16"], "dtype is bfloat16, but is not passed on to my_teacher:load"),
         (["--revision", "main"], "revision is main, but is not passed on to my_teacher:load"),
         (["--model", "my_techer:load"], "no module 'my_techer'; put it into the working directory"),

@@ -63,7 +63,7 @@ def test_three_teachers_added_one_by_one_to_a_run_of_two_folders_are_a_run_made_
     for sources, name in [((first,), "primary"), ((first,), "assistant"), ((first, second), "third")]:
         before = all_files(run)
         status = main(arguments(run, checkpoints, *sources, names=[name]))
-        assert {path: all_files(run)[path] for path in before} == before
+        assert before.items() <= all_files(run).items()
         counts.append((status, len(all_files(run)) > len(before)))
     assert counts == [(0, True), (0, True), (1, True)]  # of the second folder, two columns are missing
     assert main(arguments(run, checkpoints, names=["primary", "assistant", "third"])) == 0
@@ -115,7 +115,7 @@ def test_files_that_were_added_to_a_folder_are_left_out_by_name_and_taken_in_by_
     assert f"{photos}: 3 new files are not in the run: 09.png, 10.png, 11.png; take them in with --add-new-files" in told
     assert all_files(on_disk(config.run)) == before
     assert main([*arguments(on_disk(config.run), checkpoints, photos), "--add-new-files"]) == 0
-    assert {path: all_files(on_disk(config.run))[path] for path in before} == before
+    assert before.items() <= all_files(on_disk(config.run)).items()
     sources = {source.source: (source.images, source.extends) for source in manifests.load_run(config.run).sources}
     assert sources == {"photos": (4, None), "photos-2": (3, "photos")}
     assert [column.labelled for column in manifests.summarize(config.run).columns] == [7, 7]

@@ -84,6 +84,7 @@ def test_ray_workers_and_this_process_give_the_same_labels(
     assert _content(tmp_path / "run") == _content(labelled_run)
 
 
+@pytest.mark.campaign
 def test_a_driver_that_is_killed_takes_ray_along_and_the_next_run_ends_the_same(
     tmp_path: Path, labelled_run: Path, checkpoints: Path, scenes_tar: Path
 ):

@@ -22,7 +22,7 @@ from stages.labelling.teacher import TeacherSpec
 from stages.models.find import find_model
 from stages.prediction import png_text, read_depth_png
 from stages.scenes import render_scene
-from tests.conftest import picture_bytes, scene_bytes
+from tests.conftest import picture_bytes, scene_bytes, write_tar
 from tests.pipeline.forked import ended_by
 from tests.stages.models.tiny_teachers import save_marigold
 
@@ -66,7 +66,7 @@ def test_steps_and_ensemble_are_told_to_a_model_that_starts_from_noise_and_recor
     model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     save_marigold(tmp_path / "marigold")
-    arguments = (str(tmp_path / "marigold"), photos / "a.png", "--long-side", "48")
+    arguments = (str(tmp_path / "marigold"), photos / "a.png", "--network-px", "48")
     assert _run(*arguments, output=tmp_path / "stated") == 0
     assert _run(*arguments, "--steps", "2", "--ensemble", "3", output=tmp_path / "told") == 0
     texts = [png_text(tmp_path / folder / "a.png.png") for folder in ("stated", "told")]
@@ -146,7 +146,7 @@ def test_a_finished_run_touches_nothing_and_only_what_is_missing_or_cut_is_made(
     out = tmp_path / "out"
     assert _run(model, photos, output=out) == 0
     before = _files(out)
-    assert _run(model, photos, "--batch", 1, "--threads", 1, output=out) == 0
+    assert _run(model, photos, "--batch-size", 1, "--threads", 1, output=out) == 0
     assert _run(model, photos, "--no-color", output=out) == 0
     assert _files(out) == before
     (out / "a.png.color.jpg").unlink()
@@ -167,7 +167,7 @@ def test_what_another_model_other_options_or_another_photograph_left_is_refused_
     assert _run(other, photos, output=out) == 2
     message = capsys.readouterr().err
     assert all(f"{out / name}.png: model_sha256 is " in message for name in ("a.png", "a.jpg", "deep/er/b.png"))
-    assert _run(model, photos, "--long-side", 48, "--tile", 40, output=out) == 2
+    assert _run(model, photos, "--network-px", 48, "--tile", 40, output=out) == 2
     message = capsys.readouterr().err
     assert "input_px is stated 48 x 48, now 48; tile_px is None, now 40; tile_overlap is None, now 0.25" in message
     (photos / "a.png").write_bytes(scene_bytes(9, side_px=56))
@@ -236,8 +236,8 @@ def test_a_photograph_is_shown_at_the_size_that_the_checkpoint_states_and_the_ma
 ):
     for name, options, recorded in (
         ("stated", (), "stated 48 x 48"),
-        ("native", ("--long-side", "native"), "native"),
-        ("given", ("--long-side", 96), "96"),
+        ("native", ("--network-px", "native"), "native"),
+        ("given", ("--network-px", 96), "96"),
         ("tiled", ("--tile", 32), "stated 48 x 48"),
     ):
         assert _run(model, photos, *options, output=tmp_path / name) == 0
@@ -345,14 +345,14 @@ def test_photographs_of_one_size_go_together_and_one_that_memory_cannot_hold_is_
     for index in range(6):
         (folder / f"{index}.png").write_bytes(scene_bytes(index, side_px=20 if index % 2 else 24))
     (folder / "large.png").write_bytes(scene_bytes(7, side_px=60))
-    config = PredictConfig(inputs=(folder,), model="none", output=tmp_path / "out", batch=3)
+    config = PredictConfig(inputs=(folder,), model="none", output=tmp_path / "out", batch_size=3)
     photographs, _ = find_photographs(config.inputs, config.output)
     teacher = _SmallMemory(holds_px=3 * 24 * 24)
     with PredictProgress(total=7, done=0) as progress:
         make_results(teacher, photographs, config=config, recipe={}, progress=progress)
     assert teacher.batches == [3, 3, 1]
     assert (progress.made, progress.failed) == (6, 1)
-    assert f"failed: {folder}/large.png: out_of_memory: out of memory; give --long-side" in capsys.readouterr().err
+    assert f"failed: {folder}/large.png: out_of_memory: out of memory; give --network-px" in capsys.readouterr().err
     np.testing.assert_allclose(
         read_depth_png(tmp_path / "out/4.png.png")[0], _pixels(folder / "4.png").mean(-1), atol=255 / 65535
     )
@@ -365,7 +365,7 @@ def test_large_photographs_are_predicted_alone_and_small_ones_together(tmp_path:
     for index in range(6):
         (folder / f"{index}.png").write_bytes(scene_bytes(index, side_px=40 if index < 3 else 20))
     (folder / "broken.png").write_bytes(b"no picture")
-    config = PredictConfig(inputs=(folder,), model="none", output=tmp_path / "out", batch=3)
+    config = PredictConfig(inputs=(folder,), model="none", output=tmp_path / "out", batch_size=3)
     photographs, _ = find_photographs(config.inputs, config.output)
     teacher = _SmallMemory(holds_px=10**6)
     with PredictProgress(total=7, done=0) as progress:
@@ -391,7 +391,7 @@ def test_a_photograph_that_the_network_cannot_take_does_not_cost_those_it_was_pr
     for index in range(3):
         (folder / f"{index}.png").write_bytes(scene_bytes(index, side_px=24))
     (folder / "1.png").write_bytes(picture_bytes(Image.new("RGB", (24, 24), "white")))
-    config = PredictConfig(inputs=(folder,), model="none", output=tmp_path / "out", batch=3, color=False)
+    config = PredictConfig(inputs=(folder,), model="none", output=tmp_path / "out", batch_size=3, color=False)
     photographs, _ = find_photographs(config.inputs, config.output)
     with PredictProgress(total=3, done=0) as progress:
         make_results(_OneTooMany(holds_px=9999), photographs, config=config, recipe={}, progress=progress)
@@ -411,7 +411,7 @@ def test_an_interrupted_command_says_so_leaves_whole_files_and_resumes(model: st
     folder.mkdir()
     for index in range(20):
         (folder / f"{index}.png").write_bytes(scene_bytes(index % 2, side_px=40))
-    arguments = ["--model", model, str(folder), "--output", str(out), "--no-color", "--batch", "1", "--threads", "1"]
+    arguments = ["--model", model, str(folder), "--output", str(out), "--no-color", "--batch-size", "1", "--threads", "1"]
     printed = tmp_path / "printed"
     assert ended_by(signal.SIGINT, (pipeline.predict.command, "write_results"), main, arguments, printed) == 130
     assert "What is finished" in printed.read_text()
@@ -422,3 +422,26 @@ def test_an_interrupted_command_says_so_leaves_whole_files_and_resumes(model: st
     assert main(arguments) == 0
     assert len(_files(out)) == 20
     assert made.items() <= _files(out).items()
+
+
+def test_tars_globs_and_braces_are_predicted_and_a_name_that_leads_elsewhere_is_not(
+    model: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first, second = (scene_bytes(seed, side_px=56) for seed in (0, 1))
+    write_tar(tmp_path / "shards-0.tar", {"deep/a.png": first, "deep/a.json": b"{}", "../../evil.png": first})
+    write_tar(tmp_path / "shards-1.tar", {"a.png": second})
+    out = tmp_path / "out"
+    assert _run(model, tmp_path / "shards-{0..1}.tar", photos / "*.jpg", "--no-color", output=out) == 1
+    assert "shards-0.tar/../../evil: unsafe_name: its name in the tar leads out of a folder" in capsys.readouterr().err
+    maps = _files(out)
+    assert sorted(maps) == ["a.jpg.png", "shards-0/deep/a.png.png", "shards-1/a.png.png"]
+    assert not list(tmp_path.parent.glob("evil*"))
+    assert _run(model, photos / "a.png", "--no-color", output=tmp_path / "alone") == 0
+    alone, of_the_tar = (read_depth_png(path)[0] for path in (tmp_path / "alone/a.png.png", out / "shards-0/deep/a.png.png"))
+    np.testing.assert_array_equal(alone, of_the_tar)
+    (tmp_path / "shards-0.tar").write_bytes((tmp_path / "shards-1.tar").read_bytes())
+    assert _run(model, tmp_path / "shards-1.tar", "--no-color", output=out) == 0  # nothing is left to do
+    assert _files(out) == maps
+    for nothing in ("*.tiff", "a{b.png"):
+        assert _run(model, photos / nothing, output=out) == 2
+        assert "nothing there:" in capsys.readouterr().err

@@ -67,11 +67,13 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     return [rank.communicate(timeout=280)[0].splitlines() for rank in ranks]
 
 
+@pytest.mark.campaign
 def test_ranks_that_would_resume_from_different_steps_are_refused(messages: list[list[str]]) -> None:
     for said in messages:
         assert "rank 1 would resume from step 0, rank 0 from step 3; they differ in step" in said[0]
 
 
+@pytest.mark.campaign
 def test_a_label_that_one_rank_cannot_read_ends_all(messages: list[list[str]]) -> None:
     (first, second) = (said[1] for said in messages)
     assert first == second

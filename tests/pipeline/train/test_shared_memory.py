@@ -27,6 +27,7 @@ def _may_mount() -> bool:
     )
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(not _may_mount(), reason="this user may not mount")
 def test_a_small_one_is_refused_with_what_to_do(small: TrainConfig, tmp_path: Path) -> None:
     command = arguments(replace(small, output=tmp_path / "out", loader_workers=1))

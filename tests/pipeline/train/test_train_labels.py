@@ -170,3 +170,12 @@ def test_a_states_name_is_on_disk_before_an_older_one_goes(tmp_path: Path, calls
         save_state(tmp_path, {}, {}, step, 1)
     named, gone = calls.index(("replace", "step-000000002.pt")), calls.index(("unlink", "step-000000001.pt"))
     assert ("fsync", "states") in calls[named:gone]
+
+
+def test_a_training_on_the_demos_labels_without_its_preset_says_what_to_do_in_a_line(
+    small: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", images=5, preset="demo")
+    for preset, said in (("default", True), ("demo", False)):
+        train(replace(small, run=(run,), output=tmp_path / preset, preset=preset, steps=1))
+        assert ("give --preset demo here too\n" in capsys.readouterr().err) == said

@@ -102,6 +102,7 @@ def test_two_workers_end_with_a_checkpoint(config: TrainConfig, tmp_path: Path) 
     load_student(str(tmp_path / "out"), CONTEXT_PX)
 
 
+@pytest.mark.campaign
 def test_more_workers_than_there_is_room_for_are_refused(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"num_workers: found 2, but Ray sees 0 GPUs"):
         train_on_ray(replace(config, device="cuda", output=tmp_path / "out"))

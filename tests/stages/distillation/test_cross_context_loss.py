@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from stages.distillation.batch import packed
+from stages.distillation.loss_config import Normalization
 from stages.distillation.losses import (
     LossConfig,
     LossTargets,
@@ -24,7 +25,7 @@ from stages.distillation.losses import (
     gradient_loss,
     output_scale,
 )
-from stages.distillation.normalization import LEVELS, Normalization
+from stages.distillation.normalization import LEVELS
 from tests.stages.distillation.loss_references import (
     BOXES,
     patch_groups,

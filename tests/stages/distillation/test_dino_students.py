@@ -85,6 +85,7 @@ def test_pictures_of_any_aspect_go_in_without_padding(folder: Path) -> None:
     assert student.forward(pictures(64)[:, :, :32]).disparity.shape == (2, 32, 64)
 
 
+@pytest.mark.campaign
 def test_a_compiled_student_gives_the_same_map(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the default compiles C++, for 20 s
     plain, compiled = (load_student(str(folder), 64, compile=compile).forward(pictures(64)) for compile in (False, True))

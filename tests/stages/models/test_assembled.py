@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from stages.models import KNOWN, ModelSpec, checkpoint_sha256, load_model, located, problems_of, resolve
+from stages.models import KNOWN, ModelSpec, checkpoint_sha256, load_model, problems_of
 from stages.models.find import ModelError, find_model
+from stages.models.located import located
+from stages.models.resolve import resolve
 from tests.hub_cache import cached, use_cache
 from tests.stages.models.tiny_teachers import save_genpercept_unets, save_stable_diffusion
 

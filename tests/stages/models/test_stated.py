@@ -11,8 +11,9 @@ import pytest
 from transformers.models.dpt.image_processing_pil_dpt import get_resize_output_image_size
 
 from pipeline.label.config import PRESETS, LabelConfig
-from stages.models import ModelSpec, problems_of, read_stated, resolve
+from stages.models import ModelSpec, problems_of, read_stated
 from stages.models.pixels import stated_size
+from stages.models.resolve import resolve
 
 DEMO = Path("pipeline/demo_checkpoints")
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.models import KNOWN, DepthModel, ModelSpec, load_model, problems_of, resolve
+from stages.models import KNOWN, DepthModel, ModelSpec, load_model, problems_of
 from stages.models.batches import Predictor
 from stages.models.pixels import network_size, out_of_memory
+from stages.models.resolve import resolve
 from stages.models.transformers_models import TransformersModel
 
 FAMILIES = {

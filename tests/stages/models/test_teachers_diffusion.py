@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from stages.models import ModelSpec, load_model, resolve
+from stages.models import ModelSpec, load_model
 from stages.models.marigold import MarigoldModel
+from stages.models.resolve import resolve
 from tests.stages.models.tiny_teachers import save_lotus, save_marigold_version
 
 

@@ -18,7 +18,8 @@ from transformers.models.zoedepth.image_processing_pil_zoedepth import ZoeDepthI
 
 from stages.distillation.features import load_feature_target
 from stages.distillation.student import load_student
-from stages.models import KNOWN, ModelSpec, load_model, problems_of, read_stated, resolve
+from stages.models import KNOWN, ModelSpec, load_model, problems_of, read_stated
+from stages.models.resolve import resolve
 from stages.models.transformers_models import TransformersModel
 from tests.stages.models.tiny_teachers import save_depth_anything, save_glpn, save_tipsv2, save_zoedepth
 

@@ -10,22 +10,18 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import tyro
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
 import manifests
 from manifests.tables import aligned
-from pipeline.config import url_problems
-from pipeline.evaluate.config import ScoringConfig
 from pipeline.evaluate.run import score_all
-from pipeline.exits import DONE, PROBLEMS, REFUSED, say
+from pipeline.exits import DONE, PROBLEMS, say
+from pipeline.figures.config import Fig2, Fig5, read_command
 from stages.coloring import colorize_disparity, robust_range
-from stages.depth_space import DepthSpace, is_disparity
+from stages.depth_space import is_disparity
 from stages.evaluation.metrics import align_scale_shift
 from stages.evaluation.published import FIGURE_2
 from stages.evaluation.rendered import resize_bilinear
@@ -39,48 +35,15 @@ _SHOWN_PX = 480
 _GAP_PX = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fig2(ScoringConfig):
-    """AbsRel on the central half, with scale and shift from the whole picture and from that half."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fig5:
-    """A region labelled in a close-up, beside the same region of the whole photograph's label."""
-
-    model: str
-    """A student or a teacher: a folder or a hub id."""
-    image: Path
-    """The photograph."""
-    output: Path = Path("fig5.png")
-    """PNG file to write."""
-    box: tuple[int, int, int, int] | None = None
-    """Region of the upright photograph: top, left, height and width in pixels. The central half by default."""
-    input_px: int | None = None
-    """Long side of what the model sees, of the whole photograph and of the region alike; by default what the checkpoint
-    states, and else the paper's 560."""
-    depth_space: DepthSpace | None = None
-    """What the numbers of a model mean that does not say it."""
-    steps: int | None = None
-    """Denoising steps of a model that starts from noise; by default what its checkpoint states."""
-    ensemble: int = 1
-    """Predictions of such a model that are merged into one, each from its own noise."""
-    seed: int = 0
-    """Seed of that noise."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU where there is one."""
-
-
 _PROGRAM = "pipeline.figures"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = tyro.extras.subcommand_cli_from_dict(
-        {"fig2": Fig2, "fig5": Fig5}, prog="python -m pipeline.figures", description=__doc__ or "", args=argv
-    )
-    if problems := url_problems(config):
-        print("\n".join(f"{_PROGRAM}: {problem}" for problem in problems), file=sys.stderr)
-        return REFUSED
+    return run(read_command(argv))
+
+
+def run(config: Fig2 | Fig5) -> int:
+    """Draws or prints the figure; returns the exit status."""
     try:
         return _fig2(config) if isinstance(config, Fig2) else _fig5(config)
     except KeyboardInterrupt as error:
@@ -90,9 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fig2(config: Fig2) -> int:
-    if problems := config.problems():
-        print("\n".join(f"{_PROGRAM}: {problem}" for problem in problems), file=sys.stderr)
-        return REFUSED
     scored = score_all(config, lambda data: data.central_half)
     rows = [["model", "benchmark", "images", "fitted on the whole", "fitted on the half"]]
     for data, outcome in scored.sets:
@@ -126,7 +86,7 @@ def _fig5(config: Fig5) -> int:
         refuse_unused_noise([model], config.steps, config.ensemble)
         stated_px = max(model.stated_px) if isinstance(model.stated_px, tuple) else model.stated_px
         teacher = model.at("native").load(config.device)  # it is given pictures of the size that it shall see
-        input_px = config.input_px or stated_px or _PAPER_PX
+        input_px = config.network_px or stated_px or _PAPER_PX
         picture = region_comparison(teacher, image, box, input_px=input_px, seed=config.seed)
     except (ModelError, RuntimeError, ValueError) as error:  # RuntimeError: torch's, for an input it cannot take
         print(f"{_PROGRAM}: {config.image}: {error}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""`python -m pipeline.figures`: the paper's figures 2 and 5 for one's own models and pictures."""
