@@ -61,6 +61,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "pipeline/train/state.py",
     ),
     "depth maps of a prediction": ("pipeline/predict/files.py",),
+    "labels exported for other trainers": ("pipeline/export/command.py", "pipeline/export/output.py"),
     "reports and figures": (
         "pipeline/demo/report.py",
         "pipeline/figures.py",
