@@ -6,12 +6,14 @@ listed: in a run of 100,000 parts it reads no more of them than in one of ten.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manifests.chunks import FaultError, chunks, read_layout, read_metadata
 from manifests.errors import RefusedError
@@ -19,10 +21,10 @@ from manifests.listing import ListedStatus
 from manifests.place import place_of
 from manifests.run import IMAGES, Run, column_dir, load_failure, load_part, load_run, manifest_path, part_names, table_path
 from manifests.schema import Catalogue, FileRecord, PartManifest, Reason
-from manifests.verify import keys_of
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 _PATTERN = frozenset("*?[")
 
@@ -74,7 +76,7 @@ class FoundImage:
 def find_images(run_dir: Path, names: Sequence[str]) -> Iterator[FoundImage]:
     """The images of any of these names, in the run's order.
 
-    names: a key, the name or path of a file in its source, or a pattern of these as a shell has them (`*`, `?`, `[a-z]`).
+    names: a key, the path of a file in its source or the end of it, or a pattern as a shell has them (`*`, `?`, `[a-z]`).
     Raises as `load_run` does, and RefusedError for a table that is damaged or cannot be read.
     """
     run = load_run(run_dir)
@@ -84,22 +86,16 @@ def find_images(run_dir: Path, names: Sequence[str]) -> Iterator[FoundImage]:
         return _Part(run_dir, run, column, part)
 
     for source in run.sources:
-        keys, members, offsets, sizes = _table(run_dir, source)
         parts = part_names(source.source, source.images, run.part_size)
-        for row, found_by in _matching(keys, members, names):
-            number, image = divmod(row, run.part_size)
+        for row in _matching(run_dir, source, names):
+            number, image = divmod(row.row, run.part_size)
             columns = [part_of(column.name, parts[number]) for column in run.columns]
             pictures = next((column for column in columns if column.column == IMAGES), None)
             yield FoundImage(
-                names=found_by,
+                **row._asdict(),
                 source=source.source,
-                key=keys[row],
                 location=source.location,
                 source_kind=source.source_kind,
-                member=members[row],
-                offset=offsets[row],
-                size_bytes=sizes[row],
-                row=row,
                 part=parts[number],
                 image=image,
                 content_sha256=pictures and pictures.content_sha256(image),
@@ -108,34 +104,70 @@ def find_images(run_dir: Path, names: Sequence[str]) -> Iterator[FoundImage]:
             )
 
 
-def _table(run_dir: Path, source: Catalogue) -> tuple[list[str], list[str], list[int], list[int]]:
-    """Keys, members, offsets and sizes in bytes of a source's images, in order, once the table's digest is right."""
-    keys = keys_of(run_dir, source)
-    import pyarrow as pa  # as there, so that a summary does not wait for it
+class _Row(NamedTuple):
+    """Of a source's table, with the names that it was found by."""
+
+    names: tuple[str, ...]
+    row: int
+    key: str
+    member: str
+    offset: int
+    size_bytes: int
+
+
+def _matching(run_dir: Path, source: Catalogue, names: Sequence[str]) -> Iterator[_Row]:
+    """The rows of a source's table that have any of these names, once its digest is right."""
+    import pyarrow as pa  # here, so that a summary does not wait for it
     import pyarrow.parquet
 
-    place = table_path(Path(), source).as_posix()
+    place, start = table_path(Path(), source).as_posix(), 0
     try:
-        with place_of(run_dir).open(place) as stream, pyarrow.parquet.ParquetFile(stream) as table:
-            columns = table.read(columns=["member", "offset", "size_bytes"]).columns
-    except (pa.ArrowException, ValueError) as error:
-        raise RefusedError(f"{run_dir / place}: expected the columns member, offset and size_bytes: {error}") from error
-    if len(columns) != 3:
-        raise RefusedError(f"{run_dir / place}: found {len(columns)} of the columns member, offset and size_bytes")
-    members, offsets, sizes = (column.to_pylist() for column in columns)
-    return list(map(str, keys.to_pylist())), list(map(str, members)), offsets, sizes
+        with place_of(run_dir).open(place) as stream:
+            if (found := hashlib.file_digest(stream, "sha256").hexdigest()) != source.table_sha256:
+                raise _bad_table(run_dir / place, f"found sha256 {found}, expected {source.table_sha256}")
+            stream.seek(0)
+            with pyarrow.parquet.ParquetFile(stream) as table:
+                for batch in table.iter_batches(columns=list(_Row._fields[2:])):
+                    for i in _candidates(batch, names):
+                        own = [batch[name][i].as_py() for name in _Row._fields[2:]]
+                        if found_by := tuple(name for name in names if _is_of(name, own[0], own[1])):
+                            yield _Row(found_by, start + i, *own)
+                    start += len(batch)
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise _bad_table(run_dir / place, str(error)) from error
 
 
-def _matching(keys: Sequence[str], members: Sequence[str], names: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """The rows that have any of these names, each with those that it has."""
-    plain = set(names)
-    patterns = [name for name in names if _PATTERN & set(name)]
-    for row, (key, member) in enumerate(zip(keys, members, strict=True)):
-        own = {key, member, member.rpartition("/")[2]}
-        if patterns or not own.isdisjoint(plain):
-            matching = {pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in own)}
-            if found := matching | (own & plain):
-                yield row, tuple(name for name in dict.fromkeys(names) if name in found)
+def _bad_table(path: Path, found: str) -> RefusedError:
+    return RefusedError(f"{path}: {found}. Restore the table from a copy: its keys say which label is which photograph's")
+
+
+def _candidates(batch: pa.RecordBatch, names: Sequence[str]) -> Iterable[int]:
+    """The rows of a batch that may have one of the names, as Arrow finds them: few more than have."""
+    import pyarrow as pa
+    import pyarrow.compute
+
+    arrow: Any = pyarrow.compute
+    keys, members, plain = batch["key"], batch["member"], pa.array(names)
+    found = arrow.or_(arrow.is_in(keys, plain), arrow.is_in(members, plain))
+    for name in names:
+        if not _is_pattern(name):
+            found = arrow.or_(found, arrow.ends_with(members, f"/{name}"))
+            continue
+        before, bracket, _ = name.partition("[")
+        like = re.sub(r"[\\%_?]", "_", before).replace("*", "%") + "%" * bool(bracket)  # _ is any character
+        for column, pattern in ((keys, like), (members, like), (members, f"%/{like}")):
+            found = arrow.or_(found, arrow.match_like(column, pattern))
+    return arrow.indices_nonzero(found).to_pylist()
+
+
+def _is_pattern(name: str) -> bool:
+    return not _PATTERN.isdisjoint(name)
+
+
+def _is_of(name: str, key: str, member: str) -> bool:
+    """Whether an image has this name, or one that is of this pattern."""
+    own = (key, member, member.rpartition("/")[2])
+    return name in own or member.endswith(f"/{name}") or (_is_pattern(name) and any(fnmatchcase(it, name) for it in own))
 
 
 class _Part:

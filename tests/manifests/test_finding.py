@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import manifests
 from manifests.__main__ import main
-from manifests.finding import FoundImage, find_images
+from manifests.finding import FoundImage, _candidates, _is_of, find_images
 from stages.label_store import LabelReader, open_run
 from tests.manifests.small_run import EXTENT_PX, fail_part, image_key, write_run
 
@@ -115,3 +116,11 @@ def test_nothing_heavy_is_imported(run: Path) -> None:
     arguments = [sys.executable, "-c", program, "find", str(run), image_key("shard", 0)]
     ended = subprocess.run(arguments, capture_output=True, check=True, text=True)
     assert {"torch", "zarr", "ray"}.isdisjoint(ended.stderr.splitlines())
+
+
+def test_arrow_finds_what_python_finds() -> None:
+    names = ["a/x_1.png", "a/x%1.png", "a/xy1.png", "b/a/x.jpg", "a\\b.png", "[a].png", "b.png", "a", "a\nb.png"]
+    batch = pa.RecordBatch.from_pydict({"key": names, "member": names})
+    for pattern in ("*", "x_*", "x%*", "a/*", "*.png", "?.png", "[ab].png", "[[]a].png", "a\\b*", "x?1.png", "a*g", "nothing*"):
+        found = {i for i, name in enumerate(names) if _is_of(pattern, name, name)}
+        assert found <= set(_candidates(batch, [pattern])), pattern
