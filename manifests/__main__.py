@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from manifests.checker import printable
 from manifests.compare import compare
 from manifests.errors import DistillError
+from manifests.finding import FoundColumn, FoundImage, find_images
 from manifests.licences import licence_class
 from manifests.listing import STATUSES, list_images
 from manifests.litter import clean
@@ -51,7 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names on disk may hold what the terminal cannot show
-    commands = {"summary": _summary, "list": _list, "verify": _verify, "repair": _repair, "clean": _clean, "compare": _compare}
+    commands = {
+        "summary": _summary,
+        "list": _list,
+        "find": _find,
+        "verify": _verify,
+        "repair": _repair,
+        "clean": _clean,
+        "compare": _compare,
+    }
     options = vars(arguments)
     try:
         status = commands[options.pop("command")](**options)
@@ -138,6 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     listed.add_argument("--source", nargs="+", default=[], metavar="SOURCE", help="only these")
     listed.add_argument("--column", nargs="+", default=[], metavar="COLUMN", help="only these")
+    add("find", "where images are, how each stands in every column and why, and which files hold its labels")
+    commands.choices["find"].add_argument(
+        "keys", nargs="+", metavar="KEY", help="a key, a file's name or its path in its source, or a pattern such as '*/1.png'"
+    )
     add("compare", "names every setting, part, image and array in which two runs differ", "RUN_A", "RUN_B")
     for name in ("verify", "repair"):
         text = "processes that check parts; one for each core of this machine unless given"
@@ -180,6 +193,47 @@ def _list(
             fields = (image.status, image.column, image.source, image.key, image.part, str(image.image), why)
             print("\t".join(map(printable, fields)))
     return PROBLEMS if unreadable else SOUND
+
+
+def _find(run: Path, keys: list[str], as_json: bool) -> int:
+    missing, unread = set(keys), False
+    for image in find_images(run, keys):
+        missing.difference_update(image.names)
+        unread |= any(column.unread or column.status == "unreadable" for column in image.columns)
+        if as_json:
+            print(json.dumps(dataclasses.asdict(image)))
+        else:
+            print(*map(printable, _found_lines(image)), sep="\n")
+    for key in sorted(missing):
+        print(printable(f"{run}: no image has the key or file name {key!r}"), file=sys.stderr)
+    return PROBLEMS if missing or unread else SOUND
+
+
+def _found_lines(image: FoundImage) -> list[str]:
+    lines = [f"{image.source} {image.key}: image {image.image} of part {image.part}, row {image.row} of its source"]
+    known = [f"{image.size_bytes} bytes"]
+    known += [f"{_px(image.photograph_px)} px"] if image.photograph_px else []
+    known += [f"sha256 {image.content_sha256}"] if image.content_sha256 else []
+    inside = f" at byte {image.offset}" * (image.source_kind == "tar")
+    lines.append(f"  {image.source_kind} {image.location}: {image.member}{inside}, {', '.join(known)}")
+    for column in image.columns:
+        lines.append(f"  {column.column}: {', '.join(_stands(column))}")
+        for file in column.files:
+            lines.append(f"    columns/{column.column}/{file.path}, {file.size_bytes} bytes, sha256 {file.sha256}")
+    return lines
+
+
+def _stands(column: FoundColumn) -> list[str]:
+    found = [column.status]
+    found += [f"{column.kind}: {column.message}"] if column.kind else []
+    found += [f"{_px(size)} px" if any(size) else "a context without a label" for size in column.sizes_px]
+    found += [_counted(sum(column.patches), "close-up")] if column.patches else []
+    found += [column.licence] if column.licence else []
+    return found + ([f"its arrays cannot be read: {column.unread}"] if column.unread else [])
+
+
+def _px(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]}"
 
 
 def _summary_lines(summary: RunSummary) -> list[str]:

@@ -64,6 +64,11 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "pipeline/train/state.py",
     ),
     "depth maps of a prediction": ("pipeline/predict/files.py",),
+    "students exported, and a photograph that matplotlib brings": (
+        "pipeline/export_student/command.py",
+        "pipeline/export_student/onnx_file.py",
+    ),
+    "labels exported for other trainers": ("pipeline/export/command.py", "pipeline/export/output.py"),
     "reports and figures": (
         "pipeline/demo/report.py",
         "pipeline/figures/command.py",

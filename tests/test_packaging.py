@@ -16,6 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED, WORKSHOP = ("pipeline", "stages", "manifests"), ("tests", "benchmarks")
+EXTRAS = ["export", "onnx"]
+"""Whose packages are imported where they are used, and nowhere else."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def _distribution(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", name[0]).lower()
 
 
-@pytest.mark.parametrize(("folders", "extras"), [(SHIPPED, []), (WORKSHOP, ["dev"])])
+@pytest.mark.parametrize(("folders", "extras"), [(SHIPPED, EXTRAS), (WORKSHOP, ["dev"])])
 def test_every_package_that_is_imported_is_declared(
     project: dict[str, Any], folders: tuple[str, ...], extras: list[str]
 ) -> None:
@@ -55,6 +57,15 @@ def test_every_package_that_is_imported_is_declared(
         if declared.isdisjoint(_distribution(provider) for provider in providers.get(name, [name]))
     }
     assert undeclared == set()
+
+
+def test_packages_of_extras_are_imported_in_functions_alone(project: dict[str, Any]) -> None:
+    extras = {_distribution(name) for extra in EXTRAS for name in project["project"]["optional-dependencies"][extra]}
+    for path in (path for folder in SHIPPED for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert extras.isdisjoint(_distribution(name) for name in names), path
 
 
 def test_every_package_of_ours_and_every_file_in_one_that_is_no_module_is_installed(project: dict[str, Any]) -> None:

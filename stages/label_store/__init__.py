@@ -28,6 +28,7 @@ from stages.label_store.format import (
 )
 from stages.label_store.keys import AmbiguousKeyError, ImageId, NoLabelsError
 from stages.label_store.opening import (
+    CodedImage,
     DamagedPartError,
     LabelColumn,
     OpenRun,
@@ -50,6 +51,7 @@ __all__ = [
     "AnyLabel",
     "AnyLabelT",
     "AnyPatch",
+    "CodedImage",
     "CodedLabel",
     "CodedPatch",
     "ContextPicture",

@@ -41,7 +41,7 @@ from manifests.facts import part_digest
 from manifests.location import Location, location_of
 from manifests.part_cache import part_place
 from manifests.run import IMAGES
-from stages.label_store.format import ImageLabels, Label, PatchLabel
+from stages.label_store.format import CodedLabel, CodedPatch, ImageLabels, Label, PatchLabel
 from stages.label_store.keys import ImageId, NoLabelsError, RunImages
 from stages.label_store.reader import REPAIR, LabelReader, PictureReader
 from stages.views import SourceBox
@@ -88,6 +88,13 @@ class PhotographLabels:
     def patches(self) -> tuple[PatchLabel, ...]:
         """The close-ups' labels of that context, each with its box on the whole view's grid."""
         return self.first.patches
+
+
+class CodedImage(NamedTuple):
+    """What one teacher says of one context of an image, in the codes that are stored."""
+
+    context: CodedLabel
+    patches: tuple[CodedPatch, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +167,14 @@ class _Column(_Images[ImageId, RecordT], Generic[ReaderT, RecordT]):
         Raises as `column[key]` does, but for an image without labels.
         """
         return self._status(*self.images.place(self.images.number(key)))
+
+    def status_of_number(self, number: int) -> Status:
+        """The same, for the image of this number: reads no table of keys."""
+        return self._status(*self.images.place(number))
+
+    def licence(self, number: int) -> str | None:
+        """Of the weights that the part of the image of this number was made with; None where none is stated."""
+        return self._part(self.images.place(number)[0])[0].licence
 
     def numbers(self, context: int | None = None) -> Int64[np.ndarray, "_"]:
         """The labelled images by their number in the run, rising; those alone of which this context has a label, if given."""
@@ -272,24 +287,34 @@ class LabelColumn(_Column[LabelReader, PhotographLabels]):
                 raise NoLabelsError(f"{reader.where}: context {context} of {image.key!r} has no label: it was not wanted")
             return label.decoded
 
+    def coded(self, number: int) -> tuple[CodedImage | None, ...]:
+        """The labels of the image of this number, context by context as `numbered` gives them, in the codes that are stored."""
+        with self._labelled(number) as (image, reader, rows):
+            return self._coded(image, reader, rows)
+
     def _record_of(self, image: ImageId, reader: LabelReader, rows: range) -> PhotographLabels:
+        contexts = tuple(
+            coded and ImageLabels(context=coded.context.decoded, patches=tuple(patch.decoded for patch in coded.patches))
+            for coded in self._coded(image, reader, rows)
+        )
+        return PhotographLabels(image=image, teacher=self.name, depth_space=self.depth_space, contexts=contexts)
+
+    def _coded(self, image: ImageId, reader: LabelReader, rows: range) -> tuple[CodedImage | None, ...]:
         whole = [reader.context(row) for row in rows]
         contexts = tuple(
-            None
-            if label is None
-            else ImageLabels(context=label.decoded, patches=tuple(patch.decoded for patch in reader.patches(row)))
+            None if label is None else CodedImage(label, tuple(reader.patches(row)))
             for row, label in zip(rows, whole, strict=True)
         )
         if any(_is_impossible(labels) for labels in contexts if labels is not None):
             raise ValueError(f"{reader.where}: labels of {image.key!r} are not finite, or have boxes outside of the whole view")
         if not any(contexts):
             raise ValueError(f"{reader.where}: found no label of {image.key!r}, which is labelled by the part's manifest")
-        return PhotographLabels(image=image, teacher=self.name, depth_space=self.depth_space, contexts=contexts)
+        return contexts
 
 
-def _is_impossible(labels: ImageLabels) -> bool:
+def _is_impossible(labels: CodedImage) -> bool:
     """Of what a run can hold that was not written by this package."""
-    (height, width), boxes = labels.context.values.shape, [patch.box for patch in labels.patches]
+    (height, width), boxes = labels.context.codes.shape, [patch.box for patch in labels.patches]
     finite = all(np.isfinite(label.values).all() for label in (labels.context, *labels.patches))
     return not finite or any(min(b) < 0 or b.top + b.height > height or b.left + b.width > width for b in boxes)
 
@@ -298,6 +323,11 @@ class PictureColumn(_Column[PictureReader, PhotographPictures]):
     """The pictures that teachers and student see of the photographs, whatever became of the photographs themselves."""
 
     _reader = PictureReader
+
+    def jpegs(self, number: int) -> tuple[bytes, ...]:
+        """The files, as they are stored, that `numbered` decodes into the pictures of the image of this number."""
+        with self._labelled(number) as (_, reader, rows):
+            return tuple(jpeg for row in rows if (jpeg := reader.jpeg(row)) is not None)
 
     def _record_of(self, image: ImageId, reader: PictureReader, rows: range) -> PhotographPictures:
         pictures = tuple(picture for row in rows if (picture := reader.picture(row)) is not None)

@@ -268,18 +268,31 @@ class PictureReader(_PartReader):
         """Where the context is in the upright photograph, in its pixels; 0, 0, 0, 0 for a rejected image."""
         return SourceBox(*map(float, self._boxes[row]))
 
-    def picture(self, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """The context's decoded pixels, or None for a rejected image."""
+    def jpeg(self, row: int) -> bytes | None:
+        """The context's JPEG file as it is stored, or None for a rejected image; `picture` says whether it is one."""
         start, end = (int(byte) for byte in self._starts[row : row + 2])
         if end <= start:
             return None
-        height, width = (int(side) for side in self._extents[row])
-        self._refuse_size("jpeg", max(end - start, 3 * height * width))
+        self._refuse_size("jpeg", end - start)
         self._refuse_lost("jpeg", self._jpeg, start, end)
         try:
-            return decode_picture(self._bytes(start, end), (height, width))
+            return self._bytes(start, end)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{self.where}/jpeg: row {row} is damaged ({error}); {REPAIR}") from error
+            raise self._damaged(row, error) from error
+
+    def picture(self, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The context's decoded pixels, or None for a rejected image."""
+        if (jpeg := self.jpeg(row)) is None:
+            return None
+        height, width = (int(side) for side in self._extents[row])
+        self._refuse_size("jpeg", 3 * height * width)
+        try:
+            return decode_picture(jpeg, (height, width))
+        except (ValueError, RuntimeError) as error:
+            raise self._damaged(row, error) from error
+
+    def _damaged(self, row: int, error: Exception) -> ValueError:
+        return ValueError(f"{self.where}/jpeg: row {row} is damaged ({error}); {REPAIR}")
 
     def _bytes(self, start: int, end: int) -> bytes:
         """Of the files: read where they lie, as views are, else by Zarr."""

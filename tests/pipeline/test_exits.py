@@ -19,7 +19,7 @@ from pipeline.exits import exit_status, say
 from tests.manifests.small_run import write_run
 
 PAGE = (Path(__file__).parents[2] / "docs/exit-status.md").read_text(encoding="utf-8")
-COMMANDS = ("label", "train", "evaluate", "predict", "show")
+COMMANDS = ("label", "train", "evaluate", "predict", "show", "export", "export_student")
 
 
 def _errors(kind: type[DistillError] = DistillError) -> list[type[DistillError]]:
@@ -75,6 +75,8 @@ def _arguments(command: str, tmp_path: Path) -> list[str]:
         "evaluate": ["--model", nothing, "--scenes", "1"],
         "predict": ["--model", nothing, str(tmp_path), "--output", out],
         "show": [nothing, "a.jpg"],
+        "export_student": [nothing, "-o", out],
+        "export": [nothing, "-o", out, "--format", "folder"],
     }[command]
 
 

@@ -25,6 +25,7 @@ from stages.label_store import (
     ImageId,
     LabelReader,
     NoLabelsError,
+    decode_picture,
     open_run,
     opening,
 )
@@ -268,6 +269,21 @@ def test_the_programs_of_the_page_on_reading_run(tmp_path: Path, monkeypatch: py
     assert "1.png Status(status='labelled', reason='')" in lines
     assert any(re.match(r"broken.jpg Status\(status='rejected', reason=.not_an_image: ", line) for line in lines)
     assert lines[-1].startswith("1.png torch.Size([3, 48, 48]) torch.Size([2, 48, 48]) tensor(1.)")
+
+
+def test_codes_and_files_are_what_labels_and_pictures_are_decoded_from(squares: Path):
+    run = open_run(squares)
+    column = run["assistant"]
+    number = run.images.number(("b", "both"))
+    assert column.status_of_number(number) == column.status(("b", "both"))
+    assert column.licence(number) == "Apache-2.0"
+    for coded, labels in zip(column.coded(number), column["b", "both"].contexts, strict=True):
+        assert coded is not None
+        assert labels is not None
+        np.testing.assert_array_equal(coded.context.values, labels.context.values)
+        assert [patch.box for patch in coded.patches] == [patch.box for patch in labels.patches]
+    for jpeg, picture in zip(run.pictures.jpegs(number), run.pictures.numbered(number).pictures, strict=True):
+        np.testing.assert_array_equal(decode_picture(jpeg, picture.shape[:2]), picture)
 
 
 def test_the_dataset_takes_any_context_and_batches_of_squares(squares: Path):

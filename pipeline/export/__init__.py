@@ -1,0 +1,1 @@
+"""`python -m pipeline.export`: a run's labels as files that other trainers read."""
