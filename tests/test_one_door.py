@@ -63,6 +63,8 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
     "depth maps of a prediction": ("pipeline/predict/files.py",),
     "reports and figures": (
         "pipeline/demo/report.py",
+        "pipeline/browse/command.py",
+        "pipeline/browse/page.py",
         "pipeline/figures.py",
         "pipeline/report.py",
         "pipeline/show/command.py",
