@@ -167,7 +167,12 @@ const gallery = (() => {
     const found = [["Source", entry.source], ["Status", entry.status.replace("_", " ")]];
     if (entry.size) found.push(["Photograph", `${entry.size[1]} x ${entry.size[0]} px`]);
     if (entry.teachers.length > 1) found.push(["AbsRel between teachers", one(agreement.abs_rel)], ["Correlation", one(agreement.correlation)], ["Edge F1", one(agreement.edge_f1)]);
-    for (const [name, status, reason] of entry.columns) if (status !== "labelled") found.push([name, `${status.replace("_", " ")}${reason ? `: ${reason}` : ""}`]);
+    const without = new Map();
+    for (const [name, status, reason] of entry.columns) {
+      const text = `${status.replace("_", " ")}${reason ? `: ${reason}` : ""}`;
+      if (status !== "labelled") without.set(text, [...(without.get(text) || []), name]);
+    }
+    for (const [text, names] of without) found.push([names.join(", "), text]);
     if (entry.trouble) found.push(["Trouble", entry.trouble]);
     at("told").replaceChildren(...found.flatMap(([name, text]) => [["dt", name], ["dd", text]].map(([tag, content]) => Object.assign(document.createElement(tag), { textContent: content }))));
   }
@@ -186,7 +191,7 @@ const gallery = (() => {
     at("viewer-key").textContent = entry.key;
     at("place").textContent = `${shown.indexOf(name) + 1} of ${shown.length}`;
     for (const [id, wanted] of [["left", before[0] || "photo.jpg"], ["right", before[1] || (entry.teachers.length ? entry.teachers[entry.teachers.length - 1].label : "")]]) choose(at(id), found, wanted);
-    for (const part of document.querySelectorAll(".sides, .slide, .divider")) part.hidden = found.length < 2;
+    for (const part of document.querySelectorAll(".sides, .slide, .divider, .sides-note")) part.hidden = found.length < 2;
     stage.hidden = !found.length;
     at("empty").hidden = found.length > 0;
     at("cloud-part").hidden = document.querySelector(".values").hidden = at("values-note").hidden = !entry.teachers.length;

@@ -21,7 +21,7 @@ class Sample:
     total: int
     far_apart: int
     rejected: int
-    rejected_total: int
+    is_every_rejected: bool
 
     def words(self, seed: int) -> str:
         """What the gallery shows, of how much."""
@@ -31,7 +31,7 @@ class Sample:
         ]
         if not everything:
             said += [f"the {self.far_apart} in which two teachers are farthest apart"] * bool(self.far_apart)
-            said += [f"{self.rejected} of the {self.rejected_total} that were rejected"] * bool(self.rejected)
+            said += [f"{'all ' * self.is_every_rejected}{self.rejected} that were rejected"] * bool(self.rejected)
         return "; ".join(said) + "."
 
 
@@ -46,19 +46,26 @@ def draw_sample(run_dir: Path, *, images: int, worst: int, rejected: int, seed: 
     total = sum(part.images for part in parts)
     drawn = set(np.random.default_rng(seed).choice(total, min(images, total), replace=False).tolist())
     far_apart = _far_apart(run_dir, run, starts, worst)
-    refused: dict[int, None] = {}  # in order, each once, though every column has it
-    for image in list_images(run_dir, statuses=["rejected"]) if rejected else ():
-        if image.part in starts and image.status == "rejected":
-            refused[starts[image.part] + image.image] = None
-    shown = list(refused)[:rejected]
+    refused = _rejected(run_dir, starts, rejected)
     return Sample(
-        numbers=sorted(number for number in {*drawn, *far_apart, *shown} if 0 <= number < total),
+        numbers=sorted(number for number in {*drawn, *far_apart, *refused[:rejected]} if 0 <= number < total),
         drawn=len(drawn),
         total=total,
         far_apart=len(far_apart),
-        rejected=len(shown),
-        rejected_total=len(refused),
+        rejected=min(len(refused), rejected),
+        is_every_rejected=len(refused) <= rejected,
     )
+
+
+def _rejected(run_dir: Path, starts: dict[str, int], most: int) -> list[int]:
+    """The first rejected images, and one more than `most` where there are more: of a large run not all are looked for."""
+    found: dict[int, None] = {}  # in order, each once, though several columns have it
+    for image in list_images(run_dir, statuses=["rejected"]) if most else ():
+        if image.part in starts and image.status == "rejected":
+            found[starts[image.part] + image.image] = None
+        if len(found) > most:
+            break
+    return list(found)
 
 
 def _far_apart(run_dir: Path, run: manifests.Run, starts: dict[str, int], worst: int) -> set[int]:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import manifests
+from manifests.listing import list_images
 from pipeline.browse.command import main
 from stages.label_store import open_run
 from tests.pipeline.browse.conftest import HOSTILE
@@ -109,8 +110,6 @@ def test_what_was_rejected_is_shown_with_the_reason_and_with_the_picture_where_i
 
 
 def test_the_agreement_is_that_of_the_table(run: Path, gallery: Path):
-    from manifests.listing import list_images
-
     known = {f"{image.source}/{image.key}": image.abs_rel for image in list_images(run, columns=["primary"]) if image.abs_rel}
     shown = {name: entry["agreement"]["abs_rel"] for name, entry in _documents(gallery).items() if entry["teachers"]}
     assert len(shown) == 7
@@ -124,8 +123,7 @@ def test_a_sample_says_what_it_is_of_and_replaces_the_gallery_before(run: Path, 
     assert main([str(run), "-o", str(folder), "--images", "1", "--worst", "2", "--rejected", "1"]) == 0
     page, shown = (folder / "index.html").read_text(), _documents(folder)
     assert (
-        "1 of 9 images, drawn at random (seed 0); the 2 in which two teachers are farthest apart; 1 of the 2 that were rej"
-        in page
+        "1 of 9 images, drawn at random (seed 0); the 2 in which two teachers are farthest apart; 1 that were rejected." in page
     )
     far_apart = [f"{image.source}/{image.key}" for image in manifests.summarize(run).agreement[0].farthest_apart[:2]]
     assert {name.partition(".")[0] for name in far_apart} <= {name.partition(".")[0] for name in shown}

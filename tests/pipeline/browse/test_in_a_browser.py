@@ -1,4 +1,4 @@
-"""The gallery in a real browser, from the disk: searched, looked at, gone through with keys, light and dark, wide and narrow."""
+"""The gallery in a real browser, from the disk: searched, looked at, gone through by keys, light and dark, wide and narrow."""
 
 from __future__ import annotations
 
