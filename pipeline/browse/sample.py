@@ -31,7 +31,7 @@ class Sample:
         ]
         if not everything:
             said += [f"the {self.far_apart} in which two teachers are farthest apart"] * bool(self.far_apart)
-            said += [f"{'all ' * self.is_every_rejected}{self.rejected} that were rejected"] * bool(self.rejected)
+            said += [f"{'all ' * self.is_every_rejected}{self.rejected} rejected"] * bool(self.rejected)
         return "; ".join(said) + "."
 
 
