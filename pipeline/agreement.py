@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -37,6 +38,7 @@ from pipeline.config import answer_version, at_least, url_problems
 from pipeline.exits import DONE, PROBLEMS, REFUSED, say
 from pipeline.tally import Tally
 from stages.agreement_tables import PartAgreement, compare_part
+from stages.label_store import OpenRun, open_run
 
 _PROGRAM = "pipeline.agreement"
 _PROBLEMS_SHOWN = 20
@@ -156,15 +158,26 @@ def _wanted(run: manifests.Run, config: AgreementConfig) -> list[tuple[str, str]
     return pairs
 
 
-def _compare(run_dir: Path, task: _Task) -> _Outcome:
+def _compare(run: OpenRun, task: _Task) -> _Outcome:
     try:
-        return compare_part(run_dir, task.first, task.second, task.number)
+        return compare_part(run, task.first, task.second, task.number)
     except (DistillError, OSError, MemoryError) as error:  # of this part; the others can be compared
         return error
 
 
 def _here(config: AgreementConfig, tasks: Sequence[_Task]) -> Iterator[tuple[_Task, _Outcome]]:
-    return ((task, _compare(config.run, task)) for task in tasks)
+    run = open_run(config.run)
+    return ((task, _compare(run, task)) for task in tasks)
+
+
+@lru_cache(1)
+def _opened(run_dir: Path) -> OpenRun:
+    """By a process that Ray has started for this command alone."""
+    return open_run(run_dir)
+
+
+def _compare_there(run_dir: Path, task: _Task) -> _Outcome:
+    return _compare(_opened(run_dir), task)
 
 
 def _on_ray(config: AgreementConfig, tasks: Sequence[_Task]) -> Iterator[tuple[_Task, _Outcome]]:
@@ -176,7 +189,7 @@ def _on_ray(config: AgreementConfig, tasks: Sequence[_Task]) -> Iterator[tuple[_
     start_ray(config.address, num_cpus=config.workers or 1)
     try:
         workers = config.workers or int(ray.cluster_resources().get("CPU", os.cpu_count() or 1))
-        compare, waiting, left = ray.remote(num_cpus=1)(_compare), {}, iter(tasks)
+        compare, waiting, left = ray.remote(num_cpus=1)(_compare_there), {}, iter(tasks)
         while True:
             while len(waiting) < 2 * workers and (task := next(left, None)):
                 waiting[compare.remote(config.run, task)] = task

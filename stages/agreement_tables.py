@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -20,7 +18,7 @@ from manifests.agreement import FarApart, ImageAgreement, images_in, read_table,
 from manifests.facts import part_digest
 from stages.agreement import agreement
 from stages.depth_space import DepthSpace
-from stages.label_store import ImageLabels, OpenRun, open_run, refuse_other_files
+from stages.label_store import ImageLabels, OpenRun, refuse_other_files
 
 
 class PartAgreement(NamedTuple):
@@ -32,14 +30,13 @@ class PartAgreement(NamedTuple):
     """0 where the table was there."""
 
 
-def compare_part(run_dir: Path, first: str, second: str, number: int) -> PartAgreement:
+def compare_part(run: OpenRun, first: str, second: str, number: int) -> PartAgreement:
     """Of the part of this number, in the order of the run's parts, which both columns have.
 
     Raises OSError, InvalidRecordError, RefusedError and DamagedPartError where the labels cannot be read or trusted, or are of
     different files.
     """
-    run = _opened(run_dir)
-    part = run.images.parts[number]
+    part, run_dir = run.images.parts[number], run.run_dir
     told = [load_part(run_dir, column, part.name) for column in (first, second)]
     digests = part_digest(told[0]), part_digest(told[1])
     table, compared = read_table(run_dir, first, second, part.name, digests), 0
@@ -61,11 +58,6 @@ def compare_part(run_dir: Path, first: str, second: str, number: int) -> PartAgr
         if own.abs_rel is not None
     ]
     return PartAgreement(list(found.values()), far_apart, compared)
-
-
-@lru_cache(1)
-def _opened(run_dir: Path) -> OpenRun:
-    return open_run(run_dir)
 
 
 def _views(run: OpenRun, first: str, second: str, number: int, place: int) -> Iterator[dict[str, Any]]:
