@@ -19,12 +19,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from manifests.agreement import QUANTILES, PairAgreement
 from manifests.checker import printable
 from manifests.compare import compare
 from manifests.errors import DistillError
 from manifests.finding import FoundColumn, FoundImage, find_images
 from manifests.licences import licence_class
-from manifests.listing import STATUSES, list_images
+from manifests.listing import STATUSES, ListedImage, list_images
 from manifests.litter import clean
 from manifests.location import Location, Url, location_of, refuse_other_schemes
 from manifests.place import place_of
@@ -37,6 +38,7 @@ from manifests.version import software_version
 
 SOUND, PROBLEMS, OUTPUT_CLOSED = 0, 1, 128 + signal.SIGPIPE
 _SHOWN_DIFFERENCES = 50
+_MEASURES = {"AbsRel": "abs_rel", "correlation": "correlation", "edge F1": "edge_f1"}
 _CORES = len(os.sched_getaffinity(0))
 _WORTH_A_PROCESS, _WORTH_A_PROCESS_QUICK = 16, 1000  # records, which take longer than it takes to start
 _REWRITE = (
@@ -137,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     add("clean", "removes what interrupted work has left: folders and files that no record names", dry_run=dry_run)
     add(
         "list",
-        "one line for each image and column: status, column, source, key, part, place in it, and why it has no labels",
+        "one line for each image and column: status, column, source, key, part, place in it, and why it has no labels, or how "
+        "far the teachers agree",
     )
     listed = commands.choices["list"]
     listed.add_argument("keys", nargs="*", metavar="KEY", help="only these keys; patterns such as 'cats/*' too")
@@ -147,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     listed.add_argument("--source", nargs="+", default=[], metavar="SOURCE", help="only these")
     listed.add_argument("--column", nargs="+", default=[], metavar="COLUMN", help="only these")
+    above = "only images in which teachers are farther apart, where `python -m pipeline.agreement` has compared them"
+    listed.add_argument("--abs-rel-above", type=float, metavar="X", help=above)
     add("find", "where images are, how each stands in every column and why, and which files hold its labels")
     commands.choices["find"].add_argument(
         "keys", nargs="+", metavar="KEY", help="a key, a file's name or its path in its source, or a pattern such as '*/1.png'"
@@ -181,21 +186,29 @@ def _summary(run: Location, as_json: bool) -> int:
 
 
 def _list(
-    run: Location, keys: list[str], status: list[str], kind: list[str], source: list[str], column: list[str], as_json: bool
+    run: Location,
+    keys: list[str],
+    status: list[str],
+    kind: list[str],
+    source: list[str],
+    column: list[str],
+    abs_rel_above: float | None,
+    as_json: bool,
 ) -> int:
-    found, unreadable = list_images(run, columns=column, sources=source, statuses=status, kinds=kind, keys=keys), 0
-    for image in found:
+    wanted = {"columns": column, "sources": source, "statuses": status, "kinds": kind, "keys": keys}
+    unreadable = 0
+    for image in list_images(run, **wanted, abs_rel_above=abs_rel_above):
         unreadable += image.status == "unreadable"
         if as_json:
             print(json.dumps(dataclasses.asdict(image)))
         else:
-            why = "" if image.kind is None else f"{image.kind}: {image.message}"
+            why = _apart(image) if image.kind is None else f"{image.kind}: {image.message}"
             fields = (image.status, image.column, image.source, image.key, image.part, str(image.image), why)
             print("\t".join(map(printable, fields)))
     return PROBLEMS if unreadable else SOUND
 
 
-def _find(run: Path, keys: list[str], as_json: bool) -> int:
+def _find(run: Location, keys: list[str], as_json: bool) -> int:
     missing, unread = set(keys), False
     for image in find_images(run, keys):
         missing.difference_update(image.names)
@@ -236,6 +249,12 @@ def _px(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
+def _apart(image: ListedImage) -> str:
+    """How far the teachers agree, in words; empty where that is not known."""
+    told = ((name, getattr(image, measure)) for name, measure in _MEASURES.items())
+    return ", ".join(f"{name} {_number(value)}" for name, value in told if value is not None)
+
+
 def _summary_lines(summary: RunSummary) -> list[str]:
     sources = f"{summary.sources_total} source{'s' * (summary.sources_total != 1)}"
     lines = [f"{summary.run_dir}: {summary.images_total} images, {summary.parts_total} parts, {sources}", ""]
@@ -257,12 +276,27 @@ def _summary_lines(summary: RunSummary) -> list[str]:
     lines += [f"damaged record: {message}" for message in summary.damage]
     for source in summary.source_problems:
         lines.append(f"source {source.source}: {_kinds(source.kinds)}, for example {source.example}")
+    lines += [line for pair in summary.agreement for line in _agreement_lines(pair)]
     licensed = [f"{column.name} {', '.join(column.licences)}" for column in summary.columns if column.licences]
     if licensed:
         strictest = " and ".join(summary.most_restrictive_licences)
         lines.append(f"Licences of the labels' weights: {'; '.join(licensed)}")
         lines.append(f"Most restrictive: {strictest} ({licence_class(summary.most_restrictive_licences[0])})")
     return lines
+
+
+def _agreement_lines(pair: PairAgreement) -> list[str]:
+    """How far two teachers agree: the median, what the worst tenth of the images is beyond, and the worst."""
+    what = f"{pair.first} and {pair.second}"
+    if not pair.up_to_date:
+        return [f"{what}: compared, but not all that they hold now: run `python -m pipeline.agreement` again"]
+    rows = [[f"agreement of {what} in {pair.images} images", "median", "worst tenth from", "worst"]]
+    for name, measure in _MEASURES.items():
+        beyond = (0.9, 1) if measure == "abs_rel" else (0.1, 0)
+        at = dict(zip(QUANTILES, pair.quantiles.get(measure, ()), strict=False))
+        rows += [[name, *(_number(at[quantile]) for quantile in (0.5, *beyond))]] if at else []
+    far_apart = [f"far apart: {image.part}: {image.key}: AbsRel {_number(image.abs_rel)}" for image in pair.farthest_apart]
+    return ["", *aligned(rows), *far_apart, ""]
 
 
 def _columns_table(columns: Sequence[ColumnSummary]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from manifests.chunks import FaultError, chunks, read_layout, read_metadata
 from manifests.errors import RefusedError
 from manifests.listing import ListedStatus
+from manifests.location import Location
 from manifests.place import place_of
 from manifests.run import IMAGES, Run, column_dir, load_failure, load_part, load_run, manifest_path, part_names, table_path
 from manifests.schema import Catalogue, FileRecord, PartManifest, Reason
@@ -73,7 +74,7 @@ class FoundImage:
     columns: tuple[FoundColumn, ...] = field(default_factory=tuple)
 
 
-def find_images(run_dir: Path, names: Sequence[str]) -> Iterator[FoundImage]:
+def find_images(run_dir: Location, names: Sequence[str]) -> Iterator[FoundImage]:
     """The images of any of these names, in the run's order.
 
     names: a key, the path of a file in its source or the end of it, or a pattern as a shell has them (`*`, `?`, `[a-z]`).
@@ -115,7 +116,7 @@ class _Row(NamedTuple):
     size_bytes: int
 
 
-def _matching(run_dir: Path, source: Catalogue, names: Sequence[str]) -> Iterator[_Row]:
+def _matching(run_dir: Location, source: Catalogue, names: Sequence[str]) -> Iterator[_Row]:
     """The rows of a source's table that have any of these names, once its digest is right."""
     import pyarrow as pa  # here, so that a summary does not wait for it
     import pyarrow.parquet
@@ -137,7 +138,7 @@ def _matching(run_dir: Path, source: Catalogue, names: Sequence[str]) -> Iterato
         raise _bad_table(run_dir / place, str(error)) from error
 
 
-def _bad_table(path: Path, found: str) -> RefusedError:
+def _bad_table(path: object, found: str) -> RefusedError:
     return RefusedError(f"{path}: {found}. Restore the table from a copy: its keys say which label is which photograph's")
 
 
@@ -173,7 +174,7 @@ def _is_of(name: str, key: str, member: str) -> bool:
 class _Part:
     """A part of a column, which need not be committed; reads its manifest, and tables of its arrays when they are asked for."""
 
-    def __init__(self, run_dir: Path, run: Run, column: str, part: str) -> None:
+    def __init__(self, run_dir: Location, run: Run, column: str, part: str) -> None:
         self.run_dir, self.column, self.part = run_dir, column, part
         self.contexts = int(run.plan.get("contexts_per_image", 1))
         self.manifest: PartManifest | None = None

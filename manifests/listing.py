@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Literal, get_args
 
+from manifests.agreement import Agreements, ImageAgreement
 from manifests.errors import RefusedError
 from manifests.facts import column_facts
 from manifests.location import Location
@@ -27,6 +28,7 @@ from manifests.verify import keys_of
 
 ListedStatus = Literal["labelled", "rejected", "not_drawn", "failed", "pending", "unreadable"]
 STATUSES: tuple[ListedStatus, ...] = get_args(ListedStatus)
+_UNKNOWN = ImageAgreement()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,8 @@ class ListedImage:
     """How an image stands in a column: `image` is its place in the part, `kind` and `message` say why it has no labels.
 
     `failed`: the last attempt at its part failed; `pending`: none has been made. `unreadable`: the part's record cannot be read
-    or trusted; it stands once for all of them, with an empty key.
+    or trusted; it stands once for all of them, with an empty key. The last three are how far the teacher agrees with the one
+    that it agrees with least (any two of them in the column `images`), None where that is not known: see `manifests.agreement`.
     """
 
     column: str
@@ -45,6 +48,9 @@ class ListedImage:
     status: ListedStatus
     kind: str | None = None
     message: str | None = None
+    abs_rel: float | None = None
+    correlation: float | None = None
+    edge_f1: float | None = None
 
 
 def list_images(
@@ -55,11 +61,14 @@ def list_images(
     statuses: Collection[str] = (),
     kinds: Collection[str] = (),
     keys: Collection[str] = (),
+    abs_rel_above: float | None = None,
 ) -> Iterator[ListedImage]:
     """The images of a run, column by column, in each in the order of its sources; of any of these, or of all.
 
-    keys: patterns as a shell has them (`*`, `?`, `[a-z]`). An unreadable part is listed too. Where rejected images alone are
-    wanted, only the parts that have some are read, and none for failed and pending ones.
+    keys: patterns as a shell has them (`*`, `?`, `[a-z]`). abs_rel_above: only images of which a larger AbsRel is known.
+
+    An unreadable part is listed too. Where rejected images alone are wanted, only the parts that have some are read, and none
+    for failed and pending ones.
 
     Raises RefusedError for a column or source that the run does not have, and where the table of a source whose keys are asked
     for is damaged; else as `load_run` does.
@@ -72,12 +81,14 @@ def list_images(
 
     def matches(image: ListedImage) -> bool:
         named = not keys or any(fnmatchcase(image.key, pattern) for pattern in keys)
-        return (not statuses or image.status in statuses) and (not kinds or image.kind in kinds) and named
+        apart = abs_rel_above is None or (image.abs_rel is not None and image.abs_rel > abs_rel_above)
+        return (not statuses or image.status in statuses) and (not kinds or image.kind in kinds) and named and apart
 
     catalogues = {source.source: source for source in run.sources}
     keys_of_source = cache(lambda source: list(map(str, keys_of(run_dir, catalogues[source]).to_pylist())))
+    agreements = Agreements(run_dir, run)
     for column in wanted:
-        for image in _of_column(run_dir, run, column, of_sources, set(statuses), keys_of_source):
+        for image in _of_column(run_dir, run, column, of_sources, set(statuses), keys_of_source, agreements):
             if image.status == "unreadable" or matches(image):
                 yield image
 
@@ -89,6 +100,7 @@ def _of_column(
     every: Sequence[PartId],
     statuses: set[str],
     keys_of_source: Callable[[str], Sequence[str]],
+    agreements: Agreements,
 ) -> Iterator[ListedImage]:
     listing = list_column(run_dir, column, with_states=True)
     reads = not statuses or bool(statuses - {"failed", "pending"})
@@ -96,7 +108,9 @@ def _of_column(
     for part in every:
         if part.name in listing.manifests:
             if reads and (has_rejected is None or part.name in has_rejected):
-                yield from _committed(run_dir, column, part)
+                yield from _committed(
+                    run_dir, column, part, {} if statuses == {"rejected"} else agreements.of(column, part.name)
+                )
             continue
         failed = part.name in listing.failures
         if not statuses or ("failed" if failed else "pending") in statuses:
@@ -110,7 +124,7 @@ def _parts_with_rejected(run_dir: Location, column: str, listing: ColumnListing)
     return {part for part, images in zip(facts.parts, facts.all("rejected"), strict=True) if images} | set(facts.unread)
 
 
-def _committed(run_dir: Location, column: str, part: PartId) -> Iterator[ListedImage]:
+def _committed(run_dir: Location, column: str, part: PartId, agreement: Mapping[int, ImageAgreement]) -> Iterator[ListedImage]:
     try:
         images = load_part(run_dir, column, part.name).images
     except (OSError, ValueError) as error:
@@ -118,7 +132,7 @@ def _committed(run_dir: Location, column: str, part: PartId) -> Iterator[ListedI
         yield _listed(column, part, 0, "", "unreadable", Reason(kind="unreadable_record", message=f"{where}: {error}"))
         return
     for number, image in enumerate(images):
-        yield _listed(column, part, number, image.key, image.status, image.problem)
+        yield _listed(column, part, number, image.key, image.status, image.problem, agreement.get(number, _UNKNOWN))
 
 
 def _unfinished(run_dir: Location, column: str, part: PartId, keys: Sequence[str], failed: bool) -> Iterator[ListedImage]:
@@ -130,7 +144,15 @@ def _unfinished(run_dir: Location, column: str, part: PartId, keys: Sequence[str
         yield _listed(column, part, number, key, "failed" if failed else "pending", problem)
 
 
-def _listed(column: str, part: PartId, image: int, key: str, status: ListedStatus, problem: Reason | None) -> ListedImage:
+def _listed(
+    column: str,
+    part: PartId,
+    image: int,
+    key: str,
+    status: ListedStatus,
+    problem: Reason | None,
+    agreement: ImageAgreement = _UNKNOWN,
+) -> ListedImage:
     return ListedImage(
         column=column,
         source=part.source,
@@ -140,6 +162,7 @@ def _listed(column: str, part: PartId, image: int, key: str, status: ListedStatu
         status=status,
         kind=problem and problem.kind,
         message=problem and problem.message,
+        **agreement._asdict(),
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
+from manifests.agreement import agreement_folders
 from manifests.facts import INDEX
 from manifests.location import Location
 from manifests.lock import hold_run
@@ -34,7 +35,8 @@ def clean(run_dir: Location, *, dry_run: bool = False) -> list[str]:
         run, place = load_run(run_dir), place_of(run_dir)  # anew: a source may have been added since
         catalogued = {part.name: part for part in parts(run)}
         columns = [column_dir(Path(), column.name).as_posix() for column in run.columns]
-        litter = [name for folder in ("", "catalog", INDEX, *columns) for name in _files_aside(run_dir, folder)]
+        folders = ("", "catalog", INDEX, *agreement_folders(run_dir), *columns)
+        litter = [name for folder in folders for name in _files_aside(run_dir, folder)]
         litter += _unnamed_tables(run_dir, run)
         litter += [name for column in run.columns for name in column_litter(run_dir, column.name, catalogued)]
         litter = [name for name in litter if place.is_abandoned(name)]

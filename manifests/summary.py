@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
+from manifests.agreement import PairAgreement, compared_pairs, digest_of_parts, read_overview
 from manifests.facts import ColumnFacts, column_facts
 from manifests.licences import UNKNOWN, most_restrictive
 from manifests.location import Location
@@ -34,7 +35,7 @@ from manifests.run import (
 from manifests.schema import ColumnRecord, DepthSpace
 from manifests.workers import in_order
 
-_NAMED_REJECTIONS = 20
+_NAMED_REJECTIONS, _NAMED_FAR_APART = 20, 5
 _WORTH_A_PROCESS = 20_000  # parts of a column, which take longer than it takes to start
 
 
@@ -58,7 +59,7 @@ class ColumnSummary(LabelTotals):
     """One column. `licences` are those of the weights its labels were made with, `unknown` where none is stated. `rejected` and
     `failures` count images by kind of problem, `not_drawn` those that the training never sees for which it was labelled;
     `litter` counts .zarr folders that no manifest names; `examples` name the first rejected images, where there are more of
-    them than was allowed."""
+    them than was allowed; `parts_sha256` is a digest of what all committed parts hold."""
 
     name: str
     depth_space: DepthSpace | None
@@ -75,6 +76,7 @@ class ColumnSummary(LabelTotals):
     damage: tuple[str, ...]
     not_drawn: int = 0
     examples: tuple[str, ...] = ()
+    parts_sha256: str = ""
 
     def excess(self, max_rejected_fraction: float | None) -> str | None:
         """That more than this share of the images was rejected, in words; None where it was not, or nothing was asked for."""
@@ -100,7 +102,8 @@ class SourceProblems:
 class RunSummary:
     """A run: its columns in order, and the sources that have problems. `most_restrictive_licences` are, of all the columns'
     weights, those that bind the labels the most; empty while there are no labels. `max_rejected_fraction` (None where run.json
-    does not say) and `allow_damaged_sources` are what the labelling was told to put up with."""
+    does not say) and `allow_damaged_sources` are what the labelling was told to put up with. `agreement` is of the
+    teachers that have been compared, two by two, with the images in which they are farthest apart."""
 
     run_dir: str
     parts_total: int
@@ -112,6 +115,7 @@ class RunSummary:
     damage: tuple[str, ...]
     max_rejected_fraction: float | None = None
     allow_damaged_sources: bool = False
+    agreement: tuple[PairAgreement, ...] = ()
 
     def complaints(self) -> list[str]:
         """Why the run is not finished and sound, in words; empty when it is."""
@@ -167,7 +171,14 @@ def summarize(run_dir: Location, *, workers: int = 1) -> RunSummary:
         damage=tuple(damage),
         max_rejected_fraction=budget,
         allow_damaged_sources=run.configuration.get("allow_damaged_sources") is True,
+        agreement=_agreement(run_dir, run, {column.name: column.parts_sha256 for column in columns}),
     )
+
+
+def _agreement(run_dir: Location, run: Run, digests: Mapping[str, str]) -> tuple[PairAgreement, ...]:
+    pairs = compared_pairs(run_dir, run)
+    found = (read_overview(run_dir, first, second, (digests[first], digests[second])) for first, second in pairs)
+    return tuple(replace(pair, farthest_apart=pair.farthest_apart[:_NAMED_FAR_APART]) for pair in found)
 
 
 def _allowed_rejections(run: Run) -> float | None:
@@ -226,6 +237,7 @@ def _summarize_column(run_dir: Location, column: ColumnRecord, run: Run) -> Colu
         pending=images_total - labelled - not_drawn - rejected.total() - failures.total(),
         litter=len(litter),
         damage=tuple(damage.values()),
+        parts_sha256=digest_of_parts(zip(done.parts, done.all("digest"), strict=True)),
         **asdict(_measured(done)),
     )
 

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from manifests.agreement import AGREEMENT
 from manifests.contents import faults
 from manifests.errors import RefusedError
 from manifests.facts import INDEX
@@ -164,6 +165,10 @@ _LINK = "found a link, which is not followed: put in its place what it points to
 def _check_places(run_dir: Location, run: Run, unread: Mapping[Path, Exception]) -> list[Damage]:
     """Records of the run that cannot be read, links among its files and folders, and columns without a record."""
     damage = [item for place, error in unread.items() for item in _described(place, error)]
+    with suppress(OSError):  # nobody needs it
+        damage += [
+            Damage(f"{AGREEMENT}/{e.name}", "link", _LINK) for e in place_of(run_dir).tree(AGREEMENT) if e.kind == "link"
+        ]
     for folder in ("", "catalog", "columns", INDEX):
         with suppress(OSError):  # it is among the unread, or nobody needs it
             entries = place_of(run_dir).entries(folder)

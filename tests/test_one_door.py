@@ -72,6 +72,8 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
     "reports and figures": (
         "pipeline/demo/report.py",
         "pipeline/figures/command.py",
+        "pipeline/browse/command.py",
+        "pipeline/browse/page.py",
         "pipeline/report.py",
         "pipeline/show/command.py",
     ),

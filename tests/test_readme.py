@@ -19,6 +19,7 @@ _SMALLER = {
     "pipeline.train": ["--steps", "2", "--loader-workers", "0"],
     "pipeline.evaluate": ["--scenes", "2"],
     "pipeline.label": ["--workers", "0"],
+    "pipeline.agreement": ["--workers", "0"],
 }
 
 
@@ -35,7 +36,7 @@ def test_the_commands_on_ones_own_photographs_run_in_order(
     for seed in range(3):
         (tmp_path / "photos" / f"{seed}.png").write_bytes(scene_bytes(seed, side_px=240))
     commands = _commands(".venv/bin/python")
-    assert len(commands) == 9
+    assert len(commands) == 11
     for _, dash_m, module, *arguments in commands:
         assert dash_m == "-m"
         monkeypatch.setattr(sys, "argv", [module, *arguments, *_SMALLER.get(module, [])])

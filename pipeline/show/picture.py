@@ -42,7 +42,7 @@ class Opinion(NamedTuple):
     labels: ImageLabels
 
 
-class _Panel(NamedTuple):
+class Panel(NamedTuple):
     title: str
     rgb: UInt8[np.ndarray, "h w 3"]
 
@@ -61,7 +61,7 @@ def label_picture(
             raise RefusedError(f"{found}, expected the picture's {picture.shape[:2]}; verify the run")
     rows = []
     for number, opinion in enumerate(opinions):
-        seen = _difference(opinions[0], opinion) if number else _Panel("what the teachers saw", picture)
+        seen = difference_panel(opinions[0], opinion) if number else Panel("what the teachers saw", picture)
         rows.append([seen, *_panels(picture, opinion)])
     grid = np.concatenate([_row([_framed(panel) for panel in row]) for row in rows])
     swatches = _legend(opinions[0].teacher, compared=len(opinions) > 1)
@@ -69,38 +69,38 @@ def label_picture(
     return np.pad(page, ((_GAP_PX, _GAP_PX), (_GAP_PX, 0), (0, 0)), constant_values=255)
 
 
-def _panels(picture: UInt8[np.ndarray, "h w 3"], opinion: Opinion) -> list[_Panel]:
+def _panels(picture: UInt8[np.ndarray, "h w 3"], opinion: Opinion) -> list[Panel]:
     """A teacher's whole view, its close-ups, in the same colours, and where it has no label."""
     teacher, space, labels = opinion
-    whole, stitched = _disparity(labels.context, space), _disparity(stitch_patches(labels), space)
+    whole, stitched = disparity_of(labels.context, space), disparity_of(stitch_patches(labels), space)
     low, high = robust_range(whole.values, whole.valid)
     count, converted = len(labels.patches), "" if is_disparity(space) else ", as disparity"
     return [
-        _Panel(f"{teacher}: the whole view{converted}", colorize_disparity(whole.values, whole.valid, low, high)),
-        _Panel(f"{teacher}: {count} close-ups, stitched", colorize_disparity(stitched.values, stitched.valid, low, high)),
+        Panel(f"{teacher}: the whole view{converted}", colorize_disparity(whole.values, whole.valid, low, high)),
+        Panel(f"{teacher}: {count} close-ups, stitched", colorize_disparity(stitched.values, stitched.valid, low, high)),
         _invalid(picture, teacher, labels),
     ]
 
 
-def _disparity(label: Label, space: DepthSpace) -> Label:
+def disparity_of(label: Label, space: DepthSpace) -> Label:
     return Label(values=convert_to_disparity(label.values, label.valid, space, "approximate"), valid=label.valid)
 
 
-def _difference(first: Opinion, other: Opinion) -> _Panel:
+def difference_panel(first: Opinion, other: Opinion) -> Panel:
     """How much nearer or farther the other teacher's whole view is, aligned by least squares in disparity."""
-    target, label = (_disparity(opinion.labels.context, opinion.space) for opinion in (first, other))
+    target, label = (disparity_of(opinion.labels.context, opinion.space) for opinion in (first, other))
     shared = target.valid & label.valid
     title = f"{other.teacher} against {first.teacher}"
     if not shared.any():
-        return _Panel(f"{title}: no pixel in common", colorize_difference(target.values, shared, 1))
+        return Panel(f"{title}: no pixel in common", colorize_difference(target.values, shared, 1))
     fit = align_scale_shift(label.values, target.values, shared)
     low, high = robust_range(target.values, shared)
     difference = (fit.scale * label.values + fit.shift - target.values) / max(high - low, np.finfo(np.float32).tiny)
     mean = f"{title}: {100 * np.abs(difference[shared]).mean():.1f} % apart" + ", upside down" * (fit.scale < 0)
-    return _Panel(mean, colorize_difference(difference, shared, _MOST_DIFFERENCE))
+    return Panel(mean, colorize_difference(difference, shared, _MOST_DIFFERENCE))
 
 
-def _invalid(picture: UInt8[np.ndarray, "h w 3"], teacher: str, labels: ImageLabels) -> _Panel:
+def _invalid(picture: UInt8[np.ndarray, "h w 3"], teacher: str, labels: ImageLabels) -> Panel:
     """The photograph, pale, and over it the pixels without a label."""
     close = np.zeros(picture.shape[:2], np.bool_)
     for patch in labels.patches:
@@ -109,24 +109,24 @@ def _invalid(picture: UInt8[np.ndarray, "h w 3"], teacher: str, labels: ImageLab
     pale = np.repeat(160 + 0.35 * picture.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
     pale[close] = _INVALID_CLOSE
     pale[~labels.context.valid] = _INVALID
-    return _Panel(f"{teacher}: invalid: {_percent(~labels.context.valid)}; in close-ups: {_percent(close)}", pale)
+    return Panel(f"{teacher}: invalid: {_percent(~labels.context.valid)}; in close-ups: {_percent(close)}", pale)
 
 
 def _percent(pixels: Bool[np.ndarray, "h w"]) -> str:
     return f"{100 * pixels.mean():.1f} %" if pixels.any() else "none"
 
 
-def _legend(first: str, *, compared: bool) -> list[_Panel]:
+def _legend(first: str, *, compared: bool) -> list[Panel]:
     """Swatches, each with what it stands for."""
     ramp = np.repeat(np.linspace(-1, 1, 120, dtype=np.float32)[None], _TEXT_PX, 0)
     everywhere = np.ones(ramp.shape, np.bool_)
     difference = f"farther or nearer than {first}, up to {100 * _MOST_DIFFERENCE:.0f} % of its range (scale and shift fitted)"
     return [
-        _Panel("far to near", colorize_disparity(ramp)),
-        *([_Panel(difference, colorize_difference(ramp, everywhere, 1))] if compared else []),
-        _Panel("no label: invalid", _swatch((INVALID_GREY,) * 3)),
-        _Panel("invalid in the whole view", _swatch(_INVALID)),
-        _Panel("invalid in a close-up alone", _swatch(_INVALID_CLOSE)),
+        Panel("far to near", colorize_disparity(ramp)),
+        *([Panel(difference, colorize_difference(ramp, everywhere, 1))] if compared else []),
+        Panel("no label: invalid", _swatch((INVALID_GREY,) * 3)),
+        Panel("invalid in the whole view", _swatch(_INVALID)),
+        Panel("invalid in a close-up alone", _swatch(_INVALID_CLOSE)),
     ]
 
 
@@ -134,7 +134,7 @@ def _swatch(color: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"]:
     return np.full((_TEXT_PX, 2 * _TEXT_PX, 3), color, np.uint8)
 
 
-def _framed(panel: _Panel) -> UInt8[np.ndarray, "_ _ 3"]:
+def _framed(panel: Panel) -> UInt8[np.ndarray, "_ _ 3"]:
     """The panel under its title, enlarged by a whole number where it is small, shrunk where it is large."""
     height, width = panel.rgb.shape[:2]
     times = max(min(-(-_LEAST_PX // width), _MOST_PX // max(height, width)), 1)
@@ -152,7 +152,7 @@ def _row(panels: Sequence[UInt8[np.ndarray, "h _ 3"]]) -> UInt8[np.ndarray, "_ _
     return np.concatenate([np.pad(p, ((0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=255) for p in panels], 1)
 
 
-def _flowing(items: Iterable[_Panel], width_px: int) -> UInt8[np.ndarray, "_ w 3"]:
+def _flowing(items: Iterable[Panel], width_px: int) -> UInt8[np.ndarray, "_ w 3"]:
     """Swatches, each before its words, in as many lines as they need."""
     lines: list[list[UInt8[np.ndarray, "_ _ 3"]]] = [[]]
     for item in items:

@@ -58,7 +58,7 @@ def test_only_what_was_asked_for_is_listed(run: Path) -> None:
 @pytest.mark.parametrize(("what", "name"), [("columns", "dav3"), ("sources", "shards")])
 def test_an_unknown_column_or_source_is_refused_with_those_there_are(run: Path, what: str, name: str) -> None:
     with pytest.raises(RefusedError, match=f"has no {what[:-1]} '{name}'; it has .*(dav2|shard)"):
-        list(list_images(run, **{what: [name]}))
+        list(list_images(run, **{what: [name]}))  # type: ignore[arg-type]
 
 
 def test_a_record_that_cannot_be_read_is_a_line_and_exit_status_1(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

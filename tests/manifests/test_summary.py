@@ -48,6 +48,7 @@ def test_a_finished_run_is_described_in_full(tmp_path: Path) -> None:
         max_quantisation_error=max(part.max_quantisation_error or 0 for part in parts),
         litter=0,
         damage=(),
+        parts_sha256=dav2.parts_sha256,
     )
     assert (images.depth_space, images.min, images.mean, images.max_quantisation_error) == (None, None, None, None)
     assert (images.labelled, images.pixels, images.licences) == (8, 800, ())

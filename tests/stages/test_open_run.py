@@ -16,6 +16,7 @@ import zarr
 from torch.utils.data import DataLoader
 
 import manifests
+from pipeline.agreement import main as compare
 from pipeline.label.command import label
 from stages.distillation.dataset import LabelDataset
 from stages.distillation.order import SampleRequest
@@ -258,12 +259,15 @@ def test_the_programs_of_the_page_on_reading_run(tmp_path: Path, monkeypatch: py
     Path("photos/1.png").write_bytes(scene_bytes(1))
     Path("photos/broken.jpg").write_bytes(b"no picture")
     label(label_config(Path("runs/mine"), ("photos",), checkpoints))
+    assert compare(["runs/mine", "--workers", "0"]) == 0
+    capsys.readouterr()
     page = (Path(__file__).parents[2] / "docs/reading.md").read_text(encoding="utf-8")
     programs = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    assert len(programs) == 3
+    assert len(programs) == 4
     names: dict[str, Any] = {"__name__": "__main__"}
     for program in programs:
         exec(program.replace('num_workers=2, multiprocessing_context="forkserver"', "num_workers=0"), names)
+    assert names["table"].num_rows == 1 + len(names["labels"].patches)
     assert names["depth"].shape == names["known"].shape == names["labels"].context.values.shape
     lines = capsys.readouterr().out.splitlines()
     assert "1.png Status(status='labelled', reason='')" in lines

@@ -1,0 +1,1 @@
+"""`python -m pipeline.browse`: a run's labels as a gallery, to look through in a browser."""
