@@ -61,6 +61,13 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "pipeline/train/state.py",
     ),
     "depth maps of a prediction": ("pipeline/predict/files.py",),
+    "a study: its teachers' files, its students, its records and reports": (
+        "pipeline/study/labels.py",
+        "pipeline/study/records.py",
+        "pipeline/study/report.py",
+        "pipeline/study/teachers.py",
+        "pipeline/study/work.py",
+    ),
     "reports and figures": (
         "pipeline/demo/report.py",
         "pipeline/figures.py",
