@@ -184,7 +184,7 @@ def map_svg(points: Sequence[MapPoint], metric: str) -> str:
         for point in points:
             color = to_hex(colormaps["RdBu"](0.5 + 0.45 * point.gain / most))
             face = color if point.sure else "none"
-            axes.scatter(point.detail, point.geometry, s=190, facecolors=face, edgecolors=color, linewidths=2.5)
+            axes.scatter(point.detail, point.geometry, s=190, facecolors=face, edgecolors=_MUTED, linewidths=1.2)
             text = f"{point.gain:+.3f}".replace("-", "−")
             axes.annotate(text, (point.detail, point.geometry), (0, -17), textcoords="offset points", ha="center", size=8)
         axes.margins(0.16)

@@ -107,7 +107,8 @@ def _claim_row(judgement: Judgement) -> tuple[str, ...]:
     arms = ", ".join(f"{arm} {value:.4f}" for arm, value in (judgement.arms or {}).items())
     notes = [*judgement.reasons, *(f"left out: {printable(text)}" for text in judgement.left_out)]
     verdict = "; ".join([judgement.verdict, *notes])
-    met = {True: "yes", False: "no", None: "not shown" * (judgement.gain is not None)}[judgement.as_expected]
+    known = judgement.gain is not None and claim.expects != "open"
+    met = {True: "yes", False: "no", None: "not shown" * known}[judgement.as_expected]
     expected = f"{_EXPECTED[claim.expects]}{': ' * bool(met)}{met}"
     gain = "" if judgement.gain is None else f"{interval(judgement.gain)}, {judgement.gain.seeds} seeds"
     return (f"{claim.name}. {claim.says}", METRIC_NAMES[claim.metric], arms, gain, verdict, expected)
@@ -154,8 +155,10 @@ def _kind(cell: str) -> str:
     """How a cell is shown, by its own words."""
     if cell.endswith(("]", "seeds")):
         return "interval"
-    first = cell.split(";")[0].split(" ")[0]
-    return first if first in ("yes", "no", "better", "worse", "not") and cell != "no difference found" else ""
+    verdict = cell.split(";")[0]
+    if verdict in ("not testable here", "not run yet"):
+        return "not"
+    return verdict if verdict in ("yes", "no", "better", "worse") else ""
 
 
 _PAGES.globals |= {"tables": _tables, "kind": _kind}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from pipeline.study.command import main
+from pipeline.study.command import StudyConfig, main, progress_of
+
+PAGE = Path(__file__).parents[3] / "docs" / "study.md"
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -16,18 +19,11 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_study_goes_on_from_its_records_and_says_what_is_not_testable(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        "--scale",
-        "tiny",
-        "--output",
-        str(tmp_path / "study"),
-        "--records",
-        str(tmp_path / "records"),
-        "--workers",
-        "0",
-    ]
+    monkeypatch.chdir(tmp_path)
+    command = re.findall(r"^    python -m pipeline.study (.*)$", PAGE.read_text(encoding="utf-8"), re.M)[0]
+    arguments = [*shlex.split(command), "--records", "records", "--workers", "0"]
     assert main([*arguments, "--minutes", "0"]) == 130  # the premise is measured, but there is no time to train
     assert sorted(_contents(tmp_path / "records")) == ["known.premise.map-sharp-right.2.json", "known.premise.primary.2.json"]
     assert "not run yet" in (tmp_path / "study" / "report.md").read_text()
@@ -59,3 +55,12 @@ def test_a_study_goes_on_from_its_records_and_says_what_is_not_testable(
         first, second = json.loads(kept[name]), json.loads(again[name])
         assert (first["what"], first["scores"]) == (second["what"], second["scores"]), name
     assert "/tmp" not in kept["known.baseline.0.json"].decode()
+
+
+def test_the_records_that_are_shipped_are_of_the_study_as_it_is(tmp_path: Path) -> None:
+    """Or the page would state numbers that no call counts."""
+    shipped = PAGE.parent / "study" / "records"
+    config = StudyConfig(output=tmp_path, records=shipped)
+    found = [progress.findings() for progress in progress_of(config)]
+    assert sum(len(design.counted) for design in found) == len(list(shipped.glob("*.json")))
+    assert [design.differing for design in found] == [[], []]
