@@ -167,7 +167,6 @@ class MapPoint:
     sure: whether the gain's interval excludes 0.
     """
 
-    name: str
     detail: float
     geometry: float
     gain: float

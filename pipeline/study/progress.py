@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.study.design import BASELINE, EXACT, Arm, Claim, Design, MapCell
+from pipeline.study.design import BASELINE, EXACT, Arm, Claim, Design
 from pipeline.study.drive import do_all
 from pipeline.study.judge import HeadroomGate, Judgement, PremiseGate, headroom_gates, judge, premise_gate, reasons_against
 from pipeline.study.labels import Workshop
@@ -103,10 +103,10 @@ class Progress:
         return [claim for claim in self.design.claims if not chosen or claim.name in chosen]
 
     @property
-    def cells(self) -> list[MapCell]:
-        """The map's, of these claims."""
+    def mapped(self) -> list[str]:
+        """The map's teachers, of these claims."""
         asked = {arm for claim in self.claims for arm in claim.contrast}
-        return [cell for cell in self.design.cells if cell.arm in asked]
+        return [teacher for teacher in self.design.mapped if teacher in asked]
 
     @property
     def premises(self) -> list[Premise]:
@@ -114,7 +114,7 @@ class Progress:
         family, scale = self.design.family, self.workshop.scale
         gated = dict.fromkeys(teacher for claim in self.claims for teacher in claim.premise)
         wanted = [(teacher, side) for side in scale.premise_sides for teacher in gated]
-        wanted += [(cell.teacher, family.patches_per_side) for cell in self.cells]
+        wanted += [(teacher, family.patches_per_side) for teacher in self.mapped]
         return [
             Premise(workshop=self.workshop, family=family, teacher=teacher, patches_per_side=side)
             for teacher, side in dict.fromkeys(wanted)

@@ -121,14 +121,13 @@ def _map(found: Findings, judgements: Sequence[Judgement], metric: Metric) -> st
     gains = {next(iter(j.claim.contrast)): j.gain for j in judgements if j.gain and j.claim.metric == metric}
     points = [
         MapPoint(
-            name=cell.teacher,
-            detail=premises[cell.teacher].edge_f1.mean,
-            geometry=premises[cell.teacher].abs_rel.mean,
+            detail=premises[teacher].edge_f1.mean,
+            geometry=premises[teacher].abs_rel.mean,
             gain=gain.mean,
             sure=gain.excludes_zero,
         )
-        for cell in found.design.cells
-        if cell.teacher in premises and (gain := gains.get(cell.arm))
+        for teacher in found.design.mapped
+        if teacher in premises and (gain := gains.get(teacher))
     ]
     return map_svg(points, metric) if points else ""
 
