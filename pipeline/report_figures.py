@@ -160,6 +160,38 @@ def share_svg(before: Sequence[float], after: Sequence[float]) -> str:
         return _svg(figure, "share")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MapPoint:
+    """A teacher on the map: what its close-ups gain in detail and lose in geometry, and what a student gains by them.
+
+    sure: whether the gain's interval excludes 0.
+    """
+
+    detail: float
+    geometry: float
+    gain: float
+    sure: bool
+
+
+def map_svg(points: Sequence[MapPoint], metric: str) -> str:
+    """Where close-ups help: blue is a gain of the student, red a loss; filled where the interval excludes 0."""
+    most = max((abs(point.gain) for point in points), default=0) or 1.0
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(5.2, 4.0)
+        for at, draw in ((0, axes.axhline), (0, axes.axvline)):
+            draw(at, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for point in points:
+            color = to_hex(colormaps["RdBu"](0.5 + 0.45 * point.gain / most))
+            face = color if point.sure else "none"
+            axes.scatter(point.detail, point.geometry, s=190, facecolors=face, edgecolors=_MUTED, linewidths=1.2)
+            text = f"{point.gain:+.3f}".replace("-", "−")
+            axes.annotate(text, (point.detail, point.geometry), (0, -17), textcoords="offset points", ha="center", size=8)
+        axes.margins(0.16)
+        axes.set_xlabel("detail: edge F1 of close-ups less that of slices")
+        axes.set_ylabel("geometry: AbsRel of close-ups less that of slices")
+        return _svg(figure, f"map {metric}")
+
+
 def _axes(width_in: float, height_in: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     return figure, figure.add_subplot()

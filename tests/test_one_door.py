@@ -69,6 +69,13 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "pipeline/export_student/onnx_file.py",
     ),
     "labels exported for other trainers": ("pipeline/export/command.py", "pipeline/export/output.py"),
+    "a study: its teachers' files, its students, its records and reports": (
+        "pipeline/study/labels.py",
+        "pipeline/study/records.py",
+        "pipeline/study/report.py",
+        "pipeline/study/teachers.py",
+        "pipeline/study/work.py",
+    ),
     "reports and figures": (
         "pipeline/demo/report.py",
         "pipeline/figures/command.py",

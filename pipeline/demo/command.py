@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -125,11 +126,11 @@ def _demo(config: DemoConfig) -> int:
     return 0
 
 
-def render_tars(folder: Path, scenes: int) -> list[Path]:
+def render_tars(folder: Path, scenes: int, *, first: int = FIRST_PHOTO_SEED, side_px: int = SCENE_SIDE_PX) -> list[Path]:
     """Scenes as JPEG files in WebDataset tars, `_SCENES_PER_TAR` each; tars that are there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, scenes, _SCENES_PER_TAR)
-    wanted = [range(FIRST_PHOTO_SEED + s, FIRST_PHOTO_SEED + min(s + _SCENES_PER_TAR, scenes)) for s in starts]
+    wanted = [range(first + s, first + min(s + _SCENES_PER_TAR, scenes)) for s in starts]
     paths = [folder / f"scenes-{seeds.start}-{len(seeds)}.tar" for seeds in wanted]
     missing = [(path, seeds) for path, seeds in zip(paths, wanted, strict=True) if not path.exists()]
     total = sum(len(seeds) for _, seeds in missing)
@@ -139,7 +140,7 @@ def render_tars(folder: Path, scenes: int) -> list[Path]:
         for path, seeds in missing:
             aside = path.with_suffix(".part")
             with tarfile.open(aside, "w") as tar:
-                for seed, jpeg in zip(seeds, pool.map(_scene_jpeg, seeds, chunksize=4), strict=True):
+                for seed, jpeg in zip(seeds, pool.map(partial(_scene_jpeg, side_px=side_px), seeds, chunksize=4), strict=True):
                     member = tarfile.TarInfo(f"{seed}.jpg")
                     member.size = len(jpeg)
                     tar.addfile(member, io.BytesIO(jpeg))
@@ -148,8 +149,8 @@ def render_tars(folder: Path, scenes: int) -> list[Path]:
     return paths
 
 
-def _scene_jpeg(seed: int) -> bytes:
-    return encode_picture(render_scene(seed, height_px=SCENE_SIDE_PX, width_px=SCENE_SIDE_PX).rgb)
+def _scene_jpeg(seed: int, side_px: int) -> bytes:
+    return encode_picture(render_scene(seed, height_px=side_px, width_px=side_px).rgb)
 
 
 def _scores(path: Path, models: Mapping[str, Path], seeds: range) -> dict[str, list[SceneResult]]:

@@ -119,8 +119,10 @@ class RenderedScenes:
 
     name = "scenes"
 
-    def __init__(self, seeds: Sequence[int], space: DepthSpace, input_px: int = CONTEXT_PX) -> None:
-        self._seeds, self._input_px = seeds, input_px
+    def __init__(
+        self, seeds: Sequence[int], space: DepthSpace, input_px: int = CONTEXT_PX, side_px: int = SCENE_SIDE_PX
+    ) -> None:
+        self._seeds, self._input_px, self._side_px = seeds, input_px, side_px
         self._space: DepthSpace = space
         self.protocol = f"scenes-{'disparity' if is_disparity(space) else 'depth'}"
         self.names = [f"scene {seed}" for seed in seeds]
@@ -128,10 +130,10 @@ class RenderedScenes:
         self.expected_images = len(seeds)
 
     def describe(self) -> str:
-        return scenes_protocol(self._seeds, self._space, self._input_px)
+        return scenes_protocol(self._seeds, self._space, self._input_px, self._side_px)
 
     def read(self, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], BenchmarkSample]:
-        scene = evaluation_scene(self._seeds[index], input_px=self._input_px)
+        scene = evaluation_scene(self._seeds[index], side_px=self._side_px, input_px=self._input_px)
         valid = scored_pixels(scene.depth_m)
         rgb = _no_picture(valid.shape)
         return scene.context, BenchmarkSample(name=self.names[index], rgb=rgb, depth_m=scene.depth_m, valid=valid)
@@ -145,12 +147,12 @@ class RenderedScenes:
         return _central_half(prediction, sample, self._space, MIN_DEPTH_M, MAX_DEPTH_M)
 
 
-def scenes_protocol(seeds: Sequence[int], space: DepthSpace, input_px: int = CONTEXT_PX) -> str:
+def scenes_protocol(seeds: Sequence[int], space: DepthSpace, input_px: int = CONTEXT_PX, side_px: int = SCENE_SIDE_PX) -> str:
     """How the numbers on scenes are made, in one line."""
     kind = "held-out " if seeds[0] >= HELD_OUT_SEED else ""
     return (
         f"{len(seeds)} rendered scenes ({kind}seeds {seeds[0]} to {seeds[-1]}), seen at {input_px} px and scored at"
-        f" {SCENE_SIDE_PX} px; {_ALIGNMENT[space]}; depth {MIN_DEPTH_M:g} to {MAX_DEPTH_M:g} m; mean over scenes"
+        f" {side_px} px; {_ALIGNMENT[space]}; depth {MIN_DEPTH_M:g} to {MAX_DEPTH_M:g} m; mean over scenes"
     )
 
 

@@ -283,7 +283,7 @@ class KnownImages:
             for number, box in enumerate([None, *context.boxes], start=context.number)
         }
         return [
-            View(image=index, number=number, box=boxes[number], picture=picture, seed=_view_seed(self._unit.seed, key, number))
+            View(image=index, number=number, box=boxes[number], picture=picture, seed=view_seed(self._unit.seed, key, number))
             for number, picture in pictures.items()
         ]
 
@@ -310,7 +310,7 @@ def _damaged_images(unit: Unit, found: str) -> OSError:
     return OSError(f"column 'images', part {unit.part}: {found}; run `python -m manifests repair` on the run, then label again")
 
 
-def _view_seed(seed: int, key: str, number: int) -> int:
+def view_seed(seed: int, key: str, number: int) -> int:
     """63 bits for the noise of one view: a function of what is shown, never of its place in a batch."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{key}\0{number}".encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
 

@@ -33,11 +33,13 @@ class CustomModel(Protocol):
     weights_sha256: str
     """A digest of all that decides the predictions (`weights_sha256`): labels of two digests are never mixed."""
 
-    def predict(self, images: np.ndarray, /) -> np.ndarray:
+    def predict(self, images: np.ndarray, /, *seeds: Sequence[int]) -> np.ndarray:
         """uint8 [b, h, w, 3] to float32 [b, h, w], the same for a picture whatever else is in the batch.
 
         NaN is a failure; of a model that has an attribute `marks_invalid = True` it is a pixel that the model does not know,
         such as one of the sky. Raises torch.OutOfMemoryError where the batch does not fit, to be shown a smaller one.
+        A model that has an attribute `takes_seeds = True` is given the seeds of `DepthModel.predict` as a second argument: of
+        each picture a number for its noise, in a run a function of seed, key and view alone.
         """
         ...
 
@@ -48,10 +50,12 @@ class LoadedCustomModel:
     def __init__(self, spec: ModelSpec, model: CustomModel) -> None:
         self.spec, self.weights_sha256, self._model = spec, model.weights_sha256, model
         self.marks_invalid: bool = getattr(model, "marks_invalid", False)
+        self._takes_seeds: bool = getattr(model, "takes_seeds", False)
 
     def predict(self, images: UInt8[np.ndarray, "b h w 3"], seeds: Sequence[int] | None = None) -> Float32[np.ndarray, "b h w"]:
-        """See `DepthModel.predict`; seeds are not passed on. Raises ValueError for what is no float32 array of this shape."""
-        depth = self._model.predict(images)
+        """See `DepthModel.predict`. Raises ValueError for what is no float32 array of this shape."""
+        given = [list(seeds or [0] * len(images))] if self._takes_seeds else []
+        depth = self._model.predict(images, *given)
         found = f"{depth.dtype} {list(depth.shape)}" if isinstance(depth, np.ndarray) else type(depth).__name__
         if not isinstance(depth, np.ndarray) or depth.dtype != np.float32 or depth.shape != images.shape[:3]:
             wanted = list(images.shape[:3])
@@ -88,8 +92,9 @@ def load(spec: ModelSpec, device: str, sha256: str | None = None) -> LoadedCusto
         raise RefusedError(f"{where}: depth_space: {spec.depth_space} was given, but the model says {model.depth_space}")
     if not isinstance(model.weights_sha256, str) or not model.weights_sha256:
         raise RefusedError(f"{where}: weights_sha256 is {model.weights_sha256!r}, expected the digest of its weights")
-    if not isinstance(marks := getattr(model, "marks_invalid", False), bool):
-        raise RefusedError(f"{where}: marks_invalid is {marks!r}, expected True or False; see docs/labelling.md")
+    for name in ("marks_invalid", "takes_seeds"):
+        if not isinstance(said := getattr(model, name, False), bool):
+            raise RefusedError(f"{where}: {name} is {said!r}, expected True or False; see docs/labelling.md")
     if sha256 not in (None, model.weights_sha256):
         raise CheckpointChangedError(
             f"{where}: weights_sha256 is {model.weights_sha256:.16}, expected {sha256:.16}: its weights have changed, or "

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from stages.scenes.geometry import FAR_M
+from stages.scenes.geometry import FAR_M, Array
 from stages.scenes.light import shade
 from stages.scenes.rays import cast_camera_rays
 from stages.scenes.world import random_world
@@ -46,8 +46,22 @@ def render_scene(seed: int, *, height_px: int = 416, width_px: int = 416, yard_r
             f"render_scene(seed={seed}, height_px={height_px}, width_px={width_px}): the seed must not be negative and"
             " both sides must be at least 8 pixels."
         )
-    rng = np.random.default_rng([20250219, seed])
+    rng = _choices(seed)
     world = random_world(rng, yard_reach_m)
     depth, surface = cast_camera_rays(world, height_px, width_px)
     rgb = shade(world, depth, surface, rng)
-    return Scene(rgb=rgb, depth_m=np.where(depth < FAR_M, depth, np.float32(np.inf)).astype(np.float32))
+    return Scene(rgb=rgb, depth_m=_with_sky(depth))
+
+
+def scene_depth(seed: int, *, height_px: int, width_px: int, yard_reach_m: float = 12) -> Float32[np.ndarray, "h w"]:
+    """The depth of `render_scene` alone, bit for bit, metres; the sky is +inf. Takes a fraction of its time."""
+    depth, _ = cast_camera_rays(random_world(_choices(seed), yard_reach_m), height_px, width_px)
+    return _with_sky(depth)
+
+
+def _choices(seed: int) -> np.random.Generator:
+    return np.random.default_rng([20250219, seed])
+
+
+def _with_sky(depth: Array) -> Float32[np.ndarray, "h w"]:
+    return np.where(depth < FAR_M, depth, np.float32(np.inf)).astype(np.float32)

@@ -117,6 +117,21 @@ def test_the_model_is_called_as_all_others_are(folder: Path):
     assert (depth.shape, depth.dtype, model.spec.depth_space) == ((2, 8, 9), np.float32, "depth_affine_invariant")
 
 
+def test_a_model_that_takes_seeds_is_given_one_for_each_picture(folder: Path):
+    program = (folder / "my_teacher.py").read_text()
+    seeded = program.replace("def predict(self, images):", "def predict(self, images, seeds):").replace(
+        "    depth_space", "    takes_seeds = True\n    depth_space", 1
+    )
+    changed = seeded.replace(
+        "[:, 0].cpu().numpy()", "[:, 0].cpu().numpy() * 0 + torch.tensor(seeds)[:, None, None].float().numpy()"
+    )
+    (folder / "my_teacher.py").write_text(changed)
+    spec = ModelSpec(name="mine", loader="my_teacher:load", checkpoint=str(folder / "weights.safetensors"))
+    model = load_model(spec)
+    assert model.predict(np.zeros((2, 8, 9, 3), np.uint8), [3, 4])[:, 0, 0].tolist() == [3, 4]
+    assert model.predict(np.zeros((2, 8, 9, 3), np.uint8))[:, 0, 0].tolist() == [0, 0]
+
+
 def _page_command(name: str) -> list[str]:
     (command,) = re.findall(rf"^    python -m pipeline.{name} (.*my_teacher:load.*)$", PAGE, re.M)
     return shlex.split(command)
