@@ -33,7 +33,7 @@ ResultT = TypeVar("ResultT")
 _SECRETS = re.compile(r"\?\S*|//[^/@\s]+@")  # a signature in a query, a password before a host
 
 
-class ObjectTooLargeError(Exception):
+class ObjectTooLargeError(DistillError):
     """An object of more bytes than were to be read."""
 
     def __init__(self, size_bytes: int) -> None:

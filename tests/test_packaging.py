@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED, WORKSHOP = ("pipeline", "stages", "manifests"), ("tests", "benchmarks")
-EXTRAS = ["export", "onnx"]
+EXTRAS = ["bucket", "export", "onnx"]
 """Whose packages are imported where they are used, and nowhere else."""
 
 
