@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from manifests.bucket_store import get, head, in_words, open_store, package
+from manifests.bucket_store import ObjectTooLargeError, get, head, in_words, open_store, package
 from manifests.errors import RefusedError
 from manifests.location import BUCKET_SCHEMES, Url
 from stages.sources import tars
@@ -152,8 +152,8 @@ class BucketImages:
             url = self._source.location / row.member
             try:
                 content = get(url, limit_bytes=row.size_bytes)[1]
-            except Exception as error:
-                raise error if isinstance(error, OSError) else has_changed(url, row) from None
+            except ObjectTooLargeError:
+                raise has_changed(url, row) from None
             if len(content) != row.size_bytes:
                 raise has_changed(url, row)
             return content
