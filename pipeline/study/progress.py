@@ -88,10 +88,9 @@ class Progress:
     def _do(self, trainings: Sequence[Training]) -> None:
         records = Records(self.records)
         missing = [training for training in trainings if records.get(training.name, training.what()) is None]
-        for kind in ("whole", "square"):
-            columns = {column for training in missing if training.arm.plan == kind for column in training.arm.columns}
-            if columns:
-                self.workshop.label_students(self.design.family, kind, sorted(columns))
+        for cut in dict.fromkeys(training.arm.cut for training in missing):
+            columns = {column for training in missing if training.arm.cut == cut for column in training.arm.columns}
+            self.workshop.label_students(self.design.family, cut, sorted(columns))
         do_all(missing, self.records, workers=self.workshop.workers, deadline=self.deadline, tell=self.tell)
 
     # --- what is to be done -----------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, Literal
 
 from pipeline.label.config import DEMO_CHECKPOINTS
-from pipeline.study.design import Design, demo_design, known_design, paper_design
+from pipeline.study.design import Design
+from pipeline.study.designs import demo_design, known_design, paper_design
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from stages.evaluation.rendered import HELD_OUT_SEED
 
@@ -75,9 +76,9 @@ SCALES: Mapping[ScaleName, Scale] = {
     ),
     "cpu": Scale(
         name="cpu",
-        designs=(partial(known_design, context_px=64, photo_px=128, min_square_px=74), demo_design),
+        designs=(partial(known_design, context_px=96, photo_px=192, min_square_px=111), demo_design),
         images=384,
-        steps=250,
+        steps=150,
         seeds=(0, 1, 2, 3, 4),
         rates=(1e-4, 3e-4, 1e-3),
         tuning_scenes=64,

@@ -18,7 +18,7 @@ from pipeline.evaluate.cache import PredictionStore
 from pipeline.evaluate.command import EvaluationError
 from pipeline.evaluate.data import RenderedScenes
 from pipeline.evaluate.run import EvaluatedModel, evaluate_set
-from pipeline.study.design import Arm, Family
+from pipeline.study.design import Arm, Cut, Family
 from pipeline.study.labels import Workshop, teacher_says
 from pipeline.study.records import Record
 from pipeline.study.scales import FIRST_PREMISE, FIRST_TEST, FIRST_TUNING
@@ -53,8 +53,8 @@ class Premise:
         """All that decides its numbers."""
         return {
             "kind": "premise",
-            "teacher": teacher_says(self.family.teachers[self.teacher]),
-            "plan": vars(self.family.plan("whole", self.patches_per_side)),
+            "teacher": teacher_says(self.family, self.teacher),
+            "plan": vars(self.family.plan(Cut(patches_per_side=self.patches_per_side))),
             "photo_px": self.family.photo_px,
             "scenes": [FIRST_PREMISE, self.workshop.scale.premise_images],
         }
@@ -115,12 +115,12 @@ class Training:
         """All that decides its numbers."""
         return {
             "kind": "training",
-            "teachers": {name: teacher_says(self.family.teachers[name]) for name in self.arm.columns},
-            "plan": vars(self.family.plan(self.arm.plan)),
+            "teachers": {name: teacher_says(self.family, name) for name in self.arm.columns},
+            "plan": vars(self.family.plan(self.arm.cut)),
             "photo_px": self.family.photo_px,
             "images": self.workshop.scale.images,
             "train": {name: _named(value) for name, value in self.settings().items() if name not in _DO_NOT_MATTER},
-            "scored_on": [self.scenes.start, len(self.scenes), self.family.context_px, self.family.photo_px],
+            "scored_on": [self.scenes.start, len(self.scenes), self.family.context_px, self.family.photo_px, _INPUT],
         }
 
     def run(self) -> Record:
@@ -130,7 +130,7 @@ class Training:
         """
         output = self.workshop.folder / "students" / self.name
         config = TrainConfig(
-            run=(self.workshop.students_run(self.family, self.arm.plan),), output=output, preset="demo", **self.settings()
+            run=(self.workshop.students_run(self.family, self.arm.cut),), output=output, preset="demo", **self.settings()
         )
         started, failure, scores = time.process_time(), None, {}
         try:
@@ -151,10 +151,8 @@ class Training:
 
     def _score(self, checkpoint: Path) -> dict[str, tuple[float, ...]]:
         data = Scenes(self.scenes, "disparity_affine_invariant", self.family.context_px, self.family.photo_px)
-        model = EvaluatedModel(
-            find_model(str(checkpoint), name=self.name, depth_space="disparity_affine_invariant"),
-            device=self.workshop.scale.device,
-        )
+        found = find_model(str(checkpoint), name=self.name, depth_space="disparity_affine_invariant")
+        model = EvaluatedModel(found.at(_INPUT), device=self.workshop.scale.device)
 
         def score(prediction: Float32[np.ndarray, "h w"], sample: BenchmarkSample) -> _Scored:
             return data.score(prediction, sample), data.central_half(prediction, sample)
@@ -166,6 +164,9 @@ class Training:
 
 
 _Scored = tuple[ImageScore, tuple[DepthMetrics, DepthMetrics] | None]
+_INPUT = "native"
+"""Students are shown test scenes as large as what they were trained on, not at the size that their first weights were made for:
+the demo's network at three times the size was better untrained than after any training, whatever the labels."""
 _DO_NOT_MATTER = {"device", "checkpoint_every", "keep_checkpoints", "picture_every", "loader_workers"}
 
 

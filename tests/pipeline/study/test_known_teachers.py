@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.study.design import KNOWN_TEACHERS, known_design
+from pipeline.study.designs import KNOWN_TEACHERS, known_design
 from pipeline.study.judge import PremiseGate, premise_gate
 from pipeline.study.labels import Workshop
 from pipeline.study.scales import FIRST_PREMISE, SCALES
