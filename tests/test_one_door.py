@@ -36,6 +36,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "stages/models/stated.py",
         "stages/models/transformers_models.py",
         "pipeline/demo_models.py",
+        "pipeline/demo_notice.py",
         "pipeline/label/run.py",
     ),
     "photographs and tars of them, as they are given": (
