@@ -20,6 +20,7 @@ _SMALLER = {
     "pipeline.evaluate": ["--scenes", "2"],
     "pipeline.label": ["--workers", "0"],
     "pipeline.agreement": ["--workers", "0"],
+    "pipeline.report": ["--images", "2", "--examples", "1"],
 }
 
 
@@ -36,13 +37,16 @@ def test_the_commands_on_ones_own_photographs_run_in_order(
     for seed in range(3):
         (tmp_path / "photos" / f"{seed}.png").write_bytes(scene_bytes(seed, side_px=240))
     commands = _commands(".venv/bin/python")
-    assert len(commands) == 11
+    assert len(commands) == 12
     for _, dash_m, module, *arguments in commands:
         assert dash_m == "-m"
         monkeypatch.setattr(sys, "argv", [module, *arguments, *_SMALLER.get(module, [])])
         with pytest.raises(SystemExit) as ended:  # as `python -m` does, less the seconds of each one's imports
             runpy.run_module(module, run_name="__main__", alter_sys=True)
-        assert not ended.value.code, capsys.readouterr()
+        printed = capsys.readouterr()
+        assert not ended.value.code, printed
+        if module in ("pipeline.label", "pipeline.predict") and "--dry-run" not in arguments:
+            assert "know only rendered scenes" in printed.out
     (tmp_path / "photo.jpg").write_bytes(scene_bytes(7))
     names: dict[str, object] = {}
     for snippet in re.findall(r"```python\n(.*?)```", README, flags=re.S):

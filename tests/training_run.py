@@ -58,11 +58,13 @@ def write_run(
     attempt: str = "first",
     context: str | None = None,
     preset: str | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> Path:
     """A run of one source. `rejected`: images by column; `without`: (column, part number) left uncommitted;
     `fingerprints`: what a column has beside the common `plan_context_px`. Each context is a scene of its own: number
-    image * contexts_per_image + context."""
+    image * contexts_per_image + context. `names`: keys of images that are not called scene-N."""
     rejected, fingerprints = rejected or {}, fingerprints or {}
+    keys = [(names or {}).get(i, f"scene-{i}") for i in range(images)]
     columns = [
         ColumnRecord(
             name=name,
@@ -98,7 +100,8 @@ def write_run(
             if (column.name, number) not in without:
                 part = range(start, min(start + part_size, images))
                 lost = set(rejected.get(column.name, ()))
-                _write_part(run_dir, column, f"scenes.{number:05d}", part, extents, lost, contexts_per_image, attempt)
+                name = f"scenes.{number:05d}"
+                _write_part(run_dir, column, name, part, extents, lost, contexts_per_image, attempt, keys)
     return run_dir
 
 
@@ -111,6 +114,7 @@ def _write_part(
     rejected: set[int],
     contexts: int,
     attempt: str,
+    keys: Sequence[str],
 ) -> None:
     zarr = f"{part}.{attempt}.zarr"
     folder = place_of(run_dir).new_folder((column_dir(Path(), column.name) / zarr).as_posix())
@@ -127,9 +131,9 @@ def _write_part(
         space = column.depth_space
         write_labels(folder, labels, context_px=CONTEXT_PX, depth_space=space, contexts_per_image=contexts)
     outcomes = (
-        ImageOutcome(key=f"scene-{i}", status="labelled")
+        ImageOutcome(key=keys[i], status="labelled")
         if i not in rejected
-        else ImageOutcome(key=f"scene-{i}", status="rejected", problem=Reason(kind="damaged", message="for the test"))
+        else ImageOutcome(key=keys[i], status="rejected", problem=Reason(kind="damaged", message="for the test"))
         for i in images
     )
     manifest = PartManifest(

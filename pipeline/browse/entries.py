@@ -6,12 +6,9 @@ so that the page shows what a label says and not what a picture of it looks like
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,17 +20,16 @@ from manifests.agreement import ImageAgreement
 from manifests.checker import printable
 from manifests.errors import DistillError
 from pipeline.show.picture import Opinion, difference_panel, disparity_of
+from pipeline.viewer.files import data_uri, jpeg_file, packed_map
 from stages.agreement import agreement
 from stages.coloring import colorize_disparity, robust_range
 from stages.depth_space import DepthSpace
 from stages.label_store import (
     ImageLabels,
-    Label,
     LabelColumn,
     OpenRun,
     PhotographPictures,
     Status,
-    quantise,
     refuse_other_files,
 )
 from stages.sources.photographs import PictureRejectedError
@@ -130,30 +126,29 @@ def make_entry(run: OpenRun, number: int, original: Original | None) -> tuple[En
 def _photo(files: Files, rgb: UInt8[np.ndarray, "h w 3"], source_size: tuple[int, int] | None = None) -> dict[str, Any]:
     shown = Image.fromarray(rgb)
     shown.thumbnail((1600, 1600), Image.Resampling.BOX, reducing_gap=2)
-    files["photo.jpg"], files["photo-thumb.jpg"] = _jpeg(np.asarray(shown)), _jpeg(rgb, _THUMB_PX)
+    files["photo.jpg"], files["photo-thumb.jpg"] = jpeg_file(np.asarray(shown)), jpeg_file(rgb, _THUMB_PX)
     return {"photo": "photo.jpg", "thumb": "photo-thumb.jpg", "size": source_size or rgb.shape[:2]}
 
 
 def _labelled(run: OpenRun, number: int, labelled: set[str], files: Files, trouble: list[str]) -> dict[str, Any]:
     """What is shown of an image that has pictures. trouble: gets why a teacher's labels are left out."""
     seen = run.pictures.numbered(number)
-    context, said = _opinions(run, number, labelled, seen, trouble)
+    context, said = opinions_of(run, number, labelled, seen, trouble)
     picture = seen.pictures[context]
     told = _photo(files, picture, seen.source_size)
     teachers, codes, worst = [], [], ImageAgreement()
     for place, opinion in enumerate(said):
         teachers.append(_teacher(opinion, said[0] if place else None, files))
-        codes.append(_codes(opinion.labels.context, run[opinion.teacher]))
+        codes.append(packed_map(opinion.labels.context, _bits(run[opinion.teacher])))
         for other in said[:place]:
             between = vars(agreement(other.labels.context, opinion.labels.context, other.space, opinion.space))
             worst = worst.worst(ImageAgreement(*(between[name] for name in ImageAgreement._fields)))
-    small = base64.b64encode(_jpeg(picture, _CLOUD_PX)).decode()
-    document = json.dumps({"photo": f"data:image/jpeg;base64,{small}", "labels": codes})
+    document = json.dumps({"photo": data_uri(jpeg_file(picture, _CLOUD_PX)), "labels": codes})
     files["labels.js"] = f"gallery.labels({document});\n".encode()
     return told | {"teachers": teachers, "agreement": worst}
 
 
-def _opinions(
+def opinions_of(
     run: OpenRun, number: int, labelled: set[str], seen: PhotographPictures, trouble: list[str]
 ) -> tuple[int, list[Opinion]]:
     """The first context that has labels, and what these teachers say of it."""
@@ -180,14 +175,14 @@ def _teacher(opinion: Opinion, first: Opinion | None, files: Files) -> Teacher:
     low, high = robust_range(whole.values, whole.valid)
     picture = colorize_disparity(whole.values, whole.valid, low, high)
     label, thumb, close_ups, difference = (f"{kind}-{name}.jpg" for kind in ("label", "thumb", "close-ups", "difference"))
-    files[label], files[thumb] = _jpeg(picture), _jpeg(picture, _THUMB_PX)
+    files[label], files[thumb] = jpeg_file(picture), jpeg_file(picture, _THUMB_PX)
     if labels.patches:
         stitched = disparity_of(stitch_patches(labels), space)
-        files[close_ups] = _jpeg(colorize_disparity(stitched.values, stitched.valid, low, high))
+        files[close_ups] = jpeg_file(colorize_disparity(stitched.values, stitched.valid, low, high))
     apart = ""
     if first is not None:
         panel = difference_panel(first, opinion)
-        files[difference], apart = _jpeg(panel.rgb), panel.title
+        files[difference], apart = jpeg_file(panel.rgb), panel.title
     own_low, own_high = robust_range(labels.context.values, labels.context.valid)
     return Teacher(
         name=name,
@@ -204,22 +199,5 @@ def _teacher(opinion: Opinion, first: Opinion | None, files: Files) -> Teacher:
     )
 
 
-def _codes(label: Label, column: LabelColumn) -> Mapping[str, Any]:
-    """A label as it is stored, for the page: value = offset + scale * (code - 1), and 0 is no value.
-
-    Each row is written as its differences from left to right, all low bytes before all high ones, which zlib packs best.
-    """
-    stored = quantise(label, int(column.record.fingerprint.get("label_bits") or _BITS_OF_OLD))
-    height, width = stored.codes.shape
-    steps = np.diff(stored.codes, axis=1, prepend=np.uint16(0)).astype("<u2")
-    planes = np.concatenate([(steps & 255).ravel(), (steps >> 8).ravel()]).astype(np.uint8)
-    packed = base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode()
-    return {"height": height, "width": width, "scale": float(stored.scale), "offset": float(stored.offset), "codes": packed}
-
-
-def _jpeg(rgb: UInt8[np.ndarray, "h w 3"], most_px: int | None = None) -> bytes:
-    image, buffer = Image.fromarray(rgb), io.BytesIO()
-    if most_px:
-        image.thumbnail((most_px, most_px), Image.Resampling.BOX)
-    image.save(buffer, "JPEG", quality=82 if most_px else 90, subsampling=0)
-    return buffer.getvalue()
+def _bits(column: LabelColumn) -> int:
+    return int(column.record.fingerprint.get("label_bits") or _BITS_OF_OLD)

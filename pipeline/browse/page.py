@@ -8,24 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files as package_files
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from manifests import RunSummary
 from manifests.checker import printable
 from pipeline.browse.entries import Entry
-from pipeline.report_figures import depth_colors
-from stages.depth_space import DepthSpace, is_disparity
+from pipeline.viewer.assets import TEMPLATES, packaged, page_style, viewer_script
+from stages.depth_space import DepthSpace
 
-_TEMPLATES = Environment(
-    loader=PackageLoader("pipeline.browse", ""),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
 _UNITS = {"depth_metric": "m", "disparity_metric": "1/m"}
 
 
@@ -44,15 +33,12 @@ def gallery_page(content: GalleryContent) -> str:
     entries = content.entries
     spaces: dict[str, DepthSpace] = {teacher.name: teacher.space for entry in entries for teacher in entry.teachers}
     apart = [entry.agreement.abs_rel for entry in entries if entry.agreement.abs_rel is not None]
-    return _TEMPLATES.get_template("gallery.html.j2").render(
+    return TEMPLATES.get_template("browse/gallery.html.j2").render(
         content=content,
         run=printable(content.run),
         entries=entries,
         documents={entry.name: entry.document for entry in entries},
-        teachers={
-            name: {"near_is_large": is_disparity(space), "unit": _UNITS.get(space, ""), "space": space.replace("_", " ")}
-            for name, space in sorted(spaces.items())
-        },
+        teachers={name: _UNITS.get(space, "") for name, space in sorted(spaces.items())},
         sources=sorted({entry.source for entry in entries}),
         statuses=Counter(entry.status for entry in entries),
         most_apart=max(apart, default=0.0),
@@ -64,15 +50,10 @@ def gallery_page(content: GalleryContent) -> str:
 
 
 def style_sheet() -> str:
-    """The look of the report, and what a gallery has beside it."""
-    ramp = f":root {{ --depth-colors: linear-gradient(90deg, {', '.join(depth_colors())}); }}\n"
-    return ramp + _packaged("pipeline", "report.css") + _packaged("pipeline.browse", "gallery.css")
+    """The look of all pages, of the large view, and what a gallery has beside these."""
+    return page_style() + packaged("viewer/viewer.css") + packaged("browse/gallery.css")
 
 
 def script() -> str:
     """All that the page does."""
-    return _packaged("pipeline.browse", "cloud.js") + _packaged("pipeline.browse", "gallery.js")
-
-
-def _packaged(package: str, name: str) -> str:
-    return package_files(package).joinpath(name).read_text(encoding="utf-8")
+    return viewer_script() + packaged("browse/gallery.js")

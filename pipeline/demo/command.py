@@ -1,8 +1,8 @@
 """`python -m pipeline.demo`: the whole pipeline in a few minutes on a CPU, without a network or a download.
 
-Renders scenes into WebDataset tars, labels them with both demo teachers on a local Ray, trains the student from the labels
-alone, scores all four networks on held-out scenes with exact depth, and writes a report to look at. Every step keeps what is
-done: a second run only does what is missing.
+Renders scenes into WebDataset tars, labels them with both of the demo's teachers on a local Ray, trains the student from the
+labels alone, scores all four networks on held-out scenes with exact depth, and writes a report to look at. Every step keeps
+what is done: a second run only does what is missing.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from tqdm import tqdm
 
 import manifests
 from pipeline.demo.config import DemoConfig, read_command
-from pipeline.demo.report import DemoRun, write_demo_report
+from pipeline.demo.report import ASSISTANT, PRIMARY, DemoRun, write_demo_report
 from pipeline.evaluate.command import evaluate_models, format_table, protocol
 from pipeline.exits import say
 from pipeline.label.command import label
 from pipeline.label.config import DEMO_CHECKPOINTS, LabelConfig, default_workers
 from pipeline.label.config import PRESETS as LABEL_PRESETS
 from pipeline.label.sources import RunMismatchError
+from pipeline.report.training import AFTER, BEFORE
 from pipeline.train.command import TrainConfig, TrainingInterruptedError, train
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from pipeline.train.state import OutputMismatchError
@@ -107,10 +108,10 @@ def _demo(config: DemoConfig) -> int:
     with timings.step("Training the student"):
         train(train_config)
     models = {
-        "teacher": DEMO_CHECKPOINTS / "primary",
-        "assistant": DEMO_CHECKPOINTS / "assistant",
-        "student before": DEMO_CHECKPOINTS / "student",
-        "student after": train_config.output,
+        PRIMARY: DEMO_CHECKPOINTS / "primary",
+        ASSISTANT: DEMO_CHECKPOINTS / "assistant",
+        BEFORE: DEMO_CHECKPOINTS / "student",
+        AFTER: train_config.output,
     }
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + config.held_out)
     with timings.step("Scoring on held-out scenes"):

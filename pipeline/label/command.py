@@ -9,8 +9,10 @@ run as given, 130 interrupted.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import manifests
+from pipeline.demo_notice import DEMO_CHECKPOINTS, ONLY_SCENES
 from pipeline.exits import INTERRUPTED, PROBLEMS, exit_status, say
 from pipeline.label.config import LabelConfig, read_command
 from pipeline.label.drive import DriveOptions, LabelReport, drive
@@ -106,6 +108,8 @@ def _conclude(config: LabelConfig, run: OpenRun, report: LabelReport) -> int:
         f"{report.parts_done} of {report.parts_total} parts are committed, {report.committed} of them by this command. "
         f"Inspect: python -m manifests summary {config.run}"
     )
+    if any(Path(teacher.checkpoint).parent == DEMO_CHECKPOINTS for teacher in config.chosen):
+        print(ONLY_SCENES)
     if report.interrupted:
         return _interrupted(config)
     if report.failures or report.columns_given_up:

@@ -14,6 +14,7 @@ import tyro
 import manifests
 from manifests.run import IMAGES, RUN_RECORD
 from pipeline.config import AnyLocation, at_least, folder_problems, parse_command, settings_named
+from pipeline.demo_notice import DEMO_CHECKPOINTS
 from pipeline.help import HelpPage
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from pipeline.train.config import TrainConfig
@@ -23,8 +24,6 @@ from stages.views import Resampler, ViewPlan
 
 if TYPE_CHECKING:
     from pipeline.label.pool import Resources
-
-DEMO_CHECKPOINTS = Path(__file__).parents[1] / "demo_checkpoints"
 
 # Presets name checkpoints only: loader, licence and depth space are the checkpoint's own, and go when another one is named.
 _PAPER_TEACHERS = {

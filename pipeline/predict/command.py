@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float32, UInt8
 
 import manifests
+from pipeline.demo_notice import ONLY_SCENES, made_by_the_demo
 from pipeline.exits import DONE, PROBLEMS, exit_status, say
 from pipeline.predict.config import PredictConfig, read_command
 from pipeline.predict.files import (
@@ -58,6 +59,8 @@ def run(config: PredictConfig) -> int:
     except Exception as error:
         hint = f"What is finished in {config.output} stays; when the cause is gone, the same command resumes."
         return say(_PROGRAM, error, hint if exit_status(error) == PROBLEMS else "")
+    if made_by_the_demo(config.model):
+        print(ONLY_SCENES)
     print(f"{progress.done} of {progress.total} photographs have their map in {config.output}, {progress.made} made now.")
     if progress.failed:
         print(f"{progress.failed} failed; the same command tries them again.", file=sys.stderr)

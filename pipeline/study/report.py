@@ -8,19 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 import manifests
 from manifests.checker import printable
-from pipeline.report_figures import MapPoint, depth_colors, map_svg
+from pipeline.report.figures import MapPoint, map_svg
 from pipeline.study.design import METRIC_NAMES, Metric
 from pipeline.study.judge import HeadroomGate, Judgement, PremiseGate, interval
 from pipeline.study.progress import Findings
 from pipeline.study.scales import SCALES, ScaleName
+from pipeline.viewer.assets import TEMPLATES, page_style
 
-_PAGES = Environment(
-    loader=PackageLoader("pipeline", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
 _MAPPED: tuple[Metric, ...] = ("abs_rel", "edge_f1")
 _HOW = (
     "Every claim has one metric, fixed beforehand. Intervals are of 95 %, from drawing seeds and scenes again together, paired;"
@@ -34,8 +30,8 @@ def write_reports(folder: Path, scale: ScaleName, findings: Sequence[Findings]) 
     folder.mkdir(parents=True, exist_ok=True)
     contents = [_content(found) for found in findings]
     about = _about(scale, findings)
-    page = _PAGES.get_template("study/report.html.j2").render(
-        about=about, how=_HOW, families=contents, depth_colors=depth_colors()
+    page = TEMPLATES.get_template("study/report.html.j2").render(
+        about=about, how=_HOW, families=contents, style=page_style(), tables=_tables, kind=_kind
     )
     manifests.write_replacing(folder / "report.html", page.encode())
     manifests.write_replacing(folder / "report.md", _markdown(about, contents).encode())
@@ -158,9 +154,6 @@ def _kind(cell: str) -> str:
     if verdict in ("not testable here", "not run yet"):
         return "not"
     return verdict if verdict in ("yes", "no", "better", "worse") else ""
-
-
-_PAGES.globals |= {"tables": _tables, "kind": _kind}
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -43,15 +43,15 @@ def write_card(config: TrainConfig, dataset: JoinedLabels, *, runs_in_library: b
     return model_card(
         CardContent(
             name=config.output.resolve().name,
-            student="the demo's student" if demo else _name(config.student),
+            student="the demo's student" if demo else shown_checkpoint(config.student),
             student_revision=config.student_revision or (known.revision if known else None),
-            student_licence=_licence(config.student_checkpoint, config.student_revision),
+            student_licence=licence_of(config.student_checkpoint, config.student_revision),
             start=config.start,
             depth_space=student_space(dataset),
             runs_in_library=runs_in_library,
-            feature_encoder=_name(encoder) if encoder else None,
+            feature_encoder=shown_checkpoint(encoder) if encoder else None,
             feature_revision=config.feature_revision or (known_encoder.revision if known_encoder else None),
-            feature_licence=_licence(encoder, config.feature_revision) if encoder else None,
+            feature_licence=licence_of(encoder, config.feature_revision) if encoder else None,
             teachers=[_teacher(column, summaries) for column in dataset.columns[1:]],
             sources=[source.source for source in sources],
             images=images,
@@ -63,7 +63,7 @@ def write_card(config: TrainConfig, dataset: JoinedLabels, *, runs_in_library: b
     )
 
 
-def _licence(checkpoint: str, revision: str | None) -> str | None:
+def licence_of(checkpoint: str, revision: str | None) -> str | None:
     """That of a checkpoint's weights, as it is known here or as its own files say; None where they are silent or gone."""
     if known := known_of(checkpoint):
         return known.licence
@@ -81,13 +81,13 @@ def _teacher(column: manifests.ColumnRecord, summaries: Sequence[manifests.RunSu
     }
     return CardTeacher(
         name=column.name,
-        checkpoint=_name(spec["checkpoint"]) if "checkpoint" in spec else "not recorded",
+        checkpoint=shown_checkpoint(spec["checkpoint"]) if "checkpoint" in spec else "not recorded",
         revision=spec.get("revision"),
         licence=" and ".join(most_restrictive(licences)) or None,
         depth_space=column.depth_space or "disparity_affine_invariant",
     )
 
 
-def _name(checkpoint: str) -> str:
+def shown_checkpoint(checkpoint: str) -> str:
     """A hub id as it is, and of a folder its last name: a path of the machine that trained it tells nobody anything."""
     return checkpoint if is_hub_id(checkpoint) else f"a folder named {Path(checkpoint).name}"

@@ -141,3 +141,20 @@ def mean_of_last(output: Path, names: Sequence[str], steps: int = 100) -> dict[s
     """Means of the named numbers over the last steps; what a model card states of the training."""
     lines = [json.loads(line) for line in (output / METRICS).read_text(encoding="utf-8").splitlines()[-steps:]]
     return {name: math.fsum(line[name] for line in lines) / len(lines) for name in names}
+
+
+def read_metrics(output: Path) -> list[dict[str, Any]]:
+    """The steps that the log in this folder has, in its order; none where there is no log. A line that was cut is left out."""
+    try:
+        lines = (output / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            told = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(told, dict) and isinstance(told.get("step"), int):
+            found.append(told)
+    return found

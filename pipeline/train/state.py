@@ -61,6 +61,20 @@ def finished_training(output: Path, settings: Mapping[str, Any]) -> bool:
     return True
 
 
+def recorded_settings(output: Path) -> Mapping[str, Any]:
+    """The settings of the training in this folder, from its checkpoint or its latest state; empty where neither says them."""
+    try:
+        return dict(json.loads((output / TRAINING).read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    for path in reversed(_states(output)):
+        try:
+            return dict(json.loads(_read_state(path)["settings"]))
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError, TypeError):
+            continue
+    return {}
+
+
 # --- labels ---------------------------------------------------------------------------------------------------------
 
 

@@ -27,13 +27,14 @@ _HUB_LICENCES = re.compile(
     r"cc-by-nc(-sa)?-[234]\.0|cc-by-nc-nd-[34]\.0|a?gpl-3\.0|gpl-2\.0|lgpl-(2\.1|3\.0)|mpl-2\.0|openrail(\+\+)?|"
     r"(bigscience|creativeml)-openrail-m"
 )
-_CONSEQUENCES = {
+CONSEQUENCES = {
     UNKNOWN: "Their terms are unknown: find them out before you use or pass on these weights.",
     "non-commercial": "Treat these weights as excluded from commercial use too, unless the owners of those tell you otherwise.",
     "restricted in use or copyleft": "Their conditions on use or on derived works may bind these weights and what is made from "
     "them: read them, and pass them on.",
     "permissive": "They allow commercial use; keep their notices.",
 }
+"""What follows for a student from the class of the licence that binds it most (see `manifests.licences`)."""
 _NEW_WEIGHTS = {
     "checkpoint": "all weights start from it",
     "fresh-head": "its encoder, with a new neck and head",
@@ -216,7 +217,7 @@ def _licences(content: CardContent) -> str:
         lines.append(f"- {markdown_text(licence)} ({licence_class(licence)}): {'; '.join(origins[licence])}")
     strictest = most_restrictive(set(origins))
     names = " and ".join(markdown_text(licence) for licence in strictest)
-    lines += ["", f"What binds most: {names}. {_CONSEQUENCES[licence_class(strictest[0])]}"]
+    lines += ["", f"What binds most: {names}. {CONSEQUENCES[licence_class(strictest[0])]}"]
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from pipeline.exits import exit_status, say
 from tests.manifests.small_run import write_run
 
 PAGE = (Path(__file__).parents[2] / "docs/exit-status.md").read_text(encoding="utf-8")
-COMMANDS = ("label", "train", "evaluate", "predict", "show", "export", "export_student")
+COMMANDS = ("label", "train", "evaluate", "predict", "show", "report", "export", "export_student")
 
 
 def _errors(kind: type[DistillError] = DistillError) -> list[type[DistillError]]:
@@ -75,6 +75,7 @@ def _arguments(command: str, tmp_path: Path) -> list[str]:
         "evaluate": ["--model", nothing, "--scenes", "1"],
         "predict": ["--model", nothing, str(tmp_path), "--output", out],
         "show": [nothing, "a.jpg"],
+        "report": [nothing, "-o", out],
         "export_student": [nothing, "-o", out],
         "export": [nothing, "-o", out, "--format", "folder"],
     }[command]
@@ -103,7 +104,7 @@ def test_a_bug_in_a_command_shows_its_traceback(command: str, tmp_path: Path, mo
     def broken(*_: object, **__: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(module, {"label": "label_run"}.get(command, command), broken)
+    monkeypatch.setattr(module, {"label": "label_run", "report": "run_report"}.get(command, command), broken)
     with pytest.raises(ValueError, match="a bug"):
         module.main(_arguments(command, tmp_path))
 

@@ -17,11 +17,12 @@ from pipeline.evaluate import config as evaluate
 from pipeline.help import HelpPage
 from pipeline.label import config as label
 from pipeline.predict import config as predict
+from pipeline.report import config as report
 from pipeline.show import config as show
 from pipeline.train import config as train
 
 ROOT = Path(__file__).parents[2]
-_COMMANDS = ("label", "train", "evaluate", "predict", "show", "figures", "demo")
+_COMMANDS = ("label", "train", "evaluate", "predict", "show", "report", "figures", "demo")
 _HEAVY = ("torch", "transformers", "ray", "diffusers", "zarr", "scipy", "matplotlib", "pyarrow", "huggingface_hub")
 _PAGES = [
     (label.read_command, label.HELP, label.LabelConfig),
@@ -29,6 +30,7 @@ _PAGES = [
     (evaluate.read_command, evaluate.HELP, evaluate.EvaluateConfig),
     (predict.read_command, predict.HELP, predict.PredictConfig),
     (show.read_command, show.HELP, show.ShowConfig),
+    (report.read_command, report.HELP, report.ReportConfig),
     (demo.read_command, demo.HELP, demo.DemoConfig),
 ]
 Read = Callable[[Sequence[str]], Any]

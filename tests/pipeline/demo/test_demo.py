@@ -25,7 +25,7 @@ def _demo(output: Path) -> str:
 @pytest.mark.campaign
 def test_the_demo_walks_the_whole_road_and_a_second_time_only_looks(tmp_path: Path):
     table = _demo(tmp_path / "demo")
-    for row in ("teacher", "assistant", "student before", "student after"):
+    for row in ("primary teacher", "assistant teacher", "student before", "student after"):
         assert row in table
     assert manifests.verify(tmp_path / "demo/run") == []
     assert [column.labelled for column in manifests.summarize(tmp_path / "demo/run").columns] == [10, 10, 10]

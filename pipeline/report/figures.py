@@ -1,8 +1,7 @@
-"""The report's pictures: photographs and maps as data URIs, curves as inline SVG in the page's own colours and font."""
+"""A page's curves, as inline SVG in its own colours and font."""
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -11,18 +10,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Bool, Float, Float64, UInt8
+from jaxtyping import Float64
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from PIL import Image
-
-from stages.coloring import COLOR_MAP, colorize_disparity, robust_range
-from stages.evaluation.metrics import align_scale_shift, depth_metrics
-from stages.evaluation.rendered import MAX_DEPTH_M, MIN_DEPTH_M, resize_bilinear
-
-PHOTOGRAPH, TRUTH = "Photograph", "True disparity"
 
 # Drawn in these, shown in the page's variables: the curves follow light and dark as the text does.
 _INK, _MUTED, _LINE, _BEFORE, _AFTER = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -45,79 +37,6 @@ _STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
 }
 _MOST_POINTS = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """A picture and its caption. score: what stands beside the caption, or nothing. best: whether it is the row's lowest."""
-
-    caption: str
-    uri: str
-    height_px: int
-    width_px: int
-    score: str = ""
-    best: bool = False
-
-
-def depth_colors() -> list[str]:
-    """Eleven colours of the maps' colour scale, from far to near, as CSS writes them."""
-    return [to_hex(colormaps[COLOR_MAP](position)) for position in np.linspace(0, 1, 11)]
-
-
-def example_tiles(
-    rgb: UInt8[np.ndarray, "h w 3"],
-    depth_m: Float[np.ndarray, "h2 w2"] | None,
-    maps: Mapping[str, Float[np.ndarray, "_ _"]],
-) -> list[Tile]:
-    """The photograph, the truth where it is known, and every map, as `pipeline.report.Example` describes them."""
-    abs_rels = {} if depth_m is None else {caption: _abs_rel(values, depth_m) for caption, values in maps.items()}
-    scores = {caption: "no score" if value is None else f"{value:.3f}" for caption, value in abs_rels.items()}
-    lowest = min((value for value in abs_rels.values() if value is not None), default=None)
-    shown = {caption: resize_bilinear(values, rgb.shape[:2]) for caption, values in maps.items()}
-    if depth_m is not None:
-        with np.errstate(divide="ignore"):
-            truth = np.where(np.isfinite(depth_m), 1 / depth_m, np.nan)
-        shown = {TRUTH: resize_bilinear(truth, rgb.shape[:2]), **shown}
-    reference = next(iter(shown.values()), np.zeros(rgb.shape[:2]))
-    low, high = robust_range(reference)
-    tiles = [_tile(PHOTOGRAPH, rgb)]
-    for caption, values in shown.items():
-        picture = colorize_disparity(_aligned(values, reference), low=low, high=high)
-        best = lowest is not None and abs_rels.get(caption) == lowest
-        tiles.append(_tile(caption, picture, scores.get(caption, ""), best))
-    return tiles
-
-
-def _tile(caption: str, picture: UInt8[np.ndarray, "h w 3"], score: str = "", best: bool = False) -> Tile:
-    height_px, width_px = picture.shape[:2]
-    return Tile(caption=caption, uri=picture_uri(picture), height_px=height_px, width_px=width_px, score=score, best=best)
-
-
-def _aligned(values: Float[np.ndarray, "h w"], reference: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    shared = np.isfinite(values) & np.isfinite(reference)
-    if not shared.any():
-        return values
-    fit = align_scale_shift(values, reference, shared)
-    return fit.scale * values + fit.shift
-
-
-def _abs_rel(values: Float[np.ndarray, "h w"], depth_m: Float[np.ndarray, "h2 w2"]) -> float | None:
-    """AbsRel of an affine-invariant disparity map; None for one that cannot be scored (dead, or nothing in common)."""
-    disparity = resize_bilinear(values, depth_m.shape)
-    valid: Bool[np.ndarray, "h2 w2"] = (depth_m > MIN_DEPTH_M) & (depth_m < MAX_DEPTH_M) & np.isfinite(disparity)
-    if not (valid & (disparity > 0)).any():
-        return None
-    metrics = depth_metrics(
-        disparity, depth_m, valid, space="disparity_affine_invariant", min_depth_m=MIN_DEPTH_M, max_depth_m=MAX_DEPTH_M
-    )
-    return metrics.abs_rel
-
-
-def picture_uri(rgb: UInt8[np.ndarray, "h w 3"]) -> str:
-    """The picture as a `data:` URI (JPEG without colour subsampling, which would smear a map's edges)."""
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "JPEG", quality=90, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def curve_svg(name: str, steps: Sequence[int], values: Sequence[float]) -> str:
@@ -155,7 +74,7 @@ def share_svg(before: Sequence[float], after: Sequence[float]) -> str:
         figure, axes = _axes(4.6, 3.5)
         for label, values, color in (("before", before, _BEFORE), ("after", after, _AFTER)):
             axes.ecdf(np.asarray(values), color=color, linewidth=2, label=label)
-        axes.set(xlim=(0, 1.05 * max(*before, *after)), ylim=(0, 1.02), xlabel="AbsRel", ylabel="share of scenes below it")
+        axes.set(xlim=(0, 1.05 * max(*before, *after)), ylim=(0, 1.02), xlabel="AbsRel", ylabel="share below it")
         axes.legend(frameon=False, loc="lower right")
         return _svg(figure, "share")
 
