@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import manifests
 from manifests.errors import DistillError
+from manifests.location import Location, Url
 from manifests.run import IMAGES
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
 
@@ -67,6 +68,13 @@ class RunNotSharedError(DistillError, RuntimeError):
     """What a machine sees under the run's path is not the run that the driver sees there."""
 
     exit_status = 2
+
+
+def what_machines_need(run_dir: Location) -> str:
+    """What to do where a machine does not see the run."""
+    if isinstance(run_dir, Url):
+        return "all machines must see the run under this URL: compare their settings of the store, such as AWS_ENDPOINT_URL"
+    return "all machines must see the run under this path, so put it on a disk that they share"
 
 
 class WorkerDiedError(DistillError, RuntimeError):
