@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from tests.buckets.conftest import settings
 from tests.buckets.proxy import FaultProxy, Request, Trouble
 from tests.faults.processes import Ended, Zygote, label_arguments
 
+_PAGE = (Path(__file__).parents[2] / "docs/cluster.md").read_text(encoding="utf-8")
+_SHARDS = re.findall(r"^    python -m pipeline\.label .* (--shard \S+)$", _PAGE, flags=re.M)
 _WRITES = ("PUT", "POST", "DELETE")
 _PARTS = 9
 
@@ -39,7 +42,8 @@ def _attempts(run: Url) -> set[str]:
 def test_two_shards_at_once_make_each_part_once_and_their_union_is_the_run(
     bucket: Url, start: Callable[..., int], zygote: Zygote, uninterrupted: Path
 ) -> None:
-    drivers = [start("--shard", shard) for shard in ("0/2", "1/2")]
+    assert _SHARDS == ["--shard 0/2", "--shard 1/2"]
+    drivers = [start(*shard.split()) for shard in _SHARDS]
     ends = [zygote.wait(pid) for pid in drivers]
     assert [end.status for end in ends] == [0, 0], ends
     assert len(_attempts(bucket / "run")) == _PARTS
@@ -68,7 +72,7 @@ class _Struck:
         return self._trouble if self._signal == signal.SIGKILL else None
 
 
-@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("every", [14, pytest.param(1, marks=pytest.mark.campaign)])
 def test_killed_at_any_write_the_run_ends_as_the_uninterrupted_one(
     bucket: Url,
     proxy: FaultProxy,
@@ -98,10 +102,10 @@ def test_killed_at_any_write_the_run_ends_as_the_uninterrupted_one(
     assert manifests.compare(run, uninterrupted) == []
 
 
-@pytest.fixture(params=["columns/primary/five.00000.", "columns/primary/five.00000.json"], ids=["arrays", "manifest"])
+@pytest.fixture(params=["00000.", pytest.param("00000.json", marks=pytest.mark.campaign)], ids=["arrays", "manifest"])
 def paused(request: pytest.FixtureRequest, proxy: FaultProxy, start: Callable[..., int]) -> tuple[int, Callable[[], None]]:
     """A driver that was stopped while it writes a part of the column `primary`."""
-    strike = _Struck(signal.SIGSTOP, 3 if request.param.endswith("00.") else 1, path=f"/run/{request.param}")
+    strike = _Struck(signal.SIGSTOP, 3 if request.param.endswith("00.") else 1, path=f"columns/primary/five.{request.param}")
     proxy.trouble = strike
     strike.pid = start()
     assert strike.done.wait(120)
@@ -128,6 +132,7 @@ def test_who_cleans_up_beside_a_paused_driver_takes_nothing_of_it(
     assert len(_attempts(run)) == _PARTS
 
 
+@pytest.mark.campaign
 def test_a_driver_whose_arrays_were_cleaned_away_before_it_named_them_makes_them_anew(
     bucket: Url,
     proxy: FaultProxy,
