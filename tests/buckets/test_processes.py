@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import threading
@@ -51,6 +52,27 @@ def test_two_shards_at_once_make_each_part_once_and_their_union_is_the_run(
     assert manifests.verify(bucket / "run", deep=True) == []
 
 
+@pytest.mark.campaign
+def test_two_drivers_of_all_parts_commit_each_once_where_a_fifth_of_all_requests_goes_wrong(
+    bucket: Url, proxy: FaultProxy, start: Callable[..., int], zygote: Zygote, uninterrupted: Path
+) -> None:
+    rng, lock = random.Random(3), threading.Lock()
+
+    def one_in_five(request: Request) -> Trouble | None:
+        with lock:
+            return rng.choice(("lost reply", "500 after it", "409", "503", "cut")) if rng.random() < 0.2 else None
+
+    proxy.trouble = one_in_five
+    drivers = [start("--max-attempts", "20") for _ in range(2)]
+    ends = [zygote.wait(pid) for pid in drivers]
+    proxy.forget()
+    assert [end.status for end in ends] == [0, 0], ends
+    made = [int(found[1]) for end in ends if (found := re.search(r"parts are committed, (\d+) of them", end.output))]
+    assert (len(made), sum(made)) == (2, _PARTS)
+    assert manifests.verify(bucket / "run", deep=True) == []
+    assert manifests.compare(bucket / "run", uninterrupted) == []
+
+
 class _Struck:
     """Does something to a process at its n-th write into the run: before it is carried out, or after."""
 
@@ -72,20 +94,23 @@ class _Struck:
         return self._trouble if self._signal == signal.SIGKILL else None
 
 
-@pytest.mark.parametrize("every", [14, pytest.param(1, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize(
+    ("first", "every"), [(1, 14), *(pytest.param(first, 3, marks=pytest.mark.campaign) for first in (1, 2, 3))]
+)
 def test_killed_at_any_write_the_run_ends_as_the_uninterrupted_one(
     bucket: Url,
     proxy: FaultProxy,
     start: Callable[..., int],
     zygote: Zygote,
     uninterrupted: Path,
+    first: int,
     every: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The n-th process dies at its n-th write, in turn before and after it is carried out, and meets what the others left.
-    What is committed at any time is whole."""
+    """Each process dies some writes later than the one before it, in turn before and after the write is carried out, and meets
+    what the others left. What is committed at any time is whole."""
     run = bucket / "run"
-    for nth in count(1, every):
+    for nth in count(first, every):
         strike = _Struck(signal.SIGKILL, nth, carried_out=nth // every % 2 == 0)
         proxy.trouble = strike
         strike.pid = start()
