@@ -12,7 +12,8 @@ COPY stages stages
 COPY pipeline pipeline
 
 FROM base AS cpu
-RUN pip install --constraint constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu .
+ARG EXTRAS=
+RUN pip install --constraint constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu ".${EXTRAS:+[$EXTRAS]}"
 WORKDIR /work
 USER distill
 ENTRYPOINT ["python", "-m"]
@@ -21,7 +22,8 @@ CMD ["pipeline.label", "--help"]
 # The wheels of PyTorch bring CUDA's libraries; the driver is the host's, through the NVIDIA Container Toolkit.
 FROM base AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-RUN pip install --constraint constraints.txt .
+ARG EXTRAS=
+RUN pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 WORKDIR /work
 USER distill
 ENTRYPOINT ["python", "-m"]

@@ -14,7 +14,19 @@ from typing import Any
 
 from manifests import bucket_hold
 from manifests.bucket_new_folder import BucketNewFolder
-from manifests.bucket_store import ObjectTooLargeError, get, head, in_words, open_object, open_store, package, put
+from manifests.bucket_store import (
+    ObjectTooLargeError,
+    delete,
+    get,
+    head,
+    in_words,
+    listed,
+    open_object,
+    open_store,
+    package,
+    put,
+    tried_again,
+)
 from manifests.errors import RefusedError
 from manifests.location import Url, refuse_other_schemes
 from manifests.place import Entry, Place, TooLargeError, parts_of, split
@@ -108,13 +120,12 @@ class BucketFolder(Place):
     def remove(self, name: str) -> None:
         url = self._url(name)
         keys = [url.key, *(f"{url.key}/{inner}" for inner, _ in self._below(name))]
-        with in_words(self.shown(name)):
-            try:
-                package().delete(open_store(url.bucket), keys)
-            except FileNotFoundError:  # some stores say so of one, and leave the others
-                for key in keys:
-                    with suppress(FileNotFoundError):
-                        package().delete(open_store(url.bucket), key)
+        try:
+            delete(url, keys)
+        except FileNotFoundError:  # some stores say so of one, and leave the others
+            for key in keys:
+                with suppress(FileNotFoundError):
+                    delete(url, key)
 
     def leftovers(self, folder: str) -> list[str]:
         """Probes, and signs of life of the dead."""
@@ -179,16 +190,18 @@ class BucketFolder(Place):
     def _listed(self, folder: str) -> Any:
         parts_of(folder)
         url = self.root / folder
-        with in_words(str(url)):
-            return package().list_with_delimiter(open_store(url.bucket), url.key or None)
+
+        def once() -> Any:
+            with in_words(str(url)):
+                return package().list_with_delimiter(open_store(url.bucket), url.key or None)
+
+        return tried_again(once)
 
     def _below(self, folder: str) -> Iterator[tuple[str, Any]]:
         """All objects below a folder by their names in it."""
         parts_of(folder)
         url = self.root / folder
-        with in_words(str(url)):
-            for items in package().list(open_store(url.bucket), url.key or None):
-                yield from ((item["path"][len(url.key) :].lstrip("/"), item) for item in items)
+        return ((item["path"][len(url.key) :].lstrip("/"), item) for item in listed(url))
 
 
 def _last(path: str) -> str:

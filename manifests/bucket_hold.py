@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
-from manifests.bucket_store import head, in_words, open_store, package, put
+from manifests.bucket_store import delete, head, listed, put
 from manifests.location import Url
 from manifests.lock import RunInUseError
 
@@ -72,10 +72,9 @@ def _beat(mine: Url, who: bytes, stop: threading.Event) -> None:
 
 
 def _listed(run: Url) -> list[Any]:
-    with in_words(str(run / FOLDER)):
-        return list(package().list(open_store(run.bucket), (run / FOLDER).key).collect())
+    return list(listed(run / FOLDER))
 
 
 def _delete(url: Url) -> None:
-    with in_words(str(url)), suppress(FileNotFoundError):
-        package().delete(open_store(url.bucket), url.key)
+    with suppress(FileNotFoundError):
+        delete(url, url.key)

@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from io import BufferedReader
 from types import MappingProxyType
 from typing import NamedTuple
 
-from manifests.bucket_store import in_words, open_object, open_store, package, put
+from manifests.bucket_store import delete, listed, open_object, put
 from manifests.location import Url
 from manifests.place import NewFolder, UnexpectedFilesError
 from manifests.schema import FileRecord
@@ -71,8 +72,8 @@ class BucketNewFolder(NewFolder):
         del self._written[name]
         if name in self._uploads:
             self._uploads.pop(name).result()
-            with in_words(str(self._url(name))):
-                package().delete(open_store(self._root.bucket), self._url(name).key)
+            with suppress(FileNotFoundError):  # at a second try
+                delete(self._url(name), self._url(name).key)
 
     def publish(self) -> tuple[FileRecord, ...]:
         small = {name: file.content for name, file in self._written.items() if file.content is not None}
@@ -98,9 +99,7 @@ class BucketNewFolder(NewFolder):
 
     def _refuse_other_files(self) -> None:
         url = self._root / self.name
-        with in_words(str(url)):
-            listed = package().list(open_store(url.bucket), url.key).collect()
-        found = {item["path"][len(url.key) + 1 :]: item["size"] for item in listed}
+        found = {item["path"][len(url.key) + 1 :]: item["size"] for item in listed(url)}
         if not found or found != self.sizes:
             wrong = sorted(name for name in found.keys() | self.sizes.keys() if found.get(name) != self.sizes.get(name))
             raise UnexpectedFilesError(

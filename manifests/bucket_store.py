@@ -27,6 +27,8 @@ TIMEOUT_VARIABLE = "BUCKET_TIMEOUT_S"
 """The environment variable for how long one request may take in all, in seconds: longer than the upload of one file."""
 _TIMEOUT_S = 120.0
 _RETRIES = 6
+_PAUSES_S = (0.2, 1.0)
+_TROUBLES = (errno.EIO, errno.ETIMEDOUT)  # of a store or a network, which may be over the next time
 _FIRST_READ_BYTES, _LARGEST_READ_BYTES = 1 << 18, 1 << 23
 _LARGEST_PUT_BYTES = 1 << 28  # in one request, which is the object or nothing of it
 ResultT = TypeVar("ResultT")
@@ -158,8 +160,40 @@ def get(url: Url, options: dict[str, Any] | None = None, *, limit_bytes: int | N
 
 def head(url: Url) -> Any:
     """What the store says of an object: `size`, `e_tag`, `last_modified` by its own clock. Raises as `in_words`."""
-    with in_words(str(url)):
-        return package().head(open_store(url.bucket), url.key)
+
+    def once() -> Any:
+        with in_words(str(url)):
+            return package().head(open_store(url.bucket), url.key)
+
+    return tried_again(once)
+
+
+def listed(url: Url) -> Iterator[Any]:
+    """What the store says of each object below a URL, in the order of their keys, with its whole key as `path`. Raises as
+    `in_words`; goes on behind the last one where an answer was cut, twice at most."""
+    last, pauses_s = None, list(_PAUSES_S)
+    while True:
+        try:
+            with in_words(str(url)):
+                for items in package().list(open_store(url.bucket), url.key or None, offset=last):
+                    for item in items:
+                        yield item
+                        last = item["path"]
+            return
+        except OSError as error:
+            if error.errno not in _TROUBLES or not pauses_s:
+                raise
+        time.sleep(pauses_s.pop(0) * random.uniform(0.5, 1.5))
+
+
+def delete(url: Url, keys: str | list[str]) -> None:
+    """Removes objects of a URL's bucket. Raises as `in_words`, FileNotFoundError where the store says that one is not there."""
+
+    def once() -> None:
+        with in_words(str(url)):
+            package().delete(open_store(url.bucket), keys)
+
+    tried_again(once)
 
 
 def put(url: Url, content: bytes | memoryview) -> None:
@@ -175,11 +209,11 @@ def put(url: Url, content: bytes | memoryview) -> None:
 
 def tried_again(call: Callable[[], ResultT]) -> ResultT:
     """What the call returns, at the third try where the store was in trouble. Raises the last OSError."""
-    for pause_s in (0.2, 1.0):
+    for pause_s in _PAUSES_S:
         try:
             return call()
         except OSError as error:
-            if error.errno not in (errno.EIO, errno.ETIMEDOUT):
+            if error.errno not in _TROUBLES:
                 raise
         time.sleep(pause_s * random.uniform(0.5, 1.5))
     return call()

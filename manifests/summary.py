@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -23,6 +23,7 @@ from manifests.licences import UNKNOWN, most_restrictive
 from manifests.location import Location
 from manifests.run import (
     ColumnListing,
+    PartId,
     Run,
     foreign_columns,
     images_of_parts,
@@ -30,6 +31,7 @@ from manifests.run import (
     load_failure,
     load_part,
     manifest_path,
+    parts,
     read_run,
 )
 from manifests.schema import ColumnRecord, DepthSpace
@@ -138,10 +140,14 @@ class RunSummary:
         return found + excess
 
 
-def summarize(run_dir: Location, *, workers: int = 1) -> RunSummary:
+Counted = Callable[[PartId], bool]
+
+
+def summarize(run_dir: Location, *, workers: int = 1, counted: Counted | None = None) -> RunSummary:
     """The whole run in numbers, the same for any number of worker processes (with 1, this process does the work).
 
-    Raises NotARunError, InvalidRecordError for run.json, and WorkerDiedError; other damage is in the summary.
+    counted: which parts' images are counted in the columns; None is all. Raises NotARunError, InvalidRecordError for run.json,
+    and WorkerDiedError; other damage is in the summary.
     """
     run, unread = read_run(run_dir)
     catalogued = images_of_parts(run)
@@ -154,7 +160,9 @@ def summarize(run_dir: Location, *, workers: int = 1) -> RunSummary:
             kinds = dict(Counter(problem.kind for problem in found))
             source_problems.append(SourceProblems(source=source.source, kinds=kinds, example=example))
     workers = min(workers, len(run.columns)) if len(catalogued) >= _WORTH_A_PROCESS else 1
-    columns = tuple(in_order((partial(_summarize_column, run_dir, column, run) for column in run.columns), workers, bunch=1))
+    columns = tuple(
+        in_order((partial(_summarize_column, run_dir, column, run, counted) for column in run.columns), workers, bunch=1)
+    )
     budget = _allowed_rejections(run)
     columns = tuple(
         replace(column, examples=tuple(_rejections(run_dir, column.name))) if column.excess(budget) else column
@@ -200,7 +208,7 @@ def _rejections(run_dir: Location, column: str) -> list[str]:
     return named[:_NAMED_REJECTIONS]
 
 
-def _summarize_column(run_dir: Location, column: ColumnRecord, run: Run) -> ColumnSummary:
+def _summarize_column(run_dir: Location, column: ColumnRecord, run: Run, counted: Counted | None) -> ColumnSummary:
     catalogued = images_of_parts(run)  # sooner made than sent to a process
     damage: dict[str, str] = {}
     try:
@@ -211,6 +219,9 @@ def _summarize_column(run_dir: Location, column: ColumnRecord, run: Run) -> Colu
     damage |= refused
     unknown = tuple(f"{name}." for name in damage)  # no telling which folders a damaged manifest names
     litter = [zarr for zarr in listing.zarrs.difference(done.all("zarr")) if not zarr.startswith(unknown)]
+    if counted:
+        catalogued = {part.name: part.images for part in parts(run) if counted(part)}
+        done = done.picked(i for i, part in enumerate(done.parts) if part in catalogued)
     failures: Counter[str] = Counter()
     for name in sorted((listing.failures - listing.manifests) & catalogued.keys()):
         try:

@@ -43,9 +43,12 @@ class _Column:
 
 class ColumnProgress:
     """Bars or lines for the columns of a run. total: images of each. rejected: those that earlier runs of the command rejected,
-    by column."""
+    by column. shard: which share of a run these images are; None for all of it."""
 
-    def __init__(self, columns: Sequence[str], total: int, units: list[Unit], rejected: Mapping[str, int]) -> None:
+    def __init__(
+        self, columns: Sequence[str], total: int, units: list[Unit], rejected: Mapping[str, int], shard: object = None
+    ) -> None:
+        self._label = f"label shard {shard}," if shard else "label"
         left = Counter[str]()
         for unit in units:
             left[unit.column] += len(unit.rows)
@@ -56,7 +59,7 @@ class ColumnProgress:
             bar = tqdm(
                 total=total,
                 initial=done,
-                desc=f"label {name}",
+                desc=f"{self._label} {name}",
                 unit="img",
                 position=position,
                 disable=not self._on_terminal,
@@ -113,7 +116,9 @@ class ColumnProgress:
             left = f", {duration((column.total - column.done) / rate)} left" if rate and column.done < column.total else ""
             speed = f", {rate:.2f} images/s" if rate else ""
             tally = f"{column.rejected} rejected, {column.failed} failed"
-            print(f"label {name}: {column.done}/{column.total} images{speed}{left}; {tally}", file=sys.stderr, flush=True)
+            print(
+                f"{self._label} {name}: {column.done}/{column.total} images{speed}{left}; {tally}", file=sys.stderr, flush=True
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -70,7 +70,7 @@ def label_run(config: LabelConfig) -> tuple[OpenRun, LabelReport]:
             alone = config.retry_failed or correcting
             run = enter_run(wanted, found, alone=alone, add_new_files=config.add_new_files)
             if config.retry_failed:
-                drop_second_chances(config.run)
+                drop_second_chances(config.run, config.share)
     except manifests.RunInUseError as error:
         if not correcting:
             raise
@@ -104,9 +104,10 @@ def _conclude(config: LabelConfig, run: OpenRun, report: LabelReport) -> int:
         print(f"failed: {failure.column}/{failure.part}: {failure.problem.kind}: {failure.problem.message}", file=sys.stderr)
     for column, reason in report.columns_given_up.items():
         print(f"column {column} was given up: {reason}", file=sys.stderr)
+    shard, whole = (f"shard {run.shard}: ", _of_the_whole(config)) if run.shard else ("", "")
     print(
-        f"{report.parts_done} of {report.parts_total} parts are committed, {report.committed} of them by this command. "
-        f"Inspect: python -m manifests summary {config.run}"
+        f"{shard}{report.parts_done} of {report.parts_total} parts are committed, {report.committed} of them by this command"
+        f"{whole}. Inspect: python -m manifests summary {config.run}"
     )
     if any(Path(teacher.checkpoint).parent == DEMO_CHECKPOINTS for teacher in config.chosen):
         print(ONLY_SCENES)
@@ -122,10 +123,17 @@ def _conclude(config: LabelConfig, run: OpenRun, report: LabelReport) -> int:
     return PROBLEMS if report.failures or report.columns_given_up or damaged or incomplete else 0
 
 
+def _of_the_whole(config: LabelConfig) -> str:
+    """How far the run is that this command has labelled a share of, as this machine sees it."""
+    columns = manifests.summarize(config.run).columns
+    done, total = (sum(getattr(column, name) for column in columns) for name in ("parts_done", "parts_total"))
+    return f"; of the whole run {done} of {total}" + ("" if done == total else ", the rest is for the other shards")
+
+
 def _what_is_missing(config: LabelConfig, run: OpenRun, report: LabelReport) -> list[str]:
     """A line for each reason why the run is less than it might be taken for, where the report does not say so: too many
-    rejections, files that are not in it, and what this command has not named."""
-    summary = manifests.summarize(config.run)
+    rejections, files that are not in it, and what this command has not named; all of that in its shard, if it has one."""
+    summary = manifests.summarize(config.run, counted=run.shard.has if run.shard else None)
     lines = []
     recorded = summary.max_rejected_fraction
     judge = "" if recorded in (None, config.max_rejected_fraction) else f" (the run was made with {recorded:g})"

@@ -16,6 +16,7 @@ from manifests.run import IMAGES, RUN_RECORD
 from pipeline.config import AnyLocation, at_least, folder_problems, parse_command, settings_named
 from pipeline.demo_notice import DEMO_CHECKPOINTS
 from pipeline.help import HelpPage
+from pipeline.label.shard import Shard, parse_shard
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from pipeline.train.config import TrainConfig
 from stages.distillation.draw import Draw
@@ -72,6 +73,8 @@ class LabelConfig:
     """Ray workers; one per GPU, else one per CPU core, of this machine or the cluster. 0 works in this process, without Ray."""
     batch_size: int = 8
     """Views in a teacher's batch."""
+    shard: str | None = None
+    """Label one of N shares of the run, I/N from 0/N to (N-1)/N: for drivers that share it, each with another I."""
     address: str | None = None
     """A Ray cluster's address; without it, Ray runs on this machine for as long as the command does."""
     threads: int | None = None
@@ -107,6 +110,7 @@ class LabelConfig:
         for teacher in self.chosen:
             found += _problems_of(teacher)
         found += self._draw_problems()
+        found += self._shard_problems()
         from stages.sources.photographs import available_resamplers
 
         if self.resampler not in (None, *available_resamplers()):
@@ -117,6 +121,18 @@ class LabelConfig:
         if not self.stall_timeout_s > 0:
             found.append(f"--stall-timeout-s is {self.stall_timeout_s}, expected more than 0")
         return found
+
+    @property
+    def share(self) -> Shard | None:
+        """The shard that is to be labelled; None where it is the whole run."""
+        return parse_shard(self.shard) if self.shard is not None else None
+
+    def _shard_problems(self) -> list[str]:
+        try:
+            _ = self.share
+        except ValueError as error:
+            return [f"--shard: {error}"]
+        return []
 
     @property
     def draw(self) -> Draw | None:

@@ -50,7 +50,7 @@ class LabelReport:
 
     committed: int
     parts_done: int
-    """Committed in the columns and sources of this drive, by it and before."""
+    """Committed in the columns, sources and shard of this drive, by it and before."""
     parts_total: int
     failures: tuple[manifests.FailureRecord, ...]
     columns_given_up: dict[str, str]
@@ -136,7 +136,7 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
     committed, failures = 0, list[manifests.FailureRecord]()
     if units:
         images = sum(part.images for part in run.parts)
-        with ColumnProgress(columns, images, units, _rejected_before(run, units)) as progress:
+        with ColumnProgress(columns, images, units, _rejected_before(run, units), run.shard) as progress:
             state = _Drive(queue, progress, options.sight_timeout_s)
             # In this order: Ray's start sets a handler of its own for SIGTERM.
             with _pool(columns, len(units), options) as pool, _stop_on_interrupt(queue):
@@ -205,7 +205,8 @@ def _rejected_before(run: OpenRun, units: list[Unit]) -> dict[str, int]:
     """Images that earlier runs of the command rejected, by column; nothing is read where there were none."""
     if len(units) == len(run.parts) * len(run.columns):
         return {}
-    return {column.name: sum(column.rejected.values()) for column in manifests.summarize(run.run_dir).columns}
+    summary = manifests.summarize(run.run_dir, counted=run.shard.has if run.shard else None)
+    return {column.name: sum(column.rejected.values()) for column in summary.columns}
 
 
 @contextmanager

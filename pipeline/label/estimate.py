@@ -16,7 +16,7 @@ from manifests.location import Location
 from pipeline.label.config import LabelConfig
 from pipeline.label.queue import Task
 from pipeline.label.run import open_run, units_left
-from pipeline.label.sources import FoundSource, read_sources
+from pipeline.label.sources import FoundSource, read_sources, recorded_sources
 from pipeline.label.worker import LabelWorker
 from pipeline.progress import duration
 
@@ -38,18 +38,21 @@ class ColumnEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What labelling all sources would take. Memory is the process's peak, and the GPU's where there is one."""
+    """What labelling all sources, or a shard of them, would take. Memory is the process's peak, and the GPU's where there is
+    one."""
 
     images: int
     sampled: int
     workers: int
+    shard: str | None
     columns: tuple[ColumnEstimate, ...]
     peak_memory_gb: float
     peak_gpu_memory_gb: float | None
 
     def __str__(self) -> str:
+        shard = f"shard {self.shard}: " if self.shard else ""
         lines = [
-            f"{self.images} images; measured on {self.sampled} of them, for {self.workers} workers",
+            f"{shard}{self.images} images; measured on {self.sampled} of them, for {self.workers} workers",
             "",
             f"{'column':<12}{'views':>12}{'s/image':>10}{'time':>14}{'GB':>10}{'rejected in sample':>20}",
         ]
@@ -67,25 +70,28 @@ class Estimate:
 
 
 def estimate(config: LabelConfig, workers: int) -> Estimate:
-    """Label an evenly spread sample with every teacher, in this process, and scale what it took to all images.
+    """Label an evenly spread sample with every teacher, in this process, and scale what it took to all images of the shard.
 
     Raises what labelling would raise for bad sources, checkpoints or settings; writes nothing into the run.
     """
-    sources = read_sources(config.sources)
+    sources = read_sources(config.sources or recorded_sources(config.run))
     images = sum(len(content.rows) for _, content in sources)
+    share = _images_of_shard(config, sources)
     sampled = _sample(sources, images)
     with tempfile.TemporaryDirectory(prefix="label-estimate-") as folder:
-        run = open_run(replace(config, run=Path(folder), part_size=_SAMPLE_IMAGES, for_training=()), sampled)
+        run = open_run(replace(config, run=Path(folder), part_size=_SAMPLE_IMAGES, for_training=(), shard=None), sampled)
         run = replace(run, with_patches=config.draw is None or config.draw.patches)
         worker = LabelWorker(config.batch_size, config.threads)
         teachers = {teacher.name: teacher for teacher in run.teachers}
         for unit in units_left(run):
             print(f"dry run: {unit.column}: {len(unit.rows)} of {images} images ...", file=sys.stderr, flush=True)
             worker.do(Task(unit=replace(unit, attempt="sample"), teacher=teachers.get(unit.column)))
-        wanted = _images_drawn(config, sources)
-        columns = tuple(_column(run.run_dir, name, wanted.get(name, images), workers) for name in (c.name for c in run.columns))
+        drawn = _images_drawn(config, sources)
+        wanted = {column.name: drawn.get(column.name, images) * share / max(images, 1) for column in run.columns}
+        columns = tuple(_column(run.run_dir, name, count, workers) for name, count in wanted.items())
     return Estimate(
-        images=images,
+        images=share,
+        shard=config.shard,
         sampled=sum(len(content.rows) for _, content in sampled),
         workers=max(workers, 1),
         columns=columns,
@@ -104,6 +110,17 @@ def _sample(sources: _Sources, images: int) -> _Sources:
         if rows:
             sampled.append((source, replace(content, rows=rows)))
     return tuple(sampled)
+
+
+def _images_of_shard(config: LabelConfig, sources: _Sources) -> int:
+    """How many images there are; in the shard, if there is one."""
+    shard, size = config.share, config.part_size
+    return sum(
+        min(size, len(content.rows) - first)
+        for source, content in sources
+        for number, first in enumerate(range(0, len(content.rows), size))
+        if shard is None or shard.has_number(source.name, number)
+    )
 
 
 def _images_drawn(config: LabelConfig, sources: _Sources) -> dict[str, float]:

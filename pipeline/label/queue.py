@@ -4,6 +4,9 @@
     rejected with the reason and the unit runs without them; where no image fails, or all do and nothing of the column has
     ever gone well, the unit has failed
 
+Where several drivers are at work in a run, they begin it in the same order; once one of them finds a part that another has
+made, it does the rest in an order drawn by itself.
+
 Before any unit, teachers are loaded once and shown a picture; one that nobody can load ends it all before anything is labelled.
 What cannot be read is not rejected but fails: it may be there again tomorrow.
 
@@ -13,6 +16,7 @@ The queue keeps nothing that must survive: whatever it forgets is on disk as a m
 from __future__ import annotations
 
 import errno
+import random
 import secrets
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import manifests
 from manifests.errors import DistillError
+from manifests.location import Location, Url
 from manifests.run import IMAGES
 from stages.labelling.unit import InputChangedError, Unit, UnitResult
 
@@ -63,6 +68,13 @@ class RunNotSharedError(DistillError, RuntimeError):
     """What a machine sees under the run's path is not the run that the driver sees there."""
 
     exit_status = 2
+
+
+def what_machines_need(run_dir: Location) -> str:
+    """What to do where a machine does not see the run."""
+    if isinstance(run_dir, Url):
+        return "all machines must see the run under this URL: compare their settings of the store, such as AWS_ENDPOINT_URL"
+    return "all machines must see the run under this path, so put it on a disk that they share"
 
 
 class WorkerDiedError(DistillError, RuntimeError):
@@ -111,9 +123,12 @@ class LabelQueue:
         max_attempts: int,
         proven: Iterable[str] = (),
         teachers_first: bool = False,
+        seed: int | None = None,
     ) -> None:
         """proven: columns of which parts are committed already, so that neither their teacher nor the machine is to blame.
-        teachers_first: begin by loading each teacher that has units, the first of them last: it is needed next."""
+        teachers_first: begin by loading each teacher that has units, the first of them last: it is needed next.
+        seed: of the order in which units are done once there is another driver; None is another order for each driver."""
+        self._rng, self._is_apart = random.Random(seed), False
         self._proven = set(proven)
         self._to_load: dict[str, Task] = {}
         self._loading: set[str] = set()
@@ -168,6 +183,7 @@ class LabelQueue:
                 if self._is_committed(unit):  # another driver was faster
                     self._unblock(unit)
                     self.elsewhere.append(unit)
+                    self._part_ways()
                     continue
                 self._running[column] += 1
                 alone = (unit.column, unit.part) in self._alone
@@ -219,6 +235,8 @@ class LabelQueue:
             return self._settle_try(task, task.index, outcome)
         if isinstance(outcome, UnitResult):
             self._unblock(task.unit)
+            if not outcome.committed:  # another driver was faster
+                self._part_ways()
             self._proven.add(task.unit.column)
             return [(task.unit, outcome)]
         assert isinstance(outcome, Exception)
@@ -255,6 +273,13 @@ class LabelQueue:
             for waiting in self._blocked.pop(unit.part, []):
                 self._ready[waiting.column].append(waiting)
                 self._blocked_in[waiting.column] -= 1
+
+    def _part_ways(self) -> None:
+        """Do what is left in an order of our own: two drivers with the same one would do each unit twice."""
+        if not self._is_apart:
+            self._is_apart = True
+            for ready in self._ready.values():
+                self._rng.shuffle(ready)
 
     def _retry(self, unit: Unit, error: Exception) -> list[tuple[Unit, Ending]]:
         key = unit.column, unit.part

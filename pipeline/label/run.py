@@ -21,6 +21,7 @@ from manifests.run import IMAGES, RUN_RECORD
 from pipeline.config import resolved
 from pipeline.label.config import LabelConfig
 from pipeline.label.queue import WORKER_TROUBLE, TeacherUnusableError
+from pipeline.label.shard import Shard
 from pipeline.label.sources import FoundSource, RunMismatchError, add_sources, match_sources
 from stages.distillation.draw import Draw
 from stages.label_store.format import LABEL_BITS
@@ -51,6 +52,8 @@ class WantedRun:
     teachers: tuple[TeacherSpec, ...]
     draw: Draw | None = None
     """That of the training that the teachers label for, if it is for one."""
+    shard: Shard | None = None
+    """The part of it that is to be labelled; None is all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class OpenRun:
     drawn: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None
     """The rows to be labelled, by column and part; None is all of them."""
     with_patches: bool = True
+    shard: Shard | None = None
+    """What this command labels of it; None is all."""
     corrections: tuple[str, ...] = ()
     """Which columns' records were replaced, in words."""
     left_out: tuple[str, ...] = ()
@@ -75,9 +80,10 @@ class OpenRun:
 
     @property
     def parts(self) -> list[manifests.PartId]:
-        """The parts of the sources that the command has named."""
+        """The parts of the sources that the command has named, in its shard."""
         names = {source.name for source, _ in self.sources}
-        return [part for part in manifests.parts(self.run) if part.source in names]
+        parts = [part for part in manifests.parts(self.run) if part.source in names]
+        return parts if self.shard is None else [part for part in parts if self.shard.has(part)]
 
     @property
     def source_problems(self) -> tuple[manifests.Problem, ...]:
@@ -107,7 +113,10 @@ def describe_run(config: LabelConfig, found: Sequence[FoundSource]) -> WantedRun
     content |= {"resampler": resampler} if resampler != _RESAMPLER_OF_OLD else {}
     images = manifests.ColumnRecord(name=IMAGES, depth_space=None, fingerprint=content, configuration={})
     record = manifests.RunRecord(
-        seed=config.seed, part_size=config.part_size, plan=asdict(config.plan), configuration=resolved(config)
+        seed=config.seed,
+        part_size=config.part_size,
+        plan=asdict(config.plan),
+        configuration=resolved(replace(config, shard=None)),  # of all who share it
     )
     draw = config.draw
     if draw:
@@ -119,6 +128,7 @@ def describe_run(config: LabelConfig, found: Sequence[FoundSource]) -> WantedRun
         columns=(images, *(_column(*teacher, content) for teacher in examined)),
         teachers=tuple(spec for spec, _ in examined),
         draw=draw,
+        shard=config.share,
     )
 
 
@@ -197,6 +207,7 @@ def enter_run(wanted: WantedRun, found: Sequence[FoundSource], *, alone: bool = 
         records=_digests(run_dir, wanted.columns),
         drawn=_drawn(run, wanted),
         with_patches=wanted.draw is None or wanted.draw.patches,
+        shard=wanted.shard,
         corrections=tuple(
             f"{manifests.column_record_path(run_dir, name)}: corrected, nothing of it was committed: {'; '.join(words)}"
             for name, words in differing.items()
@@ -338,15 +349,18 @@ def units_left(run: OpenRun) -> list[Unit]:
     return units
 
 
-def drop_second_chances(run_dir: Location) -> None:
-    """Take parts out of a run whose images were rejected for what happened to their worker, so that they are made again.
+def drop_second_chances(run_dir: Location, shard: Shard | None = None) -> None:
+    """Take parts out of a run, or of a shard, whose images were rejected for what happened to their worker, so that they are
+    made again.
 
     A part of `images` takes the teachers' parts along, which were made without those images.
     """
-    columns = [column.name for column in manifests.load_run(run_dir).columns]
+    run = manifests.load_run(run_dir)
+    columns = [column.name for column in run.columns]
+    own = {part.name for part in manifests.parts(run) if shard is None or shard.has(part)}
     chosen: dict[tuple[str, str], str] = {}
     for column in columns:
-        for part in manifests.committed_parts(run_dir, column):
+        for part in own & manifests.committed_parts(run_dir, column):
             images = manifests.load_part(run_dir, column, part).images
             kinds = {image.problem.kind for image in images if image.problem} & WORKER_TROUBLE
             for name in (columns if column == IMAGES else [column]) if kinds else ():

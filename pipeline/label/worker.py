@@ -15,7 +15,7 @@ import torch
 
 import manifests
 from pipeline.label.pool import threads_for
-from pipeline.label.queue import RunNotSharedError, Task, TeacherUnusableError
+from pipeline.label.queue import RunNotSharedError, Task, TeacherUnusableError, what_machines_need
 from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import Unit, UnitResult
 from stages.labelling.units import label_images_part, label_teacher_part, try_image
@@ -145,7 +145,7 @@ def require_run(unit: Unit) -> None:
             seen = f"has sha256 {found}" if found else "is not there"
             raise RunNotSharedError(
                 f"{place.shown(name)} on {os.uname().nodename} is not the driver's: it {seen}, expected {expected}; "
-                "all machines must see the run under this path, so put it on a disk that they share"
+                f"{what_machines_need(unit.run_dir)}"
             )
 
 

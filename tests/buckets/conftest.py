@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import urllib.request
 from collections.abc import Iterator
 from itertools import count
@@ -13,6 +14,9 @@ import pytest
 from manifests.bucket_store import TIMEOUT_VARIABLE, put
 from manifests.location import Url
 from tests.buckets.proxy import FaultProxy
+from tests.faults.conftest import five, uninterrupted, zygote
+
+__all__ = ["five", "uninterrupted", "zygote"]
 
 _numbers = count()
 
@@ -52,6 +56,11 @@ def proxy(_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
 def bucket(proxy: FaultProxy) -> Url:
     """A folder in the bucket that nobody else has."""
     return Url(f"s3://bucket/test-{next(_numbers)}")
+
+
+def settings() -> dict[str, str]:
+    """What a process finds the store by, for one that was started before the test."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "BUCKET_"))}
 
 
 def upload(folder: Path, url: Url) -> Url:

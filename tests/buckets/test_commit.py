@@ -64,6 +64,10 @@ def test_an_answer_that_is_cut_or_refused_is_asked_for_again(bucket: Url, proxy:
     assert place_of(bucket).read("a", limit_bytes=1 << 20) == content
     with place_of(bucket).open("a") as stream:
         assert stream.read() == content
+    for listed in (place_of(bucket).entries, place_of(bucket).tree):
+        proxy.forget()
+        proxy.trouble = _first(trouble, "GET", times=2)
+        assert [entry.name for entry in listed("")] == ["a"]
 
 
 def test_writers_in_a_storm_each_learn_the_truth(bucket: Url, proxy: FaultProxy) -> None:

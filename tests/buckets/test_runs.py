@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,17 @@ from safetensors.torch import load_file
 
 import manifests
 from manifests.__main__ import main as inspect
-from manifests.bucket_store import get, put
+from manifests.bucket_store import TIMEOUT_VARIABLE, get, put
 from manifests.facts import part_digest
 from manifests.location import Url
 from manifests.part_cache import FetchedDamagedError, PartCache
 from manifests.place import place_of
 from pipeline.label.command import label
 from pipeline.label.command import main as label_main
+from pipeline.label.queue import RunNotSharedError
+from pipeline.label.run import describe_run, enter_run, units_left
+from pipeline.label.sources import read_sources
+from pipeline.label.worker import require_run
 from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
 from stages.label_store import open_run
@@ -160,3 +166,29 @@ def test_commands_say_what_they_cannot_do_with_a_url(
     with pytest.raises(SystemExit):
         train_main(["--run", str(bucket / "run"), "--output", "student", "--preset", "demo"])
     assert f"cache: none given, but {bucket}/run is read through a folder" in capsys.readouterr().err
+
+
+class _Elsewhere(BaseHTTPRequestHandler):
+    """A store that has nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_machine_whose_environment_leads_to_another_store_does_not_label(
+    bucket: Url, monkeypatch: pytest.MonkeyPatch, checkpoints: Path, scenes_tar: Path
+) -> None:
+    config = replace(label_config(Path("unused"), (str(scenes_tar),), checkpoints), run=bucket / "run")
+    unit = units_left(enter_run(describe_run(config, found := read_sources(config.sources)), found))[0]
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{other.server_address[1]}")
+        monkeypatch.setenv(TIMEOUT_VARIABLE, "19")  # the store is opened anew, as in another process
+        with pytest.raises(RunNotSharedError, match=r"run\.json on .* it is not there, expected .*; all .* under this URL: "):
+            require_run(unit)
+        other.shutdown()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import manifests
+from manifests.location import Location
 from tests.faults.steps import Fault, to_environment
 
 _ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ class Ended(NamedTuple):
     output: str
 
 
-def label_arguments(run: Path, source: Path, checkpoints: Path, *more: str) -> list[str]:
+def label_arguments(run: Location, source: Path, checkpoints: Path, *more: str) -> list[str]:
     """Arguments that label `source` with the small teachers, two images to a part."""
     teachers = [
         [f"--{name}.checkpoint", str(checkpoints / name), f"--{name}.licence", "Apache-2.0"]
@@ -104,14 +105,26 @@ class Zygote:
         self._process.communicate()
 
     def start(
-        self, arguments: Sequence[object], faults: Sequence[Fault] = (), call: str = "pipeline.label.command:main"
+        self,
+        arguments: Sequence[object],
+        faults: Sequence[Fault] = (),
+        call: str = "pipeline.label.command:main",
+        *,
+        variables: Mapping[str, str] | None = None,
     ) -> int:
-        """The id of a process that calls a function: by default, with one list of arguments, the command."""
+        """The id of a process that calls a function: by default, with one list of arguments, the command. `variables` are
+        added to its environment."""
         self._count += 1
         marks = self._folder / f"marks{self._count}"
         marks.mkdir()
-        asked = {"call": call, "faults": to_environment(faults, marks), "output": str(self._folder / str(self._count))}
-        pid = self._ask(asked | {"arguments": [arguments] if call == "pipeline.label.command:main" else arguments})
+        asked = {
+            "call": call,
+            "faults": to_environment(faults, marks),
+            "output": str(self._folder / str(self._count)),
+            "environment": dict(variables or {}),
+            "arguments": [arguments] if call == "pipeline.label.command:main" else arguments,
+        }
+        pid = self._ask(asked)
         (self._folder / f"{pid}.output").symlink_to(asked["output"])
         return pid
 

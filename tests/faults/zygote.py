@@ -1,7 +1,8 @@
 """A process that has imported all that labelling needs and forks for each run: a real process in no time.
 
-Reads lines of JSON from stdin. `{"call": "module:function", "arguments", "faults", "output"}` calls function(*arguments) in a
-forked process, whose id is answered; `{"wait": id}` waits for it and answers its exit status, or minus its signal.
+Reads lines of JSON from stdin. `{"call": "module:function", "arguments", "faults", "output", "environment"}` calls
+function(*arguments) in a forked process, whose id is answered; `{"wait": id}` waits for it and answers its exit status, or
+minus its signal.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def _child(request: dict[str, Any]) -> int:
         output = os.open(request["output"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        os.environ.update(request["environment"])
         install_from_environment(request["faults"])
         module, _, function = request["call"].partition(":")
         status = getattr(importlib.import_module(module), function)(*request["arguments"])
