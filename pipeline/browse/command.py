@@ -130,7 +130,7 @@ def _remove_former(images: Path, wanted: set[str]) -> None:
             shutil.rmtree(folder)
 
 
-def _originals(run_dir: Path, run: OpenRun) -> Original:
+def _originals(place: Path, run: OpenRun) -> Original:
     """Opens photographs where they were labelled, whole or as far as they go."""
     sources = {
         source.source: Source(name=source.source, kind=source.source_kind, location=Path(source.location))
@@ -143,7 +143,7 @@ def _originals(run_dir: Path, run: OpenRun) -> Original:
     def found_in(name: str) -> dict[str, CatalogueRow]:
         """By key. The rows of a Parquet file are those of the run's table, which knows the column."""
         of_run = sources[name].kind == "parquet"
-        rows = read_rows(run_dir, catalogues[name]) if of_run else read_source(sources[name]).rows
+        rows = read_rows(place, catalogues[name]) if of_run else read_source(sources[name]).rows
         return {row.key: row for row in rows}
 
     def original(source: str, key: str) -> Image.Image:

@@ -173,7 +173,7 @@ def score_all(
     except ModelError as error:
         failures.append(str(error))
     sets = []
-    for benchmark in config.benchmark:
+    for benchmark in config.sets:
         output = config.output or (None if benchmark == "scenes" else _DEFAULT_OUTPUT)
         spaces: list[DepthSpace] = list(dict.fromkeys(model.space for model in models.values()))
         for space in spaces:

@@ -117,7 +117,7 @@ def _photographs(
             target = output / inside if inside.startswith(f"{given.stem}/") else output / given.stem / inside
             yield Photograph(path=given, name=name, target=target, member=row, images=images, index=index)
         else:
-            message = f"its name in the {source.kind} file leads out of a folder, so no result is named after it"
+            message = f"its name in the {source.kind} leads out of a folder, so no result is named after it"
             problems.append(manifests.Problem(kind="unsafe_name", where=name, message=message))
 
 
