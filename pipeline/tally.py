@@ -30,6 +30,7 @@ class Tally:
             mininterval=0.5,
         )
         self._about: Mapping[str, str] = {}
+        self._said: int | None = None
         self._begun = self._last_line = time.monotonic()
 
     def done(self, count: int = 1, **about: str) -> None:
@@ -50,12 +51,12 @@ class Tally:
     def close(self, *, last_line: bool = True) -> None:
         """Leaves the last bar as it is, or the last line."""
         self._bar.close()
-        if self._lines and last_line:
+        if self._lines and last_line and self._said != self._done:
             self._print_line()
         self._lines = False
 
     def _print_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._said = time.monotonic(), self._done
         rate = (self._done - self._initial) / max(self._last_line - self._begun, 1e-3)
         parts = [f"{self._what}: {self._done}/{self._total} {self._unit}"]
         if rate > 0 and self._done < self._total:
