@@ -124,6 +124,7 @@ class ColumnProgress:
         column = self._columns[unit.column]
         column.done += len(unit.rows)
         column.own += len(unit.rows)
+        column.partly = max(column.partly - len(unit.rows), 0.0)  # it was among those at work
         self._show(column)
         self.tick()
 

@@ -75,7 +75,7 @@ def test_images_are_shown_as_they_are_done_before_their_part_is_committed(
 ):
     monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
     photos = write_photos(tmp_path / "photos", range(4))
-    config = label_config(tmp_path / "run", (str(photos),), checkpoints, part_size=4, batch_size=1)
+    config = label_config(tmp_path / "run", (str(photos),), checkpoints, part_size=2, batch_size=1)
     assert not label(config).failures
     lines = capsys.readouterr().err.splitlines()
     for column in ("images", "primary", "assistant"):
