@@ -91,6 +91,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "pipeline/report/training.py",
         "pipeline/show/command.py",
     ),
+    "what there is of a demo": ("pipeline/demo/plan.py",),
     "configuration": ("pipeline/config.py",),
     "a folder for a sample's run, which is thrown away whole": ("pipeline/label/estimate.py",),
     "processes, in /proc": ("pipeline/label/ray_pool.py",),

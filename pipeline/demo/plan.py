@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import manifests
 from manifests.errors import DistillError
-from manifests.run import IMAGES, RUN_RECORD
+from manifests.run import IMAGES
 from pipeline.demo.config import DemoConfig
 from pipeline.train.setup import WEIGHTS
 from pipeline.whole import duration
@@ -93,11 +93,8 @@ def _rendered(config: DemoConfig) -> int:
 
 def _labelled(config: DemoConfig) -> int:
     """Images that the teachers have labelled or rejected, each by each; none where there is no run that can be read."""
-    run = config.output / "run"
-    if not manifests.place_of(run).exists(RUN_RECORD):
-        return 0
     try:
-        columns = [column for column in manifests.summarize(run).columns if column.name != IMAGES]
-    except DistillError:
-        return 0  # labelling says what is wrong with it
+        columns = [column for column in manifests.summarize(config.output / "run").columns if column.name != IMAGES]
+    except (DistillError, OSError):
+        return 0  # labelling says what is wrong, if anything is
     return sum(column.labelled + sum(column.rejected.values()) for column in columns)

@@ -187,21 +187,8 @@ HELP = HelpPage(
         "of each model on each, with the protocol behind each number."
     ),
     first=(
-        *(
-            "model",
-            "benchmark",
-            "data",
-            "lists",
-            "pairs",
-            "depth_scale",
-            "protocol",
-            "output",
-            "scenes",
-            "network_px",
-            "device",
-            "batch_size",
-        ),
-        *("json_file", "markdown", "config"),
+        *("model", "benchmark", "data", "lists", "pairs", "protocol", "output"),
+        *("scenes", "network_px", "device", "batch_size", "json_file", "markdown", "config"),
     ),
     examples=(
         ("python -m pipeline.evaluate --model students/mine --scenes 32", "On 32 rendered scenes, which need no data"),
