@@ -8,13 +8,15 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHONDONTWRITEBYTECODE :=
-# Errors only: on a machine with package folders of its own, pip warns of each package that is not in each of them.
 # Not compiled: of some 18,000 files 3,000 are ever imported, which Python compiles then, where the environment lets it.
-INSTALL := $(BIN)/pip install --quiet --quiet --no-compile --constraint constraints.txt
+# What pip says is shown where it fails, and only then.
+INSTALL = set -e; echo "Installing into .venv; the first time that takes minutes."; said=$$(mktemp); \
+	$(BIN)/pip install --progress-bar off --no-compile --constraint constraints.txt $(1) > $$said 2>&1 || \
+	{ cat $$said; rm $$said; exit 1; }; rm $$said
 
 .PHONY: demo test campaign explore check constraints clean
 demo: .venv/installed
-	$(BIN)/python -m pipeline.demo
+	@$(BIN)/python -m pipeline.demo
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not campaign" --numprocesses 2 --dist loadfile
@@ -41,12 +43,12 @@ clean:
 	rm -rf .venv demo
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(INSTALL) --editable .
-	touch $@
+	@$(call INSTALL,--editable .)
+	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(INSTALL) --editable ".[dev]"
-	touch $@
+	@$(call INSTALL,--editable ".[dev]")
+	@touch $@

@@ -340,18 +340,12 @@ def list_column(run_dir: Location, column: str, *, with_states: bool = False) ->
     """
     place, folder = place_of(run_dir), column_dir(Path(), column).as_posix()
     found = place.states(folder) if with_states else dict.fromkeys(entry.name for entry in place.entries(folder))
-    manifests, states, failures, zarrs = set[str](), dict[str, str](), set[str](), set[str]()
-    for name, state in found.items():
-        if name.startswith(".") or name == COLUMN_RECORD:
-            continue
-        if name.endswith(ZARR_SUFFIX):
-            zarrs.add(name)
-        elif name.endswith(FAILURE_SUFFIX):
-            failures.add(name.removesuffix(FAILURE_SUFFIX))
-        elif name.endswith(MANIFEST_SUFFIX):
-            manifests.add(part := name.removesuffix(MANIFEST_SUFFIX))
-            if state is not None:
-                states[part] = state
+    names = [name for name in found if name[0] != "." and name != COLUMN_RECORD]
+    zarrs = {name for name in names if name.endswith(ZARR_SUFFIX)}
+    failures = {name.removesuffix(FAILURE_SUFFIX) for name in names if name.endswith(FAILURE_SUFFIX)}
+    of_parts = [name for name in names if name.endswith(MANIFEST_SUFFIX) and not name.endswith(FAILURE_SUFFIX)]
+    manifests = {name.removesuffix(MANIFEST_SUFFIX) for name in of_parts}
+    states = {name.removesuffix(MANIFEST_SUFFIX): state for name in of_parts if (state := found[name]) is not None}
     return ColumnListing(manifests=manifests, failures=failures, zarrs=zarrs, states=states)
 
 

@@ -14,8 +14,10 @@ import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 from manifests.agreement import PairAgreement, compared_pairs, digest_of_parts, read_overview
 from manifests.facts import ColumnFacts, column_facts
@@ -35,6 +37,7 @@ from manifests.run import (
     read_run,
 )
 from manifests.schema import ColumnRecord, DepthSpace
+from manifests.totals import has_totals, read_totals, totals_key, write_totals
 from manifests.workers import in_order
 
 _NAMED_REJECTIONS, _NAMED_FAR_APART = 20, 5
@@ -150,7 +153,7 @@ def summarize(run_dir: Location, *, workers: int = 1, counted: Counted | None = 
     and WorkerDiedError; other damage is in the summary.
     """
     run, unread = read_run(run_dir)
-    catalogued = images_of_parts(run)
+    parts_total = sum(-(-source.images // run.part_size) for source in run.sources)
     damage = [_first_lines(error) for error in unread.values()]
     damage += [f"{run_dir}/columns/{name}: {message}" for name, message in foreign_columns(run_dir, run, unread).items()]
     source_problems: list[SourceProblems] = []
@@ -159,7 +162,8 @@ def summarize(run_dir: Location, *, workers: int = 1, counted: Counted | None = 
             example = f"{found[0].where}: {found[0].message}"
             kinds = dict(Counter(problem.kind for problem in found))
             source_problems.append(SourceProblems(source=source.source, kinds=kinds, example=example))
-    workers = min(workers, len(run.columns)) if len(catalogued) >= _WORTH_A_PROCESS else 1
+    known = all(has_totals(run_dir, column.name) for column in run.columns)  # then it takes less than to start a process
+    workers = min(workers, len(run.columns)) if parts_total >= _WORTH_A_PROCESS and not known else 1
     columns = tuple(
         in_order((partial(_summarize_column, run_dir, column, run, counted) for column in run.columns), workers, bunch=1)
     )
@@ -170,8 +174,8 @@ def summarize(run_dir: Location, *, workers: int = 1, counted: Counted | None = 
     )
     return RunSummary(
         run_dir=str(run_dir),
-        parts_total=len(catalogued),
-        images_total=sum(catalogued.values()),
+        parts_total=parts_total,
+        images_total=sum(source.images for source in run.sources),
         sources_total=len(run.sources),
         columns=columns,
         source_problems=tuple(source_problems),
@@ -209,12 +213,34 @@ def _rejections(run_dir: Location, column: str) -> list[str]:
 
 
 def _summarize_column(run_dir: Location, column: ColumnRecord, run: Run, counted: Counted | None) -> ColumnSummary:
-    catalogued = images_of_parts(run)  # sooner made than sent to a process
     damage: dict[str, str] = {}
     try:
         listing = list_column(run_dir, column.name, with_states=True)
     except OSError as error:
         listing, damage[""] = ColumnListing(), _first_lines(error)
+    if counted:
+        return _counted(run_dir, column, run, listing, damage, counted)
+    key = totals_key(run, column, listing)
+    if totals := read_totals(run_dir, column.name, key):
+        with suppress(TypeError):  # of another version
+            values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in totals.items()}
+            return ColumnSummary(**values)
+    summary = _counted(run_dir, column, run, listing, damage)
+    if key and not summary.damage:
+        write_totals(run_dir, column.name, key, asdict(summary))
+    return summary
+
+
+def _counted(
+    run_dir: Location,
+    column: ColumnRecord,
+    run: Run,
+    listing: ColumnListing,
+    damage: dict[str, str],
+    counted: Counted | None = None,
+) -> ColumnSummary:
+    """A column in numbers, from what each of its manifests says."""
+    catalogued = images_of_parts(run)  # sooner made than sent to a process
     done, refused = _accounted(run_dir, column.name, column_facts(run_dir, column.name, listing), catalogued)
     damage |= refused
     unknown = tuple(f"{name}." for name in damage)  # no telling which folders a damaged manifest names

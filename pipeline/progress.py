@@ -1,7 +1,8 @@
 """Progress that a person can trust: per column, images done of total, rate, expected end, rejected, failed.
 
-A bar per column on a terminal; elsewhere a plain line a minute for each column in which something has changed. What earlier
-runs of the command did counts as done, and never as speed.
+A bar per column on a terminal; elsewhere a plain line a minute for each column in which something has changed. Images count as
+they are done, before their part is committed; those of a part that fails are taken off again. What earlier runs of the command
+did counts as done, and never as speed.
 """
 
 from __future__ import annotations
@@ -16,29 +17,45 @@ from typing import NoReturn, Self
 
 from tqdm import tqdm
 
+from manifests.run import IMAGES
+from pipeline.whole import duration, note
 from stages.labelling.unit import Unit, UnitResult
 
-_LINE_EVERY_S = 60.0
-_RATE_OVER = 32  # parts
+LINE_EVERY_S = 60.0
+_RATE_OVER = 64
+"""Moments in which something had been done since the last one."""
 
 
 @dataclass
 class _Column:
-    """One column's tally; `ends` holds (time, images) of the latest parts, from which the rate is taken."""
+    """One column's tally. done: images whose part has ended. partly: those of parts at work. own: of both, what this command
+    did; `moments` holds it with its time, from which the rate is taken."""
 
     bar: tqdm[NoReturn]
     total: int
     done: int
     rejected: int
     failed: int = 0
+    partly: float = 0.0
+    own: int = 0
     said: int | None = None
     """How many were done when its last line was printed."""
-    ends: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_RATE_OVER))
+    moments: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_RATE_OVER))
+
+    def shown(self) -> int:
+        """Images done, whole ones, those of parts at work among them."""
+        return min(self.done + int(self.partly), self.total)
+
+    def look(self) -> None:
+        """Notes the time, where something has been done since."""
+        own = self.own + self.partly
+        if not self.moments or own >= self.moments[-1][1] + 1:
+            self.moments.append((time.monotonic(), own))
 
     def rate(self) -> float:
-        """Images per second over the latest parts; 0 before the first one has ended."""
-        (since, _), (until, _) = self.ends[0], self.ends[-1]
-        return sum(images for _, images in list(self.ends)[1:]) / (until - since) if until > since else 0.0
+        """Images per second of late; 0 before the first one."""
+        (since, before), (until, own) = self.moments[0], self.moments[-1]
+        return max(own - before, 0.0) / (until - since) if until > since else 0.0
 
 
 class ColumnProgress:
@@ -68,7 +85,7 @@ class ColumnProgress:
             self._columns[name] = _Column(bar=bar, total=total, done=done, rejected=rejected.get(name, 0))
         self._last_line = 0.0
         for column in self._columns.values():
-            column.ends.append((time.monotonic(), 0))
+            column.look()
         if any(column.done for column in self._columns.values()):
             self.tick()  # a resumed run shows at once where it stands
 
@@ -86,39 +103,59 @@ class ColumnProgress:
         """Another driver has committed a unit; that is no speed of ours."""
         column = self._columns[unit.column]
         column.done += len(unit.rows)
-        column.bar.update(len(unit.rows))
+        self._show(column)
 
     def failed(self, unit: Unit) -> None:
         """A unit has had its last attempt."""
         self._columns[unit.column].failed += len(unit.rows)
         self._advance(unit)
 
+    def partly(self, images: Mapping[str, float]) -> None:
+        """Images done of the parts that are at work now, by column; called often."""
+        for name, column in self._columns.items():
+            column.partly = images.get(name, 0.0)
+            column.look()
+            if column.shown() != column.bar.n:
+                self._show(column)
+
     def tick(self) -> None:
         """Called often; prints the plain lines when they are due."""
-        if not self._on_terminal and time.monotonic() - self._last_line > _LINE_EVERY_S:
+        if not self._on_terminal and time.monotonic() - self._last_line > LINE_EVERY_S:
             self._print_lines()
 
     def _advance(self, unit: Unit) -> None:
         column = self._columns[unit.column]
         column.done += len(unit.rows)
-        column.ends.append((time.monotonic(), len(unit.rows)))
-        column.bar.set_postfix(rejected=column.rejected, failed=column.failed, refresh=False)
-        column.bar.update(len(unit.rows))
+        column.own += len(unit.rows)
+        column.partly = max(column.partly - len(unit.rows), 0.0)  # it was among those at work
+        self._show(column)
         self.tick()
+
+    def _show(self, column: _Column) -> None:
+        """Its bar, which may go back."""
+        whole = self._note()
+        column.bar.n = column.shown()
+        tally = f"rejected={column.rejected}, failed={column.failed}"
+        column.bar.set_postfix_str(f"{tally}, {whole}" if whole else tally, refresh=False)
+        column.bar.refresh()
+
+    def _note(self) -> str:
+        """What is left of all, where this is one step of several. Teachers count; pictures alone take little."""
+        teachers = [column for name, column in self._columns.items() if name != IMAGES] or list(self._columns.values())
+        return note(sum(column.shown() / max(column.total, 1) for column in teachers) / max(len(teachers), 1))
 
     def _print_lines(self) -> None:
         self._last_line = time.monotonic()
-        for name, column in self._columns.items():
-            if column.said == column.done:
-                continue
-            column.said = column.done
+        changed = {name: column for name, column in self._columns.items() if column.said != column.shown()}
+        for name, column in changed.items():
+            column.said = done = column.shown()
             rate = column.rate()
-            left = f", {duration((column.total - column.done) / rate)} left" if rate and column.done < column.total else ""
+            left = f", {duration((column.total - done) / rate)} left" if rate and done < column.total else ""
             speed = f", {rate:.2f} images/s" if rate else ""
             tally = f"{column.rejected} rejected, {column.failed} failed"
-            print(
-                f"{self._label} {name}: {column.done}/{column.total} images{speed}{left}; {tally}", file=sys.stderr, flush=True
-            )
+            print(f"{self._label} {name}: {done}/{column.total} images{speed}{left}; {tally}", file=sys.stderr, flush=True)
+        if changed and (whole := self._note()):
+            print(whole, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -128,11 +165,3 @@ class ColumnProgress:
             column.bar.close()
         if not self._on_terminal and error is None:
             self._print_lines()
-
-
-def duration(seconds: float) -> str:
-    """Such as 45 s, 12 min, 3 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

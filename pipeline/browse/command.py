@@ -28,12 +28,13 @@ from pipeline.browse.page import GalleryContent, gallery_page, script, style_she
 from pipeline.browse.sample import draw_sample
 from pipeline.config import answer_version, at_least, folder_problems, url_problems
 from pipeline.exits import DONE, REFUSED, say
+from pipeline.label.sources import read_rows
 from pipeline.tally import Tally
 from stages.label_store import OpenRun, open_run
 from stages.sources.catalogue import read_images, read_source
 from stages.sources.kinds import KINDS
 from stages.sources.photographs import PictureRejectedError, decode_upright
-from stages.sources.source import Source
+from stages.sources.source import CatalogueRow, Source
 
 _PROGRAM = "pipeline.browse"
 _PAGE, _STYLE, _SCRIPT, _IMAGES = "index.html", "gallery.css", "gallery.js", "images"
@@ -90,7 +91,7 @@ def browse(config: BrowseConfig) -> None:
     sample = draw_sample(config.run, images=config.images, worst=config.worst, rejected=config.rejected, seed=config.seed)
     if not sample.numbers:
         raise RefusedError(f"{config.run}: found no image to show, expected one: label photographs into the run first")
-    original, entries = _originals(run) if config.originals else None, []
+    original, entries = _originals(config.run, run) if config.originals else None, []
     with Tally("browse", len(sample.numbers), "images") as tally:
         for number in sample.numbers:
             entries.append(_written(config.output, run, number, original))
@@ -129,14 +130,21 @@ def _remove_former(images: Path, wanted: set[str]) -> None:
             shutil.rmtree(folder)
 
 
-def _originals(run: OpenRun) -> Original:
+def _originals(place: Path, run: OpenRun) -> Original:
     """Opens photographs where they were labelled, whole or as far as they go."""
     sources = {
         source.source: Source(name=source.source, kind=source.source_kind, location=Path(source.location))
         for source in run.images.run.sources
         if source.source_kind in KINDS
     }
-    found_in = cache(lambda source: {row.key: row for row in read_source(sources[source]).rows})
+    catalogues = {source.source: source for source in run.images.run.sources}
+
+    @cache
+    def found_in(name: str) -> dict[str, CatalogueRow]:
+        """By key. The rows of a Parquet file are those of the run's table, which knows the column."""
+        of_run = sources[name].kind == "parquet"
+        rows = read_rows(place, catalogues[name]) if of_run else read_source(sources[name]).rows
+        return {row.key: row for row in rows}
 
     def original(source: str, key: str) -> Image.Image:
         if source not in sources or key not in found_in(source):

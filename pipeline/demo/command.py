@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import manifests
 from pipeline.demo.config import DemoConfig, read_command
+from pipeline.demo.plan import LABEL, RENDER, REPORT, SCORE, TRAIN, expected_steps, seconds_of_a_scene
 from pipeline.demo.report import ASSISTANT, PRIMARY, DemoRun, write_demo_report
 from pipeline.evaluate.command import evaluate_models, format_table, protocol
 from pipeline.exits import say
@@ -32,9 +32,11 @@ from pipeline.label.config import DEMO_CHECKPOINTS, LabelConfig, default_workers
 from pipeline.label.config import PRESETS as LABEL_PRESETS
 from pipeline.label.sources import RunMismatchError
 from pipeline.report.training import AFTER, BEFORE
+from pipeline.tally import Tally
 from pipeline.train.command import TrainConfig, TrainingInterruptedError, train
 from pipeline.train.config import PRESETS as TRAIN_PRESETS
 from pipeline.train.state import OutputMismatchError
+from pipeline.whole import Whole
 from stages.evaluation.metrics import DepthMetrics, mean_metrics
 from stages.evaluation.rendered import HELD_OUT_SEED, SCENE_SIDE_PX, SceneResult
 from stages.label_store import encode_picture
@@ -47,14 +49,19 @@ _SCENES_PER_TAR = 48
 
 
 class _Timings(dict[str, float]):
-    """Seconds by step, each counted while its block runs."""
+    """Seconds by step, each counted while its block runs; says at its beginning how much of all steps is left."""
+
+    def __init__(self, whole: Whole, steps: int) -> None:
+        super().__init__()
+        self._whole, self._steps = whole, steps
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        print(f"{name} ...", flush=True)
-        started = time.perf_counter()
-        yield
-        self[name] = time.perf_counter() - started
+        with self._whole.step(name):
+            print(f"\nStep {len(self) + 1} of {self._steps}: {name.lower()} ({self._whole.note(0)})", flush=True)
+            started = time.perf_counter()
+            yield
+            self[name] = time.perf_counter() - started
 
 
 _PROGRAM = "pipeline.demo"
@@ -77,8 +84,10 @@ def run(config: DemoConfig) -> int:
 
 
 def _demo(config: DemoConfig) -> int:
-    timings = _Timings()
-    with timings.step("Rendering scenes"):
+    plan = expected_steps(config, seconds_of_a_scene())
+    print(plan.describe(), flush=True)
+    timings = _Timings(Whole("demo", plan.seconds), len(plan.seconds))
+    with timings.step(RENDER):
         sources = render_tars(config.output / "photos", config.scenes)
     label_config = LabelConfig(
         run=config.output / "run",
@@ -88,7 +97,7 @@ def _demo(config: DemoConfig) -> int:
         workers=config.workers,
         **LABEL_PRESETS["demo"],
     )
-    with timings.step("Labelling with both teachers"):
+    with timings.step(LABEL):
         report = label(label_config)
     if report.interrupted:
         raise KeyboardInterrupt
@@ -105,7 +114,7 @@ def _demo(config: DemoConfig) -> int:
         seed=config.seed,
         **{**TRAIN_PRESETS["demo"], "steps": config.steps},
     )
-    with timings.step("Training the student"):
+    with timings.step(TRAIN):
         train(train_config)
     models = {
         PRIMARY: DEMO_CHECKPOINTS / "primary",
@@ -114,9 +123,9 @@ def _demo(config: DemoConfig) -> int:
         AFTER: train_config.output,
     }
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + config.held_out)
-    with timings.step("Scoring on held-out scenes"):
+    with timings.step(SCORE):
         results = _scores(config.output / "scores.json", models, seeds)
-    with timings.step("Writing the report"):
+    with timings.step(REPORT):
         run = DemoRun(
             label=label_config, train=train_config, models=models, results=results, seeds=seeds, examples=config.examples
         )
@@ -137,7 +146,7 @@ def render_tars(folder: Path, scenes: int, *, first: int = FIRST_PHOTO_SEED, sid
     total = sum(len(seeds) for _, seeds in missing)
     if not missing:
         return paths
-    with ProcessPoolExecutor(default_workers()) as pool, tqdm(total=total, desc="render", unit="scene") as bar:
+    with ProcessPoolExecutor(default_workers()) as pool, Tally("render", total, "scenes") as tally:
         for path, seeds in missing:
             aside = path.with_suffix(".part")
             with tarfile.open(aside, "w") as tar:
@@ -145,7 +154,7 @@ def render_tars(folder: Path, scenes: int, *, first: int = FIRST_PHOTO_SEED, sid
                     member = tarfile.TarInfo(f"{seed}.jpg")
                     member.size = len(jpeg)
                     tar.addfile(member, io.BytesIO(jpeg))
-                    bar.update()
+                    tally.done()
             aside.replace(path)
     return paths
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from stages.evaluation.published import Table
 from stages.evaluation.rendered import CONTEXT_PX, HELD_OUT_SEED
 
 SetName = Literal[BenchmarkName, "scenes"]
+DepthKind = Literal["depth", "disparity"]
 _SUFFIXES = (".csv", ".parquet")
 
 
@@ -29,12 +31,26 @@ class ScoringConfig:
     model: tuple[str, ...]
     """Folders of checkpoints, ids on the hub, or functions of your own, as in my_module:load=CHECKPOINT (docs/labelling.md).
     All are held at once on the device."""
-    benchmark: tuple[SetName, ...] = ("scenes",)
-    """What to score on."""
+    benchmark: tuple[SetName, ...] = ()
+    """What to score on. None: --pairs, and without them scenes."""
     data: tuple[Path, ...] = ()
     """The benchmarks' folders or tars in the order of --benchmark, or one folder that holds one named after each."""
     lists: Annotated[tuple[Path, ...], tyro.conf.arg(name="list")] = ()
     """List files in the order of --benchmark; otherwise found in the data or beside them."""
+    pairs: tuple[Path, ...] = ()
+    """Sets of your own: folders of pictures with true depth (rgb/NAME.jpg and depth/NAME.png, or NAME.jpg and NAME_depth.png,
+    .npy, .tif or .pfm), or lists of two columns."""
+    depth_scale: float | None = None
+    """In --pairs: how many units of their depth files are a metre (of disparity: 1/m). None is 1000 for integers, 1 for
+    floats."""
+    depth_kind: DepthKind = "depth"
+    """In --pairs: what their depth files hold."""
+    depth_min_m: float = 1e-3
+    """In --pairs: true depth counts above this, in metres; predictions are clipped to it."""
+    depth_max_m: float | None = None
+    """In --pairs: true depth counts below this, in metres; predictions are clipped to it. None is no bound."""
+    depth_invalid: float | None = None
+    """In --pairs: a number in depth files that is no measurement; 0, negative numbers, NaN and infinity are none either."""
     protocol: Literal["auto", ProtocolName] = "auto"
     """auto is marigold-disparity for disparity models and marigold-depth for depth models."""
     output: Path | None = None
@@ -72,6 +88,16 @@ class ScoringConfig:
         return self.network_px if isinstance(self.network_px, int) else None
 
     @property
+    def own(self) -> dict[str, Path]:
+        """The sets of --pairs by name: that of the folder or list after `pairs-`, so that none is taken for a benchmark."""
+        return {f"pairs-{path.resolve().name if path.is_dir() else path.stem}": path for path in self.pairs}
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """All that is scored on, in order."""
+        return (*(self.benchmark or (() if self.pairs else ("scenes",))), *self.own)
+
+    @property
     def public(self) -> list[BenchmarkName]:
         """The benchmarks that need data."""
         return [name for name in self.benchmark if name != "scenes"]
@@ -97,8 +123,9 @@ class ScoringConfig:
 
         unknown = [name for name in self.model if not (Path(name).is_dir() or is_hub_id(name) or own_function(name))]
         found += [f"--model {name}: no such folder, and not a hub id of the form owner/name" for name in unknown]
-        if not self.benchmark or len(set(self.benchmark)) < len(self.benchmark):
-            found.append(f"--benchmark is {' '.join(self.benchmark)!r}, expected one or more names, each once")
+        if len(set(self.benchmark)) < len(self.benchmark):
+            found.append(f"--benchmark is {' '.join(self.benchmark)!r}, expected names, each once")
+        found += self._problems_of_pairs()
         if len(self.data) != len(self.public) and not (self.public and len(self.data) == 1):
             wanted = f"{len(self.public)} benchmarks, expected a path for each, or one folder for all"
             found.append(f"--data: {len(self.data)} paths for {wanted}")
@@ -110,6 +137,20 @@ class ScoringConfig:
             found.append("--network-square: expected --network-px with the side of the square, such as 700")
         if self.device.startswith("cuda") and not cuda_is_here():
             found.append(f"--device is {self.device}, but torch sees no CUDA device here; use cpu or auto")
+        return found
+
+    def _problems_of_pairs(self) -> list[str]:
+        found = [f"--pairs {path}: not there" for path in self.pairs if not path.exists()]
+        if len(self.own) < len(self.pairs):
+            found.append(f"--pairs: two of {', '.join(map(str, self.pairs))} have one name; rename one")
+        fields = ("depth_scale", "depth_kind", "depth_min_m", "depth_max_m", "depth_invalid")
+        changed = [name for name in fields if getattr(self, name) != getattr(ScoringConfig, name)]
+        if changed and not self.pairs:
+            found.append(f"--{changed[0].replace('_', '-')}: for --pairs alone, and none are given")
+        if self.depth_scale is not None and not 0 < self.depth_scale < math.inf:
+            found.append(f"--depth-scale is {self.depth_scale}, expected units per metre, more than 0")
+        if not 0 < self.depth_min_m < (self.depth_max_m or math.inf):
+            found.append(f"--depth-min-m is {self.depth_min_m}, expected more than 0 and less than --depth-max-m")
         return found
 
 
@@ -146,11 +187,15 @@ HELP = HelpPage(
         "of each model on each, with the protocol behind each number."
     ),
     first=(
-        *("model", "benchmark", "data", "lists", "protocol", "output", "scenes", "network_px", "device", "batch_size"),
-        *("json_file", "markdown", "config"),
+        *("model", "benchmark", "data", "lists", "pairs", "protocol", "output"),
+        *("scenes", "network_px", "device", "batch_size", "json_file", "markdown", "config"),
     ),
     examples=(
         ("python -m pipeline.evaluate --model students/mine --scenes 32", "On 32 rendered scenes, which need no data"),
+        (
+            "python -m pipeline.evaluate --model students/mine --pairs my-scans/ --depth-scale 1000 --depth-max-m 10",
+            "On pictures with depth of your own",
+        ),
         (
             "python -m pipeline.evaluate --model students/neither students/both --benchmark eth3d diode "
             "--data benchmarks/ --table 2",

@@ -11,11 +11,12 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from pipeline.evaluate.config import ScoringConfig, SetName
+from pipeline.evaluate.config import ScoringConfig
 from stages.depth_space import DepthSpace, is_disparity
 from stages.evaluation.benchmarks import Benchmark, BenchmarkSample, input_picture, open_benchmark
 from stages.evaluation.metrics import DISPARITY_FLOOR, DepthMetrics, depth_metrics
-from stages.evaluation.protocols import ProtocolName, refuse_space
+from stages.evaluation.pairs import DepthUnits, Pairs, open_pairs
+from stages.evaluation.protocols import BenchmarkName, ProtocolName, refuse_space
 from stages.evaluation.rendered import (
     CONTEXT_PX,
     HELD_OUT_SEED,
@@ -84,9 +85,9 @@ class EvaluationSet(Protocol):
 
 
 class PublicBenchmark:
-    """A benchmark as `open_benchmark` gives it."""
+    """A benchmark as `open_benchmark` gives it, or a set of one's own."""
 
-    def __init__(self, benchmark: Benchmark, space: DepthSpace) -> None:
+    def __init__(self, benchmark: Benchmark | Pairs, space: DepthSpace) -> None:
         """Raises ValueError where predictors of this space cannot be scored under the benchmark's protocol."""
         refuse_space(benchmark.rules, space)
         self._benchmark = benchmark
@@ -156,15 +157,29 @@ def scenes_protocol(seeds: Sequence[int], space: DepthSpace, input_px: int = CON
     )
 
 
-def open_set(config: ScoringConfig, name: SetName, space: DepthSpace) -> EvaluationSet:
-    """A set for models of one depth space. Raises ValueError where it cannot be evaluated, with every problem found."""
+def open_set(config: ScoringConfig, name: str, space: DepthSpace) -> EvaluationSet:
+    """A set for models of one depth space, by one of the names in `sets`.
+
+    Raises ValueError where it cannot be evaluated, with every problem found.
+    """
     if name == "scenes":
         return RenderedScenes(range(config.seed_start, config.seed_start + config.scenes), space, config.input_px)
-    place = config.public.index(name)
+    protocol = default_protocol(space) if config.protocol == "auto" else config.protocol
+    if name in config.own:
+        units = DepthUnits(
+            kind=config.depth_kind,
+            scale=config.depth_scale,
+            min_m=config.depth_min_m,
+            max_m=config.depth_max_m,
+            invalid=config.depth_invalid,
+        )
+        return PublicBenchmark(open_pairs(config.own[name], name, protocol=protocol, units=units), space)
+    public: BenchmarkName = next(each for each in config.public if each == name)
+    place = config.public.index(public)
     benchmark = open_benchmark(
-        name,
-        find_data(config.data[place if len(config.data) > 1 else 0], name),
-        protocol=default_protocol(space) if config.protocol == "auto" else config.protocol,
+        public,
+        find_data(config.data[place if len(config.data) > 1 else 0], public),
+        protocol=protocol,
         list_file=config.lists[place] if config.lists else None,
     )
     data = PublicBenchmark(benchmark, space)

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from pipeline.evaluate.cache import PredictionStore, picture_key
 from pipeline.evaluate.config import ScoringConfig
 from pipeline.evaluate.data import EvaluationSet, open_set
+from pipeline.tally import Tally
 from stages.depth_space import DepthSpace
 from stages.evaluation.benchmarks import BenchmarkSample
 from stages.models.batches import Predictor, in_batches
@@ -173,7 +173,7 @@ def score_all(
     except ModelError as error:
         failures.append(str(error))
     sets = []
-    for benchmark in config.benchmark:
+    for benchmark in config.sets:
         output = config.output or (None if benchmark == "scenes" else _DEFAULT_OUTPUT)
         spaces: list[DepthSpace] = list(dict.fromkeys(model.space for model in models.values()))
         for space in spaces:
@@ -224,7 +224,7 @@ def evaluate_set(
         weight_of=lambda _: sizes.largest_px,
         most=_MOST_PX,
     )
-    with tqdm(total=len(data.names), desc=data.name, unit="img", disable=not progress) as bar:
+    with Tally(data.name, len(data.names), "img", show=progress) as bar:
         answers = _answers(_readable(questions, outcome.problems, bar), models, outcome.failures, batch, bar)
         mark = partial(_mark, score, store, keys)
         marked = ahead(
@@ -266,17 +266,17 @@ def _ask(data: EvaluationSet, store: PredictionStore, keys: Mapping[str, str], s
     return question
 
 
-def _readable(questions: Iterable[_Question | str], problems: list[str], bar: tqdm) -> Iterator[_Question]:
+def _readable(questions: Iterable[_Question | str], problems: list[str], bar: Tally) -> Iterator[_Question]:
     for question in questions:
         if isinstance(question, str):
             problems.append(question)
-            bar.update()
+            bar.done()
         else:
             yield question
 
 
 def _answers(
-    questions: Iterable[_Question], models: Sequence[EvaluatedModel], failures: dict[str, str], batch: int, bar: tqdm
+    questions: Iterable[_Question], models: Sequence[EvaluatedModel], failures: dict[str, str], batch: int, bar: Tally
 ) -> Iterator[_Answer]:
     """Every model's predictions, kept or new; pictures of equal shape go together."""
     batches = in_batches(
@@ -298,7 +298,7 @@ def _answers(
                 names = ", ".join(question.sample.name for question in asked)  # that were shown to it together
                 about = "" if isinstance(error, ModelError) else f"{model.name}: {names}: "
                 failures[model.name] = f"{about}{error}"
-        bar.update(len(asked))
+        bar.done(len(asked))
 
 
 def _predict(model: EvaluatedModel, asked: Sequence[_Question]) -> Iterator[_Answer]:

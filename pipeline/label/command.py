@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import manifests
+from manifests.checker import printable
 from pipeline.demo_notice import DEMO_CHECKPOINTS, ONLY_SCENES
 from pipeline.exits import INTERRUPTED, PROBLEMS, exit_status, say
 from pipeline.label.config import LabelConfig, read_command
@@ -26,7 +27,7 @@ from pipeline.label.run import (
     refuse_replaced,
     units_left,
 )
-from pipeline.label.sources import read_sources, recorded_sources
+from pipeline.label.sources import columns_taken, read_sources, recorded_sources
 
 _PROBLEMS_SHOWN = 20
 _PROGRAM = "pipeline.label"
@@ -63,6 +64,8 @@ def label(config: LabelConfig) -> LabelReport:
 def label_run(config: LabelConfig) -> tuple[OpenRun, LabelReport]:
     """The same, with the run as it was opened."""
     found = read_sources(config.sources or recorded_sources(config.run))
+    for line in columns_taken(found):
+        print(printable(line), file=sys.stderr)
     wanted = describe_run(config, found)
     correcting = needs_correction(wanted)
     try:

@@ -43,8 +43,9 @@ class LabelConfig:
     run: AnyLocation
     """The run's folder, or its URL in a bucket (s3://bucket/runs/mine); made where missing, continued where it exists."""
     sources: tuple[str, ...] = ()
-    """Tars, brace patterns (shards-{0000..0099}.tar), globs and folders of photographs, on disk or in a bucket. None: those
-    that the run has."""
+    """Tars, Parquet files, brace patterns (shards-{0000..0099}.tar), globs and folders of photographs, on disk or in a bucket,
+    and @LIST, a file of paths, one a line. FILE.parquet?column=NAME says which column has the images. None: those that the
+    run has."""
     add_new_files: bool = False
     """Take in the files that were added to a folder since the run was made, as a further source of the run."""
     preset: str = "paper"
@@ -98,7 +99,7 @@ class LabelConfig:
         """Every value that cannot be accepted, in words."""
         found = folder_problems("--run", self.run)
         if not self.sources and not found and not manifests.place_of(self.run).exists(RUN_RECORD):
-            found.append("--sources: none given; expected tars, brace patterns, globs or folders")
+            found.append("--sources: none given; expected tars, Parquet files, brace patterns, globs, folders or @lists")
         found += [f"--plan: {problem}" for problem in self.plan.problems()]
         if unknown := [name for name in self.columns if name not in self.teachers]:
             found.append(f"--columns: {', '.join(unknown)}: no such teacher; expected some of {', '.join(self.teachers)}")

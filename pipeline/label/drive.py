@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +95,7 @@ class _Drive:
                 return
             for task, outcome in pool.wait(timeout_s=1):
                 self._take_in(pool, task, outcome)
+            self.progress.partly(pool.partly())
             self._count_elsewhere()
             self.progress.tick()
 
@@ -139,7 +140,7 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
         with ColumnProgress(columns, images, units, _rejected_before(run, units), run.shard) as progress:
             state = _Drive(queue, progress, options.sight_timeout_s)
             # In this order: Ray's start sets a handler of its own for SIGTERM.
-            with _pool(columns, len(units), options) as pool, _stop_on_interrupt(queue):
+            with _pool(columns, len(units), options, progress) as pool, _stop_on_interrupt(queue):
                 state.run(pool)
             if not queue.stopping:
                 state.end(queue.give_up_blocked())
@@ -155,10 +156,16 @@ def drive(run: OpenRun, units: list[Unit], options: DriveOptions) -> LabelReport
     )
 
 
-def _pool(columns: Sequence[str], most_workers: int, options: DriveOptions) -> AbstractContextManager[Pool[Any]]:
+def _pool(
+    columns: Sequence[str], most_workers: int, options: DriveOptions, progress: ColumnProgress
+) -> AbstractContextManager[Pool[Any]]:
+    def tell(images: Mapping[str, float]) -> None:
+        progress.partly(images)
+        progress.tick()
+
     arguments = (options.batch_size, options.decode_threads)
     if options.workers == 0:
-        return InProcessPool(columns, arguments)
+        return InProcessPool(columns, arguments, tell)
     from pipeline.label.ray_pool import RayPool  # takes a second, and `--workers 0` needs no Ray
 
     return RayPool(

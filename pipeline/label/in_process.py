@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,10 +21,18 @@ class _Slot:
 
 
 class InProcessPool:
-    """`pipeline.label.pool.Pool` with one worker, which works while the driver waits for it."""
+    """`pipeline.label.pool.Pool` with one worker, which works while the driver waits for it.
 
-    def __init__(self, columns: Sequence[str], arguments: tuple[int, int | None]) -> None:
-        self._worker = LabelWorker(*arguments)
+    tell: called meanwhile with the images done of the part at work, by its column.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        arguments: tuple[int, int | None],
+        tell: Callable[[Mapping[str, float]], None] | None = None,
+    ) -> None:
+        self._worker = LabelWorker(*arguments, tell=(lambda unit, images: tell({unit.column: images})) if tell else None)
         self._columns = list(columns)
         self._slots = [_Slot()]
 
@@ -59,6 +67,9 @@ class InProcessPool:
 
     def release(self, slot: _Slot) -> None:
         self._slots.remove(slot)
+
+    def partly(self) -> dict[str, float]:
+        return {}  # while the driver asks, no part is at work
 
     def wait(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
         """Does the task, however long it takes."""

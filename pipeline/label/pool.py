@@ -16,6 +16,13 @@ class Resources(NamedTuple):
     num_gpus: float | None
 
 
+class Pulse(NamedTuple):
+    """A worker's sign of life from a task: seconds since it last got on, and images, or shares of them, that are done."""
+
+    silence_s: float
+    images: float
+
+
 _LEAST_THREADS, _MOST_THREADS = 2, 16
 
 
@@ -78,6 +85,10 @@ class Pool(Protocol[SlotT]):
 
     def release(self, slot: SlotT) -> None:
         """End an idle worker for good, so that others can have what it holds."""
+        ...
+
+    def partly(self) -> dict[str, float]:
+        """Images done of the parts that are at work, by column, as far as it is known."""
         ...
 
     def wait(self, timeout_s: float) -> list[tuple[Task, Outcome]]:

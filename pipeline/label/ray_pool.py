@@ -18,7 +18,7 @@ import ray
 import ray.exceptions
 
 from manifests.run import IMAGES
-from pipeline.label.pool import PoolError, Resources, threads_for
+from pipeline.label.pool import PoolError, Pulse, Resources, threads_for
 from pipeline.label.queue import (
     Outcome,
     RunNotSharedError,
@@ -33,6 +33,9 @@ from pipeline.ray_start import start_ray
 from stages.labelling.unit import InputChangedError
 
 _PULSES_PER_TIMEOUT = 10
+_PULSE_EVERY_S = 1.0
+"""For the progress that is shown; of many workers, so many that the driver has 50 answers a second to read."""
+_WORKERS_PER_S = 50
 _DEATHS_AT_START = 5
 _MAKE_WAY_AFTER_S = 10.0
 _END_TIMEOUT_S = 60.0
@@ -52,6 +55,8 @@ class Slot:
     """Columns whose teacher could not be loaded here."""
     pulse: ray.ObjectRef | None = None
     asked_at: float = 0.0
+    images: dict[str, float] = field(default_factory=dict)
+    """Done of its tasks, by their attempts, as it last said."""
 
     @property
     def at_work(self) -> list[Task]:
@@ -142,6 +147,14 @@ class RayPool:
         ray.kill(slot.actor)
         self._slots.remove(slot)
 
+    def partly(self) -> dict[str, float]:
+        """Images done of the parts that are at work, by column, as workers last said."""
+        images: dict[str, float] = {}
+        for slot in self._slots:
+            for unit in (task.unit for task in slot.at_work if task.index is None):
+                images[unit.column] = images.get(unit.column, 0.0) + slot.images.get(unit.attempt, 0.0)
+        return images
+
     def wait(self, timeout_s: float) -> list[tuple[Task, Outcome]]:
         """Tasks that have ended since, and how; waits up to `timeout_s` for the first one. Replaces workers that are gone."""
         pending = {reference: slot for slot in self._slots for reference in (slot.starting, *slot.tasks) if reference}
@@ -226,17 +239,20 @@ class RayPool:
         """Ends the workers that have stood still for too long, or no longer answer."""
         stalled: list[tuple[Task, Outcome]] = []
         now = time.monotonic()
+        every_s = min(max(_PULSE_EVERY_S, len(self._slots) / _WORKERS_PER_S), self._stall_timeout_s / _PULSES_PER_TIMEOUT)
         for slot in [slot for slot in self._slots if slot.tasks]:
             if slot.pulse is None:
-                if now - slot.asked_at > self._stall_timeout_s / _PULSES_PER_TIMEOUT:
+                if now - slot.asked_at > every_s:
                     slot.pulse, slot.asked_at = slot.actor.pulse.remote(), now
                 continue
             if ray.wait([slot.pulse], timeout=0)[0]:
                 try:
-                    silent_s = ray.get(slot.pulse)
+                    pulses: dict[str, Pulse] = ray.get(slot.pulse)
                 except ray.exceptions.RayError:
                     continue  # it died; the next wait says so
                 slot.pulse, slot.asked_at = None, now
+                slot.images = {attempt: pulse.images for attempt, pulse in pulses.items()}
+                silent_s = {attempt: pulse.silence_s for attempt, pulse in pulses.items()}
                 hanging = {attempt: self._silence(s) for attempt, s in silent_s.items() if s > self._stall_timeout_s}
                 stalled += self._lose(slot, hanging) if hanging else []
             elif (silence_s := now - slot.asked_at) > self._stall_timeout_s:  # even the thread that answers stands still

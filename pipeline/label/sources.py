@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from manifests.place import place_of
 from manifests.run import IMAGES
 from stages.sources.buckets import find_urls
 from stages.sources.catalogue import (
+    COLUMN_SIGN,
     SourceNotFoundError,
     cross_source_problems,
     expand_sources,
@@ -35,6 +36,7 @@ from stages.sources.catalogue import (
     take_name,
 )
 from stages.sources.kinds import KINDS
+from stages.sources.lists import SIGN
 from stages.sources.source import CatalogueRow, Source, SourceContent
 
 _READERS = 8  # sources catalogued at a time: over a network the time goes into waiting
@@ -77,11 +79,29 @@ def read_sources(patterns: Sequence[str]) -> tuple[FoundSource, ...]:
 
 
 def recorded_sources(run_dir: Location) -> tuple[str, ...]:
-    """Where the sources of a run were when they were added, each once. Raises SourceNotFoundError for one that is gone."""
-    places = tuple(dict.fromkeys(source.location for source in manifests.load_run(run_dir).sources))
+    """What names the sources of a run, where they were when they were added, each once, as `--sources` takes it.
+
+    Raises SourceNotFoundError for one that is gone.
+    """
+    sources = manifests.load_run(run_dir).sources
+    places = dict.fromkeys(source.location for source in sources)
     if gone := [place for place in places if not is_url(place) and not Path(place).exists()]:
         raise SourceNotFoundError(f"{', '.join(gone)}: nothing there, where the run had it; name its place by --sources")
-    return places
+    return tuple(dict.fromkeys(_named(run_dir, source) for source in sources))
+
+
+def _named(run_dir: Location, source: manifests.Catalogue) -> str:
+    if source.source_kind == "list":
+        return SIGN + source.location
+    if source.source_kind == "parquet" and (rows := read_rows(run_dir, source)):
+        return source.location + COLUMN_SIGN + rows[0].member.rpartition("[")[0]
+    return source.location
+
+
+def columns_taken(found: Sequence[FoundSource]) -> list[str]:
+    """A line for each column of Parquet files that the images come from."""
+    count = Counter(source.column for source, _ in found if source.column is not None)
+    return [f"images are the column {column!r} of {number} Parquet files" for column, number in count.items()]
 
 
 def match_sources(

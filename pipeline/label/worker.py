@@ -6,15 +6,16 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import manifests
-from pipeline.label.pool import threads_for
+from pipeline.label.pool import Pulse, threads_for
 from pipeline.label.queue import RunNotSharedError, Task, TeacherUnusableError, what_machines_need
 from stages.labelling.teacher import TeacherSpec
 from stages.labelling.unit import Unit, UnitResult
@@ -28,16 +29,22 @@ _FIRST_PICTURE_PX = 64
 
 
 class WallClock:
-    """The volatile fields of a manifest, counted from the clock's creation; remembers its last beat."""
+    """The volatile fields of a manifest, counted from the clock's creation; remembers its last beat, and the images done.
 
-    def __init__(self, device: str = "cpu") -> None:
-        self._device = device
+    tell: called at each beat with the images done so far.
+    """
+
+    def __init__(self, device: str = "cpu", tell: Callable[[float], None] | None = None) -> None:
+        self._device, self._tell, self.images = device, tell, 0.0
         self._started = self._last_beat = time.monotonic()
         self._waits = False
 
-    def beat(self) -> None:
-        """The unit has made progress."""
+    def beat(self, images: float = 0.0) -> None:
+        """The unit has made progress: so many images, or shares of them."""
         self._last_beat = time.monotonic()
+        self.images += images
+        if self._tell:
+            self._tell(self.images)
 
     def silence_s(self) -> float:
         """Seconds since the last beat; 0 for who waits for its turn."""
@@ -70,10 +77,17 @@ class LabelWorker:
     The teacher is at work for one of them at a time; the other one reads its first photographs meanwhile, or writes its last
     labels. As an actor it has a third thread for `pulse`. device: where teachers work; by itself a worker takes a GPU where
     there is one. threads: for photographs, and as many more for labels; by itself those that
-    the machine has for each GPU.
+    the machine has for each GPU. tell: called with a unit and the images done of it, from the thread that does it.
     """
 
-    def __init__(self, batch_size: int, threads: int | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        threads: int | None = None,
+        device: str | None = None,
+        tell: Callable[[Unit, float], None] | None = None,
+    ) -> None:
+        self._tell = tell
         keep_freed_memory()
         self._batch_sizes: dict[str, int] = {}
         self._batch_size = batch_size
@@ -83,9 +97,9 @@ class LabelWorker:
         self._loading, self._at_work = threading.Lock(), threading.Lock()
         self._clocks: dict[str, WallClock] = {}
 
-    def pulse(self) -> dict[str, float]:
-        """Seconds without a sign of life from each task at work, by its attempt; none while a teacher is loaded."""
-        return {attempt: clock.silence_s() for attempt, clock in list(self._clocks.items())}
+    def pulse(self) -> dict[str, Pulse]:
+        """The sign of life of each task at work, by its attempt; none while a teacher is loaded."""
+        return {attempt: Pulse(clock.silence_s(), clock.images) for attempt, clock in list(self._clocks.items())}
 
     def do(self, task: Task) -> UnitResult | None:
         """Bring a unit to its commit, or see whether an image or a teacher can be tried; whatever goes wrong is raised.
@@ -99,7 +113,8 @@ class LabelWorker:
             require_run(task.unit)  # what is held now is not changed any more
             with self._loading:
                 teacher = self._load(task.teacher, task.unit) if task.teacher else None
-            clock = self._clocks[task.unit.attempt] = WallClock(self._device)
+            tell = partial(self._tell, task.unit) if self._tell and task.index is None else None
+            clock = self._clocks[task.unit.attempt] = WallClock(self._device, tell)
             try:
                 if task.only_teacher:
                     return _show_a_picture(teacher, task.unit) if teacher else None

@@ -22,7 +22,8 @@ class PredictConfig:
     RENAMED: ClassVar = {"batch": "batch_size", "long_side": "network_px"}
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN...")]
-    """Photographs, folders of them with all folders below, tars, globs, and brace patterns (shards-{0000..0099}.tar)."""
+    """Photographs, folders of them with all folders below, tars, Parquet files (?column=NAME where several have images), globs,
+    brace patterns (shards-{0000..0099}.tar), and @LIST, a file of paths, one a line."""
     model: str
     """A student or a teacher: a folder, a hub id, or a function of your own, as in my_module:load=CHECKPOINT."""
     output: Path
@@ -65,7 +66,7 @@ class PredictConfig:
         """Every value that cannot be accepted, in words."""
         found = at_least(self, {"network_px": 8, "tile": 32, "batch_size": 1, "threads": 1, "steps": 1, "ensemble": 1})
         if not self.inputs:
-            found.append("IN: none given; expected photographs, folders or tars of them, or globs")
+            found.append("IN: none given; expected photographs, folders, tars or Parquet files of them, globs or @lists")
         if not 0.05 <= self.tile_overlap <= 0.9:
             what = "a share of a tile's side from 0.05, below which seams show, to 0.9"
             found.append(f"--tile-overlap is {self.tile_overlap}, expected {what}")

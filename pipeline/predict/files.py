@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path, PurePosixPath
@@ -25,10 +25,12 @@ import manifests
 from manifests.errors import DistillError, RefusedError
 from stages.depth_space import DepthSpace
 from stages.prediction import encode_color_jpeg, encode_depth_png, png_text, require_map
-from stages.sources.catalogue import read_source
-from stages.sources.kinds import KINDS, kind_of
+from stages.sources.catalogue import SourceImages, expand_sources, read_source, split_column
+from stages.sources.kinds import kind_of
+from stages.sources.lists import SIGN
+from stages.sources.parquet import files_of
 from stages.sources.photographs import IMAGE_SUFFIXES, stated_pixels
-from stages.sources.source import CatalogueRow, Source
+from stages.sources.source import CatalogueRow, Source, SourceContent
 from stages.threads import ahead
 
 MAP, VALUES, COLOR = ".png", ".npy", ".color.jpg"
@@ -36,7 +38,6 @@ MAP, VALUES, COLOR = ".png", ".npy", ".color.jpg"
 _VOUCHED = {VALUES: "npy_sha256", COLOR: "color_sha256"}
 """Where the PNG's text has the digest of each file that was written with it."""
 _SHOWN = 10
-_TAR = "tar"
 _PIXELS_PER_BYTE = 4
 _PNG_END = b"IEND\xaeB`\x82"
 
@@ -54,18 +55,21 @@ class Photograph:
     """A picture to predict, its name for people, and the path of its results, to which their suffixes are added."""
 
     path: Path
-    """Its file, or the tar that it lies in."""
+    """Its file, or the tar or Parquet file that it lies in."""
     name: str
     target: Path
     member: CatalogueRow | None = None
-    """Where in its tar."""
+    """Where in its tar or Parquet file."""
+    images: SourceImages | None = None
+    """All that lie there, if it lies in one; `index` is its own number among them."""
+    index: int = 0
 
     def read(self) -> bytes:
         """Its file's bytes. Raises OSError where they cannot be read, or are not those that were found."""
-        return self.path.read_bytes() if self.member is None else KINDS[_TAR].read(self.path, self.member)
+        return self.path.read_bytes() if self.images is None else self.images.read(self.index)
 
     def pixels(self) -> int:
-        """About how many it has, 0 where its header does not say; of one in a tar a guess from its size, and not too few."""
+        """About how many it has, 0 where its header does not say; of one inside a file a guess from its size, and not few."""
         return stated_pixels(self.path) if self.member is None else self.member.size_bytes * _PIXELS_PER_BYTE
 
     def result(self, suffix: str) -> Path:
@@ -82,24 +86,13 @@ def find_photographs(inputs: Sequence[Path], output: Path) -> tuple[list[Photogr
     """
     found: list[Photograph] = []
     problems: list[manifests.Problem] = []
-    inputs = _expanded(inputs)
-    for given in inputs:
-        kind = kind_of(given)
-        if kind is None:
-            found.append(Photograph(path=given, name=str(given), target=output / given.name))
-            continue
-        content = read_source(Source(name=str(given), kind=kind, location=given))
-        for row in content.rows:
-            name = f"{given}/{row.key}"
-            if kind != _TAR:
-                found.append(Photograph(path=given / row.member, name=name, target=output / row.member))
-            elif stays_below(row.member):
-                found.append(Photograph(path=given, name=name, target=output / given.stem / row.member, member=row))
-            else:
-                message = "its name in the tar leads out of a folder, so no result is named after it"
-                problems.append(manifests.Problem(kind="unsafe_name", where=name, message=message))
+    inputs, sources = _expanded(inputs)
+    found += [Photograph(path=given, name=str(given), target=output / given.name) for given in inputs if kind_of(given) is None]
+    for source in sources:
+        content = read_source(source)
+        found += _photographs(source, content, output, problems)
         for problem in content.problems:
-            where = problem.where if problem.kind == "no_images" else f"{given}/{problem.where}"
+            where = problem.where if problem.kind == "no_images" else f"{source.location}/{problem.where}"
             problems.append(dataclasses.replace(problem, where=where))
     if not found:
         looked_for = f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}, in any case, in these and all folders below"
@@ -108,21 +101,55 @@ def find_photographs(inputs: Sequence[Path], output: Path) -> tuple[list[Photogr
     return _unique(found), problems
 
 
-def _expanded(inputs: Sequence[Path]) -> list[Path]:
-    """What there is of files, folders, globs and brace patterns. Raises PredictError that lists those of which nothing is."""
-    found, missing = [], []
+def _photographs(
+    source: Source, content: SourceContent, output: Path, problems: list[manifests.Problem]
+) -> Iterator[Photograph]:
+    """Those of a source, each with the path of its results; one whose name leads elsewhere is a problem."""
+    assert isinstance(source.location, Path)
+    given, images = source.location, SourceImages(source, content.rows)
+    for index, row in enumerate(content.rows):
+        name = f"{given}/{row.key}"
+        if source.kind == "folder":
+            yield Photograph(path=given / row.member, name=name, target=output / row.member)
+        elif source.kind == "list":
+            yield Photograph(path=given.parent / row.member, name=str(given.parent / row.member), target=output / row.key)
+        elif stays_below(inside := row.member if source.kind == "tar" else row.key):
+            target = output / inside if inside.startswith(f"{given.stem}/") else output / given.stem / inside
+            yield Photograph(path=given, name=name, target=target, member=row, images=images, index=index)
+        else:
+            message = f"its name in the {source.kind} leads out of a folder, so no result is named after it"
+            problems.append(manifests.Problem(kind="unsafe_name", where=name, message=message))
+
+
+def _expanded(inputs: Sequence[Path]) -> tuple[list[Path], list[Source]]:
+    """What there is of photographs, and of what holds more. Raises PredictError that lists those of which nothing is."""
+    found, sources, missing = [], [], []
     for given in inputs:
+        text, column = split_column(str(given))
+        if column or text.startswith(SIGN):
+            sources += expand_sources([str(given)])
+            continue
         try:
-            patterns = [str(given)] if given.exists() else list(braceexpand(str(given)))
+            patterns = [text] if given.exists() else list(braceexpand(text))
         except ValueError:  # a brace without its partner stands for itself
-            patterns = [str(given)]
+            patterns = [text]
         for pattern in patterns:
             matches = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))
             found += map(Path, matches)
             missing += [] if matches else [pattern]
     if missing:
         raise PredictError(_listed("nothing there", missing))
-    return found
+    if urls := [str(source.location) for source in sources if not isinstance(source.location, Path)]:
+        raise PredictError(_listed("photographs to predict are files on this machine, not URLs", urls))
+    return found, [source for path in found if kind_of(path) for source in _sources(path)] + sources
+
+
+def _sources(path: Path) -> list[Source]:
+    """A path of some kind as sources: itself under its own name, or the Parquet files that it stands for."""
+    kind = kind_of(path)
+    if kind == "parquet" or (kind == "folder" and files_of(path)):
+        return expand_sources([str(path)])
+    return [Source(name=str(path), kind=str(kind), location=path)]
 
 
 def stays_below(name: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any, Self
 
 import torch
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
+from pipeline.tally import Tally
 from pipeline.train.config import TrainConfig
 from pipeline.train.state import truncate_metrics
 from stages.distillation.batch import Batch
@@ -35,30 +34,28 @@ class ProgressLine:
     """Loss terms, images/s, share of waiting for data and expected end: a bar on a terminal, elsewhere a line now and then."""
 
     def __init__(self, config: TrainConfig, *, show: bool = True) -> None:
-        self._batch_size, self._seen = config.batch_size, False
-        self._bar = tqdm(
-            total=config.steps * config.batch_size,
-            unit="img",
-            desc="train",
-            mininterval=0.5 if sys.stderr.isatty() else 20,
-            disable=not show,
-        )
+        self._batch_size, self._images, self._shown = config.batch_size, config.steps * config.batch_size, show
+        self._tally: Tally | None = None
+        self._done = 0
 
     def show(self, line: Mapping[str, Any]) -> None:
         """A step's line of metrics.jsonl; steps may be left out. What was done before the first one is no speed of ours."""
-        if not self._seen:
-            self._seen, self._bar.initial, self._bar.n = True, line["step"] * self._batch_size, line["step"] * self._batch_size
+        if self._tally is None:
+            self._done = line["step"] * self._batch_size
+            self._tally = Tally("train", self._images, "img", initial=self._done, show=self._shown)
         terms = {short: f"{line[name]:.3f}" for short, name in _SHOWN.items()}
         masked = {"masked": f"{share:.0%}"} if (share := line.get("masked_share", 0)) >= _WORTH_SAYING else {}
-        self._bar.set_postfix({**terms, **masked, "data wait": f"{line['data_wait_share']:.0%}"}, refresh=False)
-        self._bar.update((line["step"] + 1) * self._batch_size - self._bar.n)
+        done = (line["step"] + 1) * self._batch_size
+        self._tally.done(done - self._done, **{**terms, **masked, "data wait": f"{line['data_wait_share']:.0%}"})
+        self._done = done
         if line["output_zero_share"] > _DYING and line["step"] % 100 == 0:
             found = f"step {line['step']}: {line['output_zero_share']:.0%} of the student's output is exactly 0"
-            self._bar.write(f"{found}; its head may be dying", file=sys.stderr)
+            self._tally.write(f"{found}; its head may be dying")
 
     def close(self) -> None:
-        """Leave the last line as it is."""
-        self._bar.close()
+        """Leave the last bar as it is."""
+        if self._tally:
+            self._tally.close()
 
 
 class TrainingLog:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Shaped, UInt8
 from PIL import Image
 
 from manifests.errors import DistillError
@@ -141,6 +141,23 @@ def decode_npy(content: bytes, name: str) -> Float32[np.ndarray, "h w"]:
     if array.dtype != np.float32 or array.ndim != 2:
         raise BenchmarkError(f"{name}: {array.dtype} of shape {array.shape}, expected float32 of shape (h, w) or (h, w, 1)")
     return array
+
+
+def decode_any_npy(content: bytes, name: str) -> Shaped[np.ndarray, "h w"]:
+    """The numbers of a .npy of shape (h, w), (h, w, 1) or (1, h, w), of any kind of integer or float."""
+    array = _loaded(content, name)
+    array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "iuf":
+        raise BenchmarkError(f"{name}: {array.dtype} of shape {array.shape}, expected integers or floats of shape (h, w)")
+    return array
+
+
+def decode_grey(content: bytes, name: str) -> Shaped[np.ndarray, "h w"]:
+    """The numbers of a grey PNG or TIFF, or of a PFM, of whatever width."""
+    image = _decoded(content, name, ("PNG", "TIFF", "PPM"))
+    if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+        raise BenchmarkError(f"{name}: a picture of Pillow's mode {image.mode}, expected grey: numbers, not colours of them")
+    return np.asarray(image)
 
 
 def decode_mask(content: bytes, name: str) -> Bool[np.ndarray, "h w"]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -77,6 +78,10 @@ class Benchmark:
     notes: tuple[str, ...]
     files: BenchmarkFiles
 
+    @property
+    def _name(self) -> BenchmarkName:
+        return cast(BenchmarkName, self.rules.benchmark)
+
     def __len__(self) -> int:
         return len(self.lines)
 
@@ -88,7 +93,7 @@ class Benchmark:
     def read(self, index: int) -> BenchmarkSample:
         """One image. Raises BenchmarkError, naming the file, for whatever is not as expected."""
         line = self.lines[index]
-        if problem := _columns_problem(line, self.rules.benchmark):
+        if problem := _columns_problem(line, self._name):
             raise BenchmarkError(f"{self.list_name}: {problem}")
         rgb = decode_picture(self.files.read(line[0]), line[0])
         depth_m, valid = self._truth(line, rgb.shape[:2])
@@ -109,12 +114,10 @@ class Benchmark:
 
     def check(self) -> tuple[str, ...]:
         """Every problem of the whole list that shows without decoding a picture; none where it can be evaluated."""
-        found = [
-            f"{self.list_name}: {problem}" for line in self.lines if (problem := _columns_problem(line, self.rules.benchmark))
-        ]
+        found = [f"{self.list_name}: {problem}" for line in self.lines if (problem := _columns_problem(line, self._name))]
         if repeated := [name for name, times in Counter(self.names).items() if times > 1]:
             found.append(f"{self.list_name}: {len(repeated)} pictures are listed more than once: {_first(repeated)}")
-        asked = [name for line in self.lines for name in line[: _READ_COLUMNS[self.rules.benchmark]]]
+        asked = [name for line in self.lines for name in line[: _READ_COLUMNS[self._name]]]
         if missing := [name for name in asked if not self.files.has(name)]:
             found.append(
                 f"{len(missing)} of the {len(asked)} files in {self.list_name} are not in {self.files.location}:"
@@ -127,7 +130,7 @@ class Benchmark:
     ) -> tuple[Float32[np.ndarray, "h w"], Bool[np.ndarray, "h2 w2"]]:
         """True depth, and where it is in range or in the mask; sizes are still to be compared."""
         content = self.files.read(line[1])
-        match self.rules.benchmark:
+        match self._name:
             case "diode":
                 return decode_npy(content, line[1]), decode_mask(self.files.read(line[2]), line[2])
             case "eth3d":

@@ -46,7 +46,7 @@ REGIONS: dict[RegionName, Region | None] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRules:
-    """How one benchmark is scored under one protocol.
+    """How one benchmark, or a set of one's own, is scored under one protocol.
 
     align_in: where scale and shift are fitted. valid_min_m, valid_max_m: true depth counts between them, both excluded; None is
     no bound, and where both are None the benchmark's own mask decides. clip_min_m, clip_max_m: what the aligned prediction is
@@ -56,7 +56,7 @@ class BenchmarkRules:
     the number that published figures are of.
     """
 
-    benchmark: BenchmarkName
+    benchmark: str
     protocol: ProtocolName
     align_in: Literal["disparity", "depth"]
     valid_min_m: float | None

@@ -63,8 +63,9 @@ _VERSIONED = ("diffusers", "numcodecs", "numpy", "pillow", "scipy", "torch", "tr
 class Clock(Protocol):
     """All that a unit learns of the world, and the world of it."""
 
-    def beat(self) -> None:
-        """Told after each picture decoded and each batch predicted; a unit that stays long without a beat hangs."""
+    def beat(self, images: float = 0.0) -> None:
+        """Told after each picture decoded and each batch predicted; a unit that stays long without a beat hangs. images: what
+        was done since, in shares of images."""
         ...
 
     def volatile(self, attempt: str, batch_size: int | None) -> manifests.Volatile:
@@ -92,7 +93,7 @@ def label_images_part(unit: Unit, clock: Clock, *, threads: int = 1) -> UnitResu
         with closing(ahead(partial(_picture, unit, images), range(len(unit.rows)), threads=threads, depth=threads)) as decoded:
             for picture in decoded:
                 pictures.append(picture)
-                clock.beat()
+                clock.beat(1)
         missing = (None,) * unit.plan.contexts_per_image
         folder = manifests.place_of(unit.run_dir).new_folder(unit.arrays)
         write_pictures(
@@ -150,7 +151,7 @@ def label_teacher_part(
                 for batch in predictions:
                     for view in batch:
                         behind.submit(view)
-                    clock.beat()
+                    clock.beat(sum(1 / known.num_views(view.image) for view in batch))
             collector.finish()
         rows = zip(unit.rows, collector.problems, known.digests, known.planned, strict=True)
         outcomes = [
@@ -263,6 +264,10 @@ class KnownImages:
     def boxes(self) -> list[Box]:
         """Every patch's box, in the order of the store."""
         return [box for contexts in self.planned for context in filter(None, contexts or ()) for box in context.boxes]
+
+    def num_views(self, index: int) -> int:
+        """Views of an image that are shown to the teacher."""
+        return sum(1 + len(context.boxes) for context in filter(None, self.planned[index] or ()))
 
     def cut(self, index: int) -> list[View]:
         """Every planned view of an image: the stored contexts, and the patches cut from the photograph itself."""

@@ -41,7 +41,7 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 class FoundUrl(NamedTuple):
-    """A source in a bucket: its kind as catalogues record it, and the ETag of a tar."""
+    """A source in a bucket: its kind as catalogues record it, and the ETag of a file."""
 
     url: Url
     kind: str
@@ -61,8 +61,8 @@ def _found(text: str) -> list[FoundUrl] | str:
         url = Url(text)
         if url.scheme not in (*BUCKET_SCHEMES, *_WEB, "memory"):
             return f"{text}: expected a path, or a URL that begins with one of {', '.join((*BUCKET_SCHEMES, *_WEB))}"
-        if url.scheme in _WEB and ("?" in text or not url.name.lower().endswith(".tar")):
-            return f"{text}: of web servers only plain URLs of .tar files are read"
+        if url.scheme in _WEB and ("?" in text or not _kind_of_file(url)):
+            return f"{text}: of web servers only plain URLs of .tar and .parquet files are read"
         urls = [url] if url.scheme in _WEB or not _GLOB.search(url.key) else list(_matching(url))
         return [_described(each) for each in urls] or f"{text}: nothing there"
     except FileNotFoundError as error:
@@ -72,11 +72,17 @@ def _found(text: str) -> list[FoundUrl] | str:
 
 
 def _described(url: Url) -> FoundUrl:
-    if url.name.lower().endswith(".tar"):
-        return FoundUrl(url, "tar", head(url)["e_tag"])
+    if kind := _kind_of_file(url):
+        return FoundUrl(url, kind, head(url)["e_tag"])
     if next(_listed(url), None) is None:
-        raise FileNotFoundError("nothing there; expected a .tar file, or photographs below it")
+        raise FileNotFoundError("nothing there; expected a .tar or .parquet file, or photographs below it")
     return FoundUrl(url, "folder", None)
+
+
+def _kind_of_file(url: Url) -> str | None:
+    """The kind of a source that is a single file, by its name; None for a folder."""
+    suffix = PurePosixPath(url.name).suffix.lower()
+    return suffix[1:] if suffix in (".tar", ".parquet") else None
 
 
 def _matching(pattern: Url) -> Iterator[Url]:

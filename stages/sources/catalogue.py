@@ -7,56 +7,175 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import braceexpand
 
 from manifests import Problem
 from manifests.errors import RefusedError
 from manifests.location import Location, Url, absolute, is_url, parents
-from stages.sources import buckets
+from stages.sources import buckets, lists, parquet
 from stages.sources.buckets import BucketImages, find_urls
 from stages.sources.kinds import KINDS, kind_of
 from stages.sources.photographs import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from stages.sources.source import CatalogueRow, Source, SourceContent, problem_of, suffix_of
 
+COLUMN_SIGN = "?column="
+"""At the end of a pattern: the column of Parquet files that has the images."""
+_READERS = 8
 _MAX_NAME = 96
 """Of a source. Names of files are made from it, some 50 characters longer, and some file systems end at 143."""
 
 
 class SourceNotFoundError(RefusedError):
-    """Patterns that name no sources: nothing, something that is neither a tar nor a folder, or a folder within another."""
+    """Patterns that name no sources: nothing, something that is of no kind, or a folder within another."""
+
+
+class _Asked(NamedTuple):
+    """What a pattern, or a line of a list, asks for: a path or URL, the column of Parquet files, and where it was said."""
+
+    text: str
+    column: str | None = None
+    said: str = ""
+    literal: bool = False
+    """A path as it stands, no glob."""
+
+
+class _Place(NamedTuple):
+    """Where a source is, before it has its name."""
+
+    location: Location
+    kind: str
+    e_tag: str | None = None
+    column: str | None = None
 
 
 def expand_sources(patterns: Sequence[str]) -> list[Source]:
-    """Brace patterns, globs, tars and folders, in the order given; each once, whatever links and patterns lead to it.
+    """Brace patterns, globs, tars, Parquet files, folders and @lists, in the order given; each once, whatever leads to it.
 
-    Raises SourceNotFoundError that lists every pattern without a match, and every folder inside another one, whose images
-    would be labelled twice.
+    A pattern that ends in `?column=NAME` says which column of Parquet files has the images. Raises SourceNotFoundError that
+    lists every pattern without a match, every Parquet file of which it is not plain which column to take, and every folder
+    inside another one, whose images would be labelled twice.
     """
-    locations: dict[object, tuple[Location, str, str | None]] = {}
     refused: list[str] = []
-    expanded = [item for pattern in patterns for item in _expanded(pattern)]
-    urls = find_urls([item for item in expanded if is_url(item)], refused)
-    for url, kind, e_tag in urls:
-        locations.setdefault(url, (url, kind, e_tag))
-    for path in (path for item in expanded if not is_url(item) for path in _matches(item, refused)):
-        if kind := kind_of(path):
-            status = path.stat()
-            locations.setdefault((status.st_dev, status.st_ino), (path.absolute(), kind, None))
-        else:
-            hint = " (decompress it first)" if {".tgz", ".tar"} & {suffix.lower() for suffix in path.suffixes} else ""
-            refused.append(f"{path}: neither {' nor '.join(kind.words for kind in KINDS.values())}{hint}")
-    folders = {absolute(place): place for place, kind, _ in locations.values() if kind == "folder"}
-    refused += [
-        f"{place}: inside {folders[parent]}, which is a source too"
-        for real, place in folders.items()
-        for parent in parents(real)
-        if parent in folders
+    asked, of_photographs = _asked(patterns, refused)
+    found = [
+        *_at_urls(asked, refused),
+        *((item, place) for item in asked if not is_url(item.text) for place in _on_disk(item, refused)),
     ]
+    with ThreadPoolExecutor(_READERS) as pool:
+        chosen = list(pool.map(_with_column, *zip(*found, strict=True))) if found else []
+    refused += [each for each in chosen if isinstance(each, str)]
+    places: dict[object, _Place] = {}
+    for place in (each for each in chosen if not isinstance(each, str)):
+        places.setdefault((_identity(place.location), place.column), place)
+    refused += _nested(list(places.values()), of_photographs)
     if refused:
         raise SourceNotFoundError("; ".join(refused))
-    return list(_named(locations.values()))
+    return list(_named([*places.values(), *(_Place(path, "list") for path in of_photographs)]))
+
+
+def split_column(pattern: str) -> tuple[str, str | None]:
+    """A pattern without its `?column=NAME`, and that name."""
+    text, sign, column = pattern.rpartition(COLUMN_SIGN)
+    return (text, column) if sign and column else (pattern, None)
+
+
+def _asked(patterns: Sequence[str], refused: list[str]) -> tuple[list[_Asked], list[Path]]:
+    """What the patterns ask for, and the lists among them that name photographs. Raises ListError for one that is none."""
+    asked, lists_of_photographs = [], {}
+    for pattern in patterns:
+        if not pattern.startswith(lists.SIGN):
+            text, column = split_column(pattern)
+            asked += [_Asked(each, column) for each in _expanded(text)]
+            continue
+        location = Path(pattern.removeprefix(lists.SIGN)).absolute()
+        named = list(lists.lines_of(location))
+        if not named:
+            refused.append(f"{pattern}: the list names nothing; expected paths, one a line")
+        if any(map(lists.is_photograph, named)):
+            lists_of_photographs[location] = None
+        for line in named:
+            said = f"{location.name}:{line.number}: "
+            if line.text.startswith(lists.SIGN):
+                refused.append(f"{said}{line.text}: a list in a list is not read")
+            elif not lists.is_photograph(line):
+                text, column = split_column(line.text)
+                asked.append(_Asked(text if is_url(text) else str(location.parent / text), column, said, literal=True))
+    return asked, list(lists_of_photographs)
+
+
+def _at_urls(asked: Sequence[_Asked], refused: list[str]) -> Iterator[tuple[_Asked, _Place]]:
+    """Those of one column are looked for together, for each is a request."""
+    alike: dict[tuple[str | None, str], list[str]] = {}
+    for item in asked:
+        if is_url(item.text):
+            alike.setdefault((item.column, item.said), []).append(item.text)
+    for (column, said), texts in alike.items():
+        for url in find_urls(texts, why := []):
+            yield _Asked(str(url.url), column, said), _Place(*url)
+        refused += [said + each for each in why]
+
+
+def _on_disk(item: _Asked, refused: list[str]) -> Iterator[_Place]:
+    paths = [Path(item.text)] if os.path.exists(item.text) else []
+    if not paths and not item.literal:
+        paths = list(map(Path, sorted(glob.glob(item.text, recursive=True))))
+    if not paths:
+        refused.append(f"{item.said}{item.text}: nothing there")
+    for path in paths:
+        kind = kind_of(path)
+        if kind == "folder" and (files := parquet.files_of(path)):
+            yield from (_Place(file.absolute(), "parquet") for file in files)
+        elif kind:
+            yield _Place(path.absolute(), kind)
+        else:
+            words = " nor ".join(kind.words for kind in KINDS.values())
+            refused.append(f"{item.said}{path}: neither {words}{_hint(path)}")
+
+
+def _hint(path: Path) -> str:
+    suffixes = {suffix.lower() for suffix in path.suffixes}
+    if {".tgz", ".tar"} & suffixes:
+        return " (decompress it first)"
+    if ".txt" in suffixes:
+        return f" (as a list of paths: {lists.SIGN}{path})"
+    return " (save it as Parquet: `Dataset.to_parquet`)" if ".arrow" in suffixes else ""
+
+
+def _identity(location: Location) -> object:
+    if isinstance(location, Url):
+        return location
+    status = location.stat()
+    return status.st_dev, status.st_ino
+
+
+def _with_column(item: _Asked, place: _Place) -> _Place | str:
+    """A place with the column of its images, if it is a Parquet file; in words why it cannot be told."""
+    try:
+        if place.kind == "parquet":
+            return place._replace(column=parquet.chosen_column(place.location, item.column, place.e_tag))
+    except parquet.ColumnError as error:
+        return f"{item.said}{place.location}: {error}"
+    if item.column is not None:
+        return f"{item.said}{place.location}: no Parquet file, so it has no column {item.column!r}"
+    return place
+
+
+def _nested(places: Sequence[_Place], of_photographs: Sequence[Path]) -> Iterator[str]:
+    """In words: what would be labelled twice, for it is inside a folder that is a source too."""
+    folders = {absolute(place.location): place.location for place in places if place.kind == "folder"}
+    for real, place in folders.items():
+        yield from (
+            f"{place}: inside {folders[parent]}, which is a source too" for parent in parents(real) if parent in folders
+        )
+    for location in of_photographs if folders else ():
+        for line in filter(lists.is_photograph, lists.lines_of(location)):
+            path = absolute(location.parent / line.text)
+            if folder := next((folders[parent] for parent in parents(path) if parent in folders), None):
+                yield f"{location.name}:{line.number}: {line.text}: inside {folder}, which is a source too"
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -66,21 +185,14 @@ def _expanded(pattern: str) -> list[str]:
         return [pattern]
 
 
-def _matches(item: str, refused: list[str]) -> list[Path]:
-    found = [item] if os.path.exists(item) else sorted(glob.glob(item, recursive=True))
-    if not found:
-        refused.append(f"{item}: nothing there")
-    return list(map(Path, found))
-
-
-def _named(locations: Iterable[tuple[Location, str, str | None]]) -> Iterator[Source]:
+def _named(places: Iterable[_Place]) -> Iterator[Source]:
     taken: set[str] = set()
-    for place, kind, e_tag in locations:
+    for place, kind, e_tag, column in places:
         stem = place.name if kind == "folder" else PurePosixPath(place.name).stem
         base = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_") or "source"
         if len(base) > _MAX_NAME:
             base = f"{base[: _MAX_NAME - 9]}-{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
-        yield Source(name=take_name(base, taken), kind=kind, location=place, e_tag=e_tag)
+        yield Source(name=take_name(base, taken), kind=kind, location=place, e_tag=e_tag, column=column)
 
 
 def take_name(name: str, taken: set[str]) -> str:
@@ -99,8 +211,11 @@ def read_source(source: Source) -> SourceContent:
     Of images with one key the first is kept.
     """
     location = source.location
-    found = KINDS[source.kind].catalogue(location) if isinstance(location, Path) else buckets.catalogue(source)
-    rows, size_bytes, problems = found
+    if source.kind == "parquet":
+        rows, size_bytes, problems = parquet.catalogue(location, source.column, source.e_tag)
+    else:
+        found = KINDS[source.kind].catalogue(location) if isinstance(location, Path) else buckets.catalogue(source)
+        rows, size_bytes, problems = found
     unique: dict[str, CatalogueRow] = {}
     for row in rows:
         if row.key in unique:
@@ -134,7 +249,8 @@ class SourceImages:
 
     def __init__(self, source: Source, rows: Sequence[CatalogueRow]) -> None:
         self._source, self._rows = source, rows
-        self._in_bucket = BucketImages(source, rows) if isinstance(source.location, Url) else None
+        reader = KINDS[source.kind].images or (BucketImages if isinstance(source.location, Url) else None)
+        self._reader = reader and reader(source, rows)
 
     def read(self, index: int) -> bytes:
         """The bytes of a row's file.
@@ -143,11 +259,12 @@ class SourceImages:
         their format, unlike the one that catalogued them.
         """
         source, row = self._source, self._rows[index]
-        if (suffix := suffix_of(PurePosixPath(row.member).name)) not in IMAGE_SUFFIXES:
+        suffix = suffix_of(PurePosixPath(row.member).name)
+        if suffix not in IMAGE_SUFFIXES and source.kind != "parquet":
             unread = f"was catalogued, but here {suffix} is not read; {UNREAD_SUFFIXES.get(suffix)}"
             raise OSError(f"{source.location}: {row.member} {unread}")
-        if self._in_bucket:
-            return self._in_bucket.read(index)
+        if self._reader:
+            return self._reader.read(index)
         assert isinstance(source.location, Path)
         return KINDS[source.kind].read(source.location, row)
 

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.sources.folders import FOLDER
+from stages.sources.lists import LIST
+from stages.sources.parquet import PARQUET
 from stages.sources.source import SourceKind
 from stages.sources.tars import TAR
 
 KINDS: Mapping[str, SourceKind] = {
     "folder": FOLDER,
+    "list": LIST,
+    "parquet": PARQUET,
     "tar": TAR,
 }
 """By the name that catalogues record."""

@@ -11,10 +11,10 @@ import io
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from manifests import Problem
 from manifests.bucket_store import open_object
@@ -25,6 +25,7 @@ ProblemKind = Literal[
     "compressed_tar",
     "cut_payload",
     "damaged_header",
+    "damaged_parquet",
     "data_after_end",
     "duplicate_key",
     "duplicate_key_across_sources",
@@ -33,6 +34,7 @@ ProblemKind = Literal[
     "linked_folder",
     "long_zero_tail",
     "missing_end",
+    "no_image_column",
     "no_image_in_sample",
     "no_images",
     "not_a_file",
@@ -51,13 +53,15 @@ class Source:
     kind: str
     location: Location
     e_tag: str | None = None
-    """Of a tar in a bucket, as it was found."""
+    """Of a tar or a Parquet file in a bucket, as it was found."""
+    column: str | None = None
+    """Of a Parquet file: that of its images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogueRow:
-    """One image: its key, the tar member or relative path, and where its bytes are. All text is UTF-8; a tar's names have
-    control characters, and bytes that are no UTF-8, as escapes."""
+    """One image: its key, the tar member, path, or column and row, and where its bytes are. All text is UTF-8; a tar's names
+    have control characters, and bytes that are no UTF-8, as escapes."""
 
     key: str
     member: str
@@ -84,6 +88,14 @@ class Found(NamedTuple):
     problems: list[Problem]
 
 
+class ImageReader(Protocol):
+    """Reads some images of one source, in any order, for any number of threads."""
+
+    def read(self, index: int) -> bytes:
+        """The bytes of one. Raises OSError as the `read` of a kind does."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceKind:
     """The functions of a kind of source.
@@ -91,13 +103,15 @@ class SourceKind:
     words: one, for messages. recognises: whether a path is one. catalogue: what is in it; damage is a problem, never raised.
     read: the bytes of one image; raises OSError where they cannot be read in full or are not those that were catalogued.
     can_grow: whether images can come to it later without touching those that are there.
+    images: reads some rows of one source, on a disk or in a bucket, where that takes less than one by one.
     """
 
     words: str
     recognises: Callable[[Path], bool]
-    catalogue: Callable[[Path], Found]
+    catalogue: Callable[..., Found]
     read: Callable[[Path, CatalogueRow], bytes]
     can_grow: bool
+    images: Callable[[Source, Sequence[CatalogueRow]], ImageReader] | None = None
 
 
 def open_binary(location: Location, e_tag: str | None = None) -> io.BufferedIOBase:

@@ -88,7 +88,7 @@ def test_writers_in_a_storm_each_learn_the_truth(bucket: Url, proxy: FaultProxy)
 
 
 class _Clock:
-    def beat(self) -> None:
+    def beat(self, images: float = 0.0) -> None:
         pass
 
     def volatile(self, attempt: str, batch_size: int | None) -> manifests.Volatile:

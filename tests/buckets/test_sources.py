@@ -15,6 +15,7 @@ from stages.sources.catalogue import SourceImages, SourceNotFoundError, expand_s
 from tests.buckets.conftest import upload
 from tests.buckets.proxy import FaultProxy
 from tests.conftest import write_tar
+from tests.stages.sources.parquet_files import published, write_published
 
 
 @pytest.fixture
@@ -109,8 +110,27 @@ def test_braces_and_globs_name_sources_and_what_is_not_there_is_told(bucket: Url
         "none/*.tar: nothing there",
         "none: nothing there",
         "hf://datasets/a: expected",
-        "only plain URLs of .tar",
+        "only plain URLs of .tar and .parquet files",
     ):
         assert part in str(raised.value)
     with pytest.raises(SourceNotFoundError, match="inside"):
         expand_sources([str(bucket), f"{bucket}/p"])
+
+
+def test_a_parquet_file_in_a_bucket_is_the_same_source_and_one_that_was_replaced_is_refused(
+    tmp_path: Path, bucket: Url
+) -> None:
+    images = [published(bytes([i]) * 3000, f"{i}.png") for i in range(120)]
+    path = write_published(tmp_path / "a.parquet", images, group=50, columns={"depth": images})
+    put(bucket / "a.parquet", path.read_bytes())
+    (remote,), (local,) = (expand_sources([f"{place}?column=image"]) for place in (f"{bucket}/*.parquet", path))
+    assert (remote.name, remote.kind, remote.column, remote.location) == ("a", "parquet", "image", bucket / "a.parquet")
+    found = read_source(remote)
+    assert found == read_source(local)
+    assert list(read_images(remote, found.rows[40:70])) == list(read_images(local, found.rows[40:70]))
+    with pytest.raises(SourceNotFoundError, match=r"a\.parquet: the columns image, depth may all be images"):
+        expand_sources([f"{bucket}/a.parquet"])
+    put(bucket / "a.parquet", path.read_bytes()[:-1])
+    with pytest.raises(OSError, match=r"a\.parquet: image\[40\] cannot be read"):
+        list(read_images(remote, found.rows[40:70]))
+    assert [problem.kind for problem in read_source(remote).problems] == ["unreadable", "no_images"]

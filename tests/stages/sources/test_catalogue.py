@@ -421,7 +421,8 @@ def test_names_with_braces_and_brackets_are_found_as_they_are(tmp_path: Path):
 def test_every_pattern_that_names_nothing_is_listed(tmp_path: Path):
     (tmp_path / "a.zip").write_bytes(b"")
     (tmp_path / "b.tar.gz").write_bytes(b"")
-    found = r"nope-0.*nope-1.*a\.zip: neither a folder nor a \.tar file; .*b\.tar\.gz.*decompress"
+    found = r"nope-0.*nope-1.*a\.zip: neither a folder nor a list after @ nor a \.parquet file nor a \.tar file; "
+    found += r".*b\.tar\.gz.*decompress"
     with pytest.raises(SourceNotFoundError, match=found):
         expand_sources([f"{tmp_path}/nope-{{0..1}}.tar", *(str(tmp_path / name) for name in ("a.zip", "b.tar.gz"))])
 
