@@ -142,6 +142,9 @@ class StepSettings:
     """Mirror half of the images."""
     color_jitter: float = 0.0
     """Strength of random changes of brightness, contrast, saturation and hue; only the student sees them."""
+    streams: int = 1
+    """Shares into which the order deals the labels, each with slots of its own in every batch: of several machines that read
+    from a bucket each then fetches its share alone. Their number, or a multiple of it."""
     seed: int = 0
     """Seed of order, teachers, augmentation and new weights."""
     bf16: bool = False
@@ -201,7 +204,16 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
         weights = ("shared_weight", "local_global_weight", "feature_weight", "gradient_weight", "anchor_weight")
-        counts = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "num_workers", "picture_every")
+        counts = (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "num_workers",
+            "picture_every",
+            "streams",
+        )
         others = ("loader_workers", "warmup_steps", "seed", "weight_decay", "max_restarts")
         least: dict[str, float] = {**dict.fromkeys((*counts, "images"), 1), **dict.fromkeys((*weights, *others), 0)}
         found = at_least(self, least)
@@ -229,6 +241,10 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             found.append(
                 f"batch_size: found {self.batch_size}, expected at least num_workers x accumulation = "
                 f"{self.num_workers * self.accumulation}"
+            )
+        if self.streams > self.batch_size:
+            found.append(
+                f"streams: found {self.streams}, expected batch_size = {self.batch_size} at most: each has a slot or more"
             )
         if not -1 <= self.patch_agreement <= 1:
             found.append(f"patch_agreement: found {self.patch_agreement}, expected a correlation, between -1 and 1")
@@ -268,6 +284,7 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             images=self.images,
             patches=self.local_global_weight > 0,
             compared=self.mask_disagreement is not None,
+            streams=self.streams,
         )
 
     @property

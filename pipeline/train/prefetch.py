@@ -13,7 +13,7 @@ from stages.distillation.joined import JoinedLabels, PartNeed
 from stages.distillation.order import PARTS_IN_WINDOW, BatchPlan
 
 _AHEAD = 2 * PARTS_IN_WINDOW
-"""Parts that are fetched before a step reads them; each with its columns."""
+"""Parts of each stream that are fetched before a step reads them; each with its columns."""
 
 
 class _Fetcher:
@@ -22,6 +22,7 @@ class _Fetcher:
     def __init__(self, dataset: JoinedLabels, plan: BatchPlan) -> None:
         self._dataset, self._plan = dataset, plan
         self._step, self._ends = plan.first_step, False
+        self._room = _AHEAD * plan.streams_read
         self._changed = threading.Condition()
         self._ahead: OrderedDict[PartNeed, int] = OrderedDict()
         """The step that first reads each part which is ahead."""
@@ -49,7 +50,7 @@ class _Fetcher:
             while not self._ends:
                 for past in [other for other, first in self._ahead.items() if first < self._step]:
                     del self._ahead[past]
-                if need in self._ahead or len({(other.run, other.part) for other in self._ahead}) < _AHEAD:
+                if need in self._ahead or len({(other.run, other.part) for other in self._ahead}) < self._room:
                     self._ahead.setdefault(need, step)
                     return True
                 self._changed.wait()

@@ -176,6 +176,7 @@ def make_plan(config: TrainConfig, dataset: JoinedLabels, process: Process, firs
         rank=process.rank,
         world_size=process.world_size,
         accumulation=config.accumulation,
+        streams=config.streams,
     )
     return with_stand_ins(plan)
 
