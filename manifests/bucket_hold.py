@@ -47,8 +47,10 @@ def hold(run: Url, *, exclusive: bool) -> Iterator[None]:
 
 
 def _refuse_others(run: Url, mine: Url, *, exclusive: bool) -> None:
-    now = head(mine)["last_modified"]
-    for item in _listed(run):
+    items = _listed(run)
+    own = next((item for item in items if run.bucket / item["path"] == mine), None)
+    now = (own or head(mine))["last_modified"]
+    for item in items:
         url, age = run.bucket / item["path"], now - item["last_modified"]
         if url == mine:
             continue
