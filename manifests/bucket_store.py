@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from manifests.errors import DistillError, RefusedError
@@ -195,6 +196,31 @@ def create(url: Url, content: bytes | memoryview, shown: str | None = None) -> b
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 5)
     raise AssertionError
+
+
+def put_file(url: Url, path: Path) -> None:
+    """As `put`, with the content of a file of this machine; a large one goes up in pieces, and is there when all are."""
+
+    def once() -> None:
+        with in_words(str(url)):
+            in_pieces = path.stat().st_size > _LARGEST_READ_BYTES
+            package().put(open_store(url.bucket), url.key, path if in_pieces else path.read_bytes(), use_multipart=in_pieces)
+
+    tried_again(once)
+
+
+def get_file(url: Url, path: Path) -> None:
+    """Writes the object's bytes to a file of this machine. Raises as `in_words`; OSError where fewer bytes came."""
+
+    def once() -> None:
+        with in_words(str(url)), path.open("wb") as file:
+            found = package().get(open_store(url.bucket), url.key)
+            for piece in found.stream(min_chunk_size=_LARGEST_READ_BYTES):
+                file.write(piece)
+            if file.tell() != found.meta["size"]:
+                raise OSError(errno.EIO, f"{file.tell()} bytes came of {found.meta['size']}", str(url))
+
+    tried_again(once)
 
 
 def tried_again(call: Callable[[], ResultT]) -> ResultT:

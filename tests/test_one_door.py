@@ -59,6 +59,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "pipeline/evaluate/data.py",
     ),
     "what a training puts out": (
+        "pipeline/train/bucket_output.py",
         "pipeline/train/log.py",
         "pipeline/train/on_ray.py",
         "pipeline/train/setup.py",

@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from manifests.location import Url
 from manifests.part_cache import PartCache
-from pipeline.config import AnyLocation, at_least, cuda_is_here, parse_command
+from pipeline.config import AnyLocation, at_least, cuda_is_here, folder_problems, parse_command
 from pipeline.help import HelpPage
 from stages.depth_space import DepthConversion
 from stages.distillation.draw import Draw
@@ -20,6 +20,10 @@ from stages.distillation.order import Strategy
 if TYPE_CHECKING:
     from stages.distillation.student import StudentStart
 
+if TYPE_CHECKING:
+    _Output: TypeAlias = Path
+else:
+    _Output = AnyLocation  # a URL until `bucket_output.at_hand` has given it a folder
 DEMO_STUDENT = Path(__file__).parents[1] / "demo_checkpoints" / "student"
 _BASELINE: dict[str, Any] = {
     "normalization_shared": "global",
@@ -65,8 +69,8 @@ class LabelSettings:
 
     run: tuple[AnyLocation, ...]
     """The labelled run, or its URL in a bucket, or several of one plan and the same teachers."""
-    output: Path
-    """Folder of the trained checkpoint, its curves, and the states to resume from."""
+    output: _Output
+    """Folder of the trained checkpoint, its curves, and the states to resume from; or its URL in a bucket."""
     preset: str = "default"
     """default (Depth Anything v2 Small as it is), paper (table 5: the Large encoder with a new head), paper-ablation
     (the same on 50,000 images), demo (small, for a CPU); baseline, paper-baseline and demo-baseline have the usual loss: one
@@ -332,6 +336,13 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             found.append(f"cache: none given, but {', '.join(remote)} is read through a folder of this machine; name one")
         if not self.cache_gb > 0:
             found.append(f"cache_gb: found {self.cache_gb}, expected more than 0")
+        if isinstance(self.output, Url):
+            found += folder_problems("--output", self.output)
+            if self.num_workers > 1 or self.address is not None:
+                found.append(
+                    f"output: found {self.output} with num_workers {self.num_workers} or an address; processes that train "
+                    "together need a folder that all of them see"
+                )
         if not self.run or len(set(self.run)) != len(self.run):
             found.append(f"run: found {', '.join(map(str, self.run)) or 'none'}, expected one or more different runs")
         return found

@@ -174,9 +174,11 @@ def test_commands_say_what_they_cannot_do_with_a_url(
     from pipeline.train.command import main as train_main
 
     with pytest.raises(SystemExit):
-        train_main(["--run", str(bucket / "run"), "--output", "s3://bucket/student", "--preset", "demo"])
-    shown = capsys.readouterr().err
-    assert "--output s3:/bucket/student: a URL, expected a path on this machine" in shown
+        train_main(["--run", str(bucket / "run"), "--output", "https://host/student", "--preset", "demo"])
+    assert "--output https://host/student: a URL that nothing is written to" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_main(["--run", "run", "--output", str(bucket / "out"), "--preset", "demo", "--num-workers", "2"])
+    assert f"output: found {bucket}/out with num_workers 2" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SystemExit):
         train_main(["--run", str(bucket / "run"), "--output", "student", "--preset", "demo"])
