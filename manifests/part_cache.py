@@ -40,7 +40,7 @@ _AT_ONCE = 8
 _PART = re.compile(r"[0-9a-f]{32}")
 _OWN_BYTES = 1 << 29
 _FETCHING = ".fetching-"
-_SMALL_BYTES, _SMALL_FILES = 1 << 12, 1 << 10
+_SMALL_BYTES = 1 << 12
 
 
 class FetchedDamagedError(DistillError, ValueError):
@@ -178,7 +178,9 @@ class SmallFiles:
     """The small files that were fetched last, by their digests: what arrays say of themselves is the same in most parts, as is
     half of a part's files."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1 << 10) -> None:
+        """most: files."""
+        self._most = most
         self._contents: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -192,7 +194,7 @@ class SmallFiles:
         if len(content) <= _SMALL_BYTES:
             with self._lock:
                 self._contents[file.sha256] = content
-                while len(self._contents) > _SMALL_FILES:
+                while len(self._contents) > self._most:
                     self._contents.popitem(last=False)
 
 
