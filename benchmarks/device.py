@@ -74,7 +74,9 @@ def noisy_maps(count: int, side_px: int) -> Float32[np.ndarray, "count side side
     return (smooth + ndimage.gaussian_filter(noise, (0, 0.5, 0.5)) * 2).astype(np.float32)
 
 
-class _Worker(LabelWorker):
+class SleepingWorker(LabelWorker):
+    """A worker whose teacher sleeps."""
+
     def __init__(self, teacher: SleepingTeacher, threads: int) -> None:
         super().__init__(_BATCH, threads, "cpu")
         self.sleeping = teacher
@@ -120,7 +122,7 @@ class _Bench:
         self._spec = next(spec for spec in self._run.teachers if spec.name == "primary")
         worker = LabelWorker(_BATCH, len(os.sched_getaffinity(0)), "cpu")
         image_units = [unit for unit in units if unit.column == "images"]
-        cpu_s = _cpu_seconds(lambda: [worker.do(_task(unit, None, "0")) for unit in image_units])
+        cpu_s = _cpu_seconds(lambda: [worker.do(task_of(unit, None, "0")) for unit in image_units])
         self.images_ms = 1000 * cpu_s / images
         self._turn = 0
 
@@ -130,9 +132,9 @@ class _Bench:
 
     def _label(self, ms: float, threads: int) -> tuple[float, float]:
         teacher = SleepingTeacher(self._spec, ms)
-        worker = _Worker(teacher, threads)
+        worker = SleepingWorker(teacher, threads)
         self._turn += 1
-        tasks = [_task(unit, self._spec, f"{self._turn}x{i}") for i, unit in enumerate(self._teacher_units)]
+        tasks = [task_of(unit, self._spec, f"{self._turn}x{i}") for i, unit in enumerate(self._teacher_units)]
         started = time.perf_counter()
 
         def label_all() -> None:
@@ -178,7 +180,8 @@ class _Bench:
         return {name: 1000 * min(_cpu_seconds(step) for _ in range(3)) / count for name, step in steps.items()}
 
 
-def _task(unit: Unit, teacher: TeacherSpec | None, attempt: str) -> Task:
+def task_of(unit: Unit, teacher: TeacherSpec | None, attempt: str) -> Task:
+    """An attempt of a unit."""
     return Task(unit=replace(unit, attempt=attempt), teacher=teacher)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import secrets
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from manifests import bucket_hold
 from manifests.bucket_new_folder import BucketNewFolder
 from manifests.bucket_store import (
     ObjectTooLargeError,
+    create,
     delete,
     get,
     head,
@@ -33,7 +33,6 @@ from manifests.place import Entry, Place, TooLargeError, parts_of, split
 
 ABANDONED_AFTER = timedelta(days=1)
 """Of what no record names: an attempt that still uploads to it has given up long before."""
-_CREATE_TRIES = 5
 _PROBES = (".create-probe-", ".clock-")
 
 
@@ -87,34 +86,14 @@ class BucketFolder(Place):
         return sorted([*inner, *(Entry(name, "folder") for name in prefix)], key=lambda entry: entry.name)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Creates the object unless its name is taken; says whether it was us.
-
-        What the store answers is not believed where it is an error: a reply may be lost after the object was made, and
-        "exists" or "conflict" be said of our own first try. The object is read back: our bytes are ours, others are another's,
-        and nothing is tried again. Where all tries end without an answer, the last may still be on its way.
-        """
-        url, pause_s = self._url(name), 0.2
-        for left in reversed(range(_CREATE_TRIES)):
-            try:
-                with in_words(self.shown(name)):
-                    package().put(open_store(url.bucket), url.key, content, mode="create", use_multipart=False)
-                return True
-            except OSError as error:
-                with suppress(OSError):  # absent, or not to be told: again
-                    return get(url)[1] == content
-                if not left or error.errno in (errno.EACCES, errno.ENOENT, errno.EOPNOTSUPP):
-                    raise
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 5)
-        raise AssertionError
+        """See `bucket_store.create`."""
+        return create(self._url(name), content, self.shown(name))
 
     def replace(self, name: str, content: bytes) -> None:
         put(self._url(name), content)
 
     def new_folder(self, name: str) -> BucketNewFolder:
         split(name)
-        if next(self._below(name), None) is not None:
-            raise FileExistsError(errno.EEXIST, "there are objects below this name", self.shown(name))
         return BucketNewFolder(self.root, name)
 
     def remove(self, name: str) -> None:

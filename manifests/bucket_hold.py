@@ -26,18 +26,21 @@ _ALONE, _SHARED = "alone", "shared"
 
 
 @contextmanager
-def hold(run: Url, *, exclusive: bool) -> Iterator[None]:
-    """Holds the run while the block runs: beside others that share it, or alone. Never waits. Raises RunInUseError, OSError."""
+def hold(run: Url, *, exclusive: bool, other: str | None = None) -> Iterator[Url]:
+    """Holds the run while the block runs: beside others that share it, or alone. Never waits. Gives the sign of life.
+
+    `other`: what people call who may have it instead. Raises RunInUseError, OSError.
+    """
     mine = run / FOLDER / f"{secrets.token_hex(8)}.{_ALONE if exclusive else _SHARED}"
     who = json.dumps({"host": os.uname().nodename, "pid": os.getpid()}).encode()
     put(mine, who)
     try:
-        _refuse_others(run, mine, exclusive=exclusive)
+        refuse_others(run, mine, exclusive=exclusive, other=other)
         stop = threading.Event()
         beating = threading.Thread(target=_beat, args=(mine, who, stop), daemon=True)
         beating.start()
         try:
-            yield
+            yield mine
         finally:
             stop.set()
             beating.join()
@@ -46,9 +49,13 @@ def hold(run: Url, *, exclusive: bool) -> Iterator[None]:
             _delete(mine)
 
 
-def _refuse_others(run: Url, mine: Url, *, exclusive: bool) -> None:
-    now = head(mine)["last_modified"]
-    for item in _listed(run):
+def refuse_others(run: Url, mine: Url, *, exclusive: bool, other: str | None = None) -> None:
+    """Raises RunInUseError where there is another's sign of life that does not go with ours, `mine`. Who is to be alone removes
+    those of the dead."""
+    items = _listed(run)
+    own = next((item for item in items if run.bucket / item["path"] == mine), None)
+    now = (own or head(mine))["last_modified"]
+    for item in items:
         url, age = run.bucket / item["path"], now - item["last_modified"]
         if url == mine:
             continue
@@ -57,7 +64,7 @@ def _refuse_others(run: Url, mine: Url, *, exclusive: bool) -> None:
                 with suppress(OSError):
                     _delete(url)
         elif exclusive or url.name.endswith(_ALONE):
-            other = "a labelling, `repair` or `clean`" if exclusive else "`python -m manifests repair` or `clean`"
+            other = other or ("a labelling, `repair` or `clean`" if exclusive else "`python -m manifests repair` or `clean`")
             age_s, dead_s = max(age.total_seconds(), 0), _DEAD_AFTER.total_seconds()
             raise RunInUseError(
                 f"{run}: in use by {other}; found its sign of life {url.name}, {age_s:.0f} s old: try again when that has "

@@ -14,7 +14,7 @@ from io import BufferedReader
 from types import MappingProxyType
 from typing import NamedTuple
 
-from manifests.bucket_store import delete, listed, open_object, put
+from manifests.bucket_store import LARGEST_PUT_BYTES, create, delete, listed, open_object, put
 from manifests.location import Url
 from manifests.place import NewFolder, UnexpectedFilesError
 from manifests.schema import FileRecord
@@ -35,12 +35,13 @@ class _Written(NamedTuple):
 
 class BucketNewFolder(NewFolder):
     """Memory: the small files, and three large ones that are on their way. Nothing counts until a record names it, so that an
-    upload that fails, or comes late, harms nobody."""
+    upload that fails, or comes late, harms nobody. Each object is created: what another has under its name stays as it is."""
 
     def __init__(self, root: Url, name: str) -> None:
         self._root, self.name = root, name
         self._written: dict[str, _Written] = {}
         self._uploads: dict[str, Future[None]] = {}
+        self._ours: set[str] = set()
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload")
         self._room = threading.Semaphore(_LARGE_AT_ONCE)
         self._begun = _clock()
@@ -78,7 +79,7 @@ class BucketNewFolder(NewFolder):
     def publish(self) -> tuple[FileRecord, ...]:
         small = {name: file.content for name, file in self._written.items() if file.content is not None}
         with self._pool:
-            self._uploads |= {name: self._pool.submit(put, self._url(name), content) for name, content in small.items()}
+            self._uploads |= {name: self._pool.submit(self._make, name, content) for name, content in small.items()}
             for upload in self._uploads.values():
                 upload.result()
         self._refuse_other_files()
@@ -93,9 +94,17 @@ class BucketNewFolder(NewFolder):
 
     def _upload(self, name: str, content: bytes) -> None:
         try:
-            put(self._url(name), content)
+            self._make(name, content)
         finally:
             self._room.release()
+
+    def _make(self, name: str, content: bytes) -> None:
+        url = self._url(name)
+        if name in self._ours or len(content) > LARGEST_PUT_BYTES:  # in pieces, for which stores know no condition
+            put(url, content)
+        elif not create(url, content):
+            raise FileExistsError(errno.EEXIST, "another has made an object of this name", str(url))
+        self._ours.add(name)
 
     def _refuse_other_files(self) -> None:
         url = self._root / self.name

@@ -12,9 +12,10 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from manifests.errors import DistillError, RefusedError
@@ -29,8 +30,9 @@ _TIMEOUT_S = 120.0
 _RETRIES = 6
 _PAUSES_S = (0.2, 1.0)
 _TROUBLES = (errno.EIO, errno.ETIMEDOUT)  # of a store or a network, which may be over the next time
+_CREATE_TRIES = 5
 _FIRST_READ_BYTES, _LARGEST_READ_BYTES = 1 << 18, 1 << 23
-_LARGEST_PUT_BYTES = 1 << 28  # in one request, which is the object or nothing of it
+LARGEST_PUT_BYTES = 1 << 28  # in one request, which is the object or nothing of it
 ResultT = TypeVar("ResultT")
 _SECRETS = re.compile(r"\?\S*|//[^/@\s]+@")  # a signature in a query, a password before a host
 
@@ -201,8 +203,56 @@ def put(url: Url, content: bytes | memoryview) -> None:
 
     def once() -> None:
         with in_words(str(url)):
-            in_pieces = memoryview(content).nbytes > _LARGEST_PUT_BYTES
+            in_pieces = memoryview(content).nbytes > LARGEST_PUT_BYTES
             package().put(open_store(url.bucket), url.key, content, use_multipart=in_pieces)
+
+    tried_again(once)
+
+
+def create(url: Url, content: bytes | memoryview, shown: str | None = None) -> bool:
+    """Creates the object unless its name is taken; says whether it was us. Raises as `in_words`, and the object may still come.
+
+    What the store answers is not believed where it is an error: a reply may be lost after the object was made, and "exists" or
+    "conflict" be said of our own first try. The object is read back: our bytes are ours, others are another's, and nothing is
+    tried again. Where all tries end without an answer, the last may still be on its way. `shown`: what people call it.
+    """
+    pause_s = 0.2
+    for left in reversed(range(_CREATE_TRIES)):
+        try:
+            with in_words(shown or str(url)):
+                package().put(open_store(url.bucket), url.key, content, mode="create", use_multipart=False)
+            return True
+        except OSError as error:
+            with suppress(OSError):  # absent, or not to be told: again
+                return get(url)[1] == content
+            if not left or error.errno in (errno.EACCES, errno.ENOENT, errno.EOPNOTSUPP):
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 5)
+    raise AssertionError
+
+
+def put_file(url: Url, path: Path) -> None:
+    """As `put`, with the content of a file of this machine; a large one goes up in pieces, and is there when all are."""
+
+    def once() -> None:
+        with in_words(str(url)):
+            in_pieces = path.stat().st_size > _LARGEST_READ_BYTES
+            package().put(open_store(url.bucket), url.key, path if in_pieces else path.read_bytes(), use_multipart=in_pieces)
+
+    tried_again(once)
+
+
+def get_file(url: Url, path: Path) -> None:
+    """Writes the object's bytes to a file of this machine. Raises as `in_words`; OSError where fewer bytes came."""
+
+    def once() -> None:
+        with in_words(str(url)), path.open("wb") as file:
+            found = package().get(open_store(url.bucket), url.key)
+            for piece in found.stream(min_chunk_size=_LARGEST_READ_BYTES):
+                file.write(piece)
+            if file.tell() != found.meta["size"]:
+                raise OSError(errno.EIO, f"{file.tell()} bytes came of {found.meta['size']}", str(url))
 
     tried_again(once)
 

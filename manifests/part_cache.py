@@ -15,6 +15,8 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -38,6 +40,7 @@ _AT_ONCE = 8
 _PART = re.compile(r"[0-9a-f]{32}")
 _OWN_BYTES = 1 << 29
 _FETCHING = ".fetching-"
+_SMALL_BYTES = 1 << 12
 
 
 class FetchedDamagedError(DistillError, ValueError):
@@ -51,11 +54,11 @@ class PartCache:
     folder: Path
     limit_bytes: int
 
-    def hold(self, run: Url, column: str, part: str, digest: str) -> Path:
+    def hold(self, run: Url, column: str, part: str, digest: str, manifest: PartManifest | None = None) -> Path:
         """Where the part is here, with its manifest, once all of it is: under the names that it has in the run.
 
-        digest: of the part (see `part_digest`). Raises FetchedDamagedError, RefusedError where the run has another part of
-        this name by now, InvalidRecordError, OSError.
+        digest: of the part (see `part_digest`). manifest: for who has read it just now. Raises FetchedDamagedError,
+        RefusedError where the run has another part of this name by now, InvalidRecordError, OSError.
         """
         name = hashlib.sha256(f"{run}\0{column}\0{part}\0{digest}".encode()).hexdigest()[:32]
         here = self.folder / name
@@ -64,7 +67,7 @@ class PartCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder / f".lock-{int(name[:4], 16) % _LOCKS}"):
             if not _used(here):
-                manifest = load_part(run, column, part)
+                manifest = manifest or load_part(run, column, part)
                 if part_digest(manifest) != digest:
                     raise RefusedError(
                         f"{run}: part {part} of {column!r} is not what it was when the run was opened; begin anew"
@@ -95,9 +98,11 @@ class PartCache:
 class CachedPart(LocalFolder):
     """A part in the cache. Where it has made room for others meanwhile, it is fetched again."""
 
-    def __init__(self, cache: PartCache, run: Url, column: str, part: str, digest: str) -> None:
+    def __init__(
+        self, cache: PartCache, run: Url, column: str, part: str, digest: str, manifest: PartManifest | None = None
+    ) -> None:
         self._cache, self._of = cache, (run, column, part, digest)
-        super().__init__(cache.hold(*self._of))
+        super().__init__(cache.hold(*self._of, manifest))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CachedPart, (self._cache, *self._of)
@@ -113,10 +118,17 @@ class CachedPart(LocalFolder):
             return super().open(name)
 
 
-def part_place(run_dir: Location, column: str, part: str, digest: str, cache: PartCache | None = None) -> Place:
+def part_place(
+    run_dir: Location,
+    column: str,
+    part: str,
+    digest: str,
+    cache: PartCache | None = None,
+    manifest: PartManifest | None = None,
+) -> Place:
     """Where the files of a part are read: the run itself, or for one in a bucket the cache, by itself one of this process."""
     if isinstance(run_dir, Url):
-        return CachedPart(cache or _own_cache(), run_dir, column, part, digest)
+        return CachedPart(cache or _own_cache(), run_dir, column, part, digest, manifest)
     return place_of(run_dir)
 
 
@@ -162,8 +174,38 @@ def _fetch(run: Url, manifest: PartManifest, here: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+class SmallFiles:
+    """The small files that were fetched last, by their digests: what arrays say of themselves is the same in most parts, as is
+    half of a part's files."""
+
+    def __init__(self, most: int = 1 << 10) -> None:
+        """most: files."""
+        self._most = most
+        self._contents: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def content(self, file: FileRecord) -> bytes | None:
+        with self._lock:
+            if (content := self._contents.get(file.sha256)) is not None:
+                self._contents.move_to_end(file.sha256)
+            return content
+
+    def keep(self, file: FileRecord, content: bytes) -> None:
+        if len(content) <= _SMALL_BYTES:
+            with self._lock:
+                self._contents[file.sha256] = content
+                while len(self._contents) > self._most:
+                    self._contents.popitem(last=False)
+
+
+small_files = SmallFiles()
+"""Those of this process."""
+
+
 def _checked(url: Url, file: FileRecord) -> bytes:
     """The file's bytes. Raises FetchedDamagedError where they are other ones twice, so that it is not the way's fault."""
+    if (known := small_files.content(file)) is not None:
+        return known
     found = ""
     for _ in range(2):
         try:
@@ -172,6 +214,7 @@ def _checked(url: Url, file: FileRecord) -> bytes:
             found = f"{error.size_bytes} bytes"
             continue
         if (sha256 := hashlib.sha256(content).hexdigest()) == file.sha256:
+            small_files.keep(file, content)
             return content
         found = f"{len(content)} bytes of sha256 {sha256}"
     raise FetchedDamagedError(

@@ -145,7 +145,8 @@ class Place(ABC):
 
     @abstractmethod
     def new_folder(self, name: str) -> NewFolder:
-        """A folder that is yet to be filled. Raises FileExistsError where there is one of this name."""
+        """A folder that is yet to be filled. Raises FileExistsError where there is one of this name. Where folders have no
+        names of their own, its `publish` raises that, or `write`, where another has made a file of it."""
 
     @abstractmethod
     def remove(self, name: str) -> None:

@@ -62,6 +62,7 @@ OTHER_FILES: dict[str, tuple[str, ...]] = {
         "pipeline/evaluate/data.py",
     ),
     "what a training puts out": (
+        "pipeline/train/bucket_output.py",
         "pipeline/train/log.py",
         "pipeline/train/on_ray.py",
         "pipeline/train/setup.py",
@@ -187,6 +188,18 @@ def test_modules_that_know_runs_touch_nothing_else_than_what_is_written_here(fou
         "pipeline/label/estimate.py": {"tempfile.TemporaryDirectory(prefix='label-estimate-')"},
         "pipeline/label/sources.py": {"Path(location).exists()", "Path(place).exists()"},
         "pipeline/label/run.py": {"Path(path).is_dir()", "folder.rglob('*.safetensors')"},
+        "pipeline/train/bucket_output.py": {
+            "(folder / STATES).iterdir()",
+            "(self.folder / STATES).glob('step-*.pt')",
+            "(self.folder / STATES).mkdir(exist_ok=True)",
+            "(self.folder / TENSORBOARD).iterdir()",
+            "(self.folder / WEIGHTS).touch()",
+            "folder.mkdir()",
+            "path.is_file()",
+            "self.folder.iterdir()",
+            "tempfile.TemporaryDirectory(prefix='training-', ignore_cleanup_errors=True)",
+            "zipfile.ZipFile(path)",
+        },
         "pipeline/train/setup.py": {
             "(config.output / WEIGHTS).exists()",
             "config.output.mkdir(parents=True, exist_ok=True)",

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import manifests
+from manifests.location import Location, Url
 from pipeline.label.pool import Pulse, threads_for
 from pipeline.label.queue import RunNotSharedError, Task, TeacherUnusableError, what_machines_need
 from stages.labelling.teacher import TeacherSpec
@@ -26,6 +27,8 @@ from stages.models.family import marks_invalid_pixels
 from stages.threads import keep_freed_memory
 
 _FIRST_PICTURE_PX = 64
+_SEEN: set[tuple[Url, str, str]] = set()
+"""Records of runs in buckets that this process has seen, with their digests: a URL is the same place the next time."""
 
 
 class WallClock:
@@ -108,8 +111,7 @@ class LabelWorker:
         """
         torch.set_num_threads(1)  # for what is not predicted in the flow's own thread
         require_run(task.unit)  # before the lock, which would be made on a disk that has nothing to do with the run
-        # A worker may outlive its driver by a unit: nobody must clean up under its hands.
-        with manifests.hold_run(task.unit.run_dir, exclusive=False):
+        with _held(task.unit.run_dir):
             require_run(task.unit)  # what is held now is not changed any more
             with self._loading:
                 teacher = self._load(task.teacher, task.unit) if task.teacher else None
@@ -146,10 +148,18 @@ class LabelWorker:
         return self._teacher
 
 
+def _held(run_dir: Location) -> AbstractContextManager[None]:
+    """A worker may outlive its driver by a unit: nobody must clean up under its hands. In a bucket nobody can: what nothing
+    was written to for a day is cleaned up there, and the driver's sign of life stands for its workers."""
+    return manifests.hold_run(run_dir, exclusive=False) if isinstance(run_dir, Path) else nullcontext()
+
+
 def require_run(unit: Unit) -> None:
     """Raises RunNotSharedError unless the records that this machine sees are those of the run that the unit belongs to."""
     place = manifests.place_of(unit.run_dir)
     for name, expected in unit.records.items():
+        if (unit.run_dir, name, expected) in _SEEN:
+            continue
         try:
             if isinstance(unit.run_dir, Path):
                 place.entries(name.rpartition("/")[0])  # a network file system looks again, and forgets that there was nothing
@@ -162,6 +172,8 @@ def require_run(unit: Unit) -> None:
                 f"{place.shown(name)} on {os.uname().nodename} is not the driver's: it {seen}, expected {expected}; "
                 f"{what_machines_need(unit.run_dir)}"
             )
+        if isinstance(unit.run_dir, Url):
+            _SEEN.add((unit.run_dir, name, expected))
 
 
 def _show_a_picture(teacher: DepthModel, unit: Unit) -> None:

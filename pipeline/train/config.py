@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from manifests.location import Url
 from manifests.part_cache import PartCache
-from pipeline.config import AnyLocation, at_least, cuda_is_here, parse_command
+from pipeline.config import AnyLocation, at_least, cuda_is_here, folder_problems, parse_command
 from pipeline.help import HelpPage
 from stages.depth_space import DepthConversion
 from stages.distillation.draw import Draw
@@ -20,6 +20,10 @@ from stages.distillation.order import Strategy
 if TYPE_CHECKING:
     from stages.distillation.student import StudentStart
 
+if TYPE_CHECKING:
+    _Output: TypeAlias = Path
+else:
+    _Output = AnyLocation  # a URL until `bucket_output.at_hand` has given it a folder
 DEMO_STUDENT = Path(__file__).parents[1] / "demo_checkpoints" / "student"
 _BASELINE: dict[str, Any] = {
     "normalization_shared": "global",
@@ -65,8 +69,8 @@ class LabelSettings:
 
     run: tuple[AnyLocation, ...]
     """The labelled run, or its URL in a bucket, or several of one plan and the same teachers."""
-    output: Path
-    """Folder of the trained checkpoint, its curves, and the states to resume from."""
+    output: _Output
+    """Folder of the trained checkpoint, its curves, and the states to resume from; or its URL in a bucket."""
     preset: str = "default"
     """default (Depth Anything v2 Small as it is), paper (table 5: the Large encoder with a new head), paper-ablation
     (the same on 50,000 images), demo (small, for a CPU); baseline, paper-baseline and demo-baseline have the usual loss: one
@@ -142,6 +146,9 @@ class StepSettings:
     """Mirror half of the images."""
     color_jitter: float = 0.0
     """Strength of random changes of brightness, contrast, saturation and hue; only the student sees them."""
+    streams: int = 1
+    """Shares into which the order deals the labels, each with slots of its own in every batch: of several machines that read
+    from a bucket each then fetches its share alone. Their number, or a multiple of it."""
     seed: int = 0
     """Seed of order, teachers, augmentation and new weights."""
     bf16: bool = False
@@ -201,7 +208,16 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
     def problems(self) -> list[str]:
         """Every value that cannot be accepted, in words."""
         weights = ("shared_weight", "local_global_weight", "feature_weight", "gradient_weight", "anchor_weight")
-        counts = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "num_workers", "picture_every")
+        counts = (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "num_workers",
+            "picture_every",
+            "streams",
+        )
         others = ("loader_workers", "warmup_steps", "seed", "weight_decay", "max_restarts")
         least: dict[str, float] = {**dict.fromkeys((*counts, "images"), 1), **dict.fromkeys((*weights, *others), 0)}
         found = at_least(self, least)
@@ -229,6 +245,10 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             found.append(
                 f"batch_size: found {self.batch_size}, expected at least num_workers x accumulation = "
                 f"{self.num_workers * self.accumulation}"
+            )
+        if self.streams > self.batch_size:
+            found.append(
+                f"streams: found {self.streams}, expected batch_size = {self.batch_size} at most: each has a slot or more"
             )
         if not -1 <= self.patch_agreement <= 1:
             found.append(f"patch_agreement: found {self.patch_agreement}, expected a correlation, between -1 and 1")
@@ -268,6 +288,7 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             images=self.images,
             patches=self.local_global_weight > 0,
             compared=self.mask_disagreement is not None,
+            streams=self.streams,
         )
 
     @property
@@ -315,6 +336,13 @@ class TrainConfig(RuntimeSettings, StepSettings, LossConfig, StudentSettings, La
             found.append(f"cache: none given, but {', '.join(remote)} is read through a folder of this machine; name one")
         if not self.cache_gb > 0:
             found.append(f"cache_gb: found {self.cache_gb}, expected more than 0")
+        if isinstance(self.output, Url):
+            found += folder_problems("--output", self.output)
+            if self.num_workers > 1 or self.address is not None:
+                found.append(
+                    f"output: found {self.output} with num_workers {self.num_workers} or an address; processes that train "
+                    "together need a folder that all of them see"
+                )
         if not self.run or len(set(self.run)) != len(self.run):
             found.append(f"run: found {', '.join(map(str, self.run)) or 'none'}, expected one or more different runs")
         return found

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from manifests.errors import DistillError, RefusedError
+from manifests.location import Location
 from pipeline.config import resolved
+from pipeline.train.bucket_output import at_hand
 from pipeline.train.card import student_space, write_card
 from pipeline.train.config import TrainConfig
 from pipeline.train.log import TrainingLog
@@ -57,7 +58,7 @@ class TrainingInterruptedError(DistillError):
 class TrainResult:
     """What became of a training."""
 
-    checkpoint: Path
+    checkpoint: Location
     steps: int
     resumed_from: int
     """Step the training resumed from; 0 when it began anew, `steps` when it had been finished before."""
@@ -78,11 +79,15 @@ def run_training(
     `stop_requested`.
     """
     allow_tf32(config.tf32)
+    told = config.output
     with ExitStack() as held:
+        config, output = held.enter_context(at_hand(config, to_train=True))
         ready = _prepared_alike(config, process, held)
         log = None
         if process.rank == 0:
             lock_dataset(config.output, ready.dataset.lock())
+            if output is not None:
+                output.put_lock()
             log = held.enter_context(TrainingLog(config, ready.first_step, show=process.world_size == 1))
         plan = make_plan(config, ready.dataset, process, ready.first_step)
         fetcher = held.enter_context(prefetching(ready.dataset, plan))
@@ -104,12 +109,16 @@ def run_training(
                     on_step(line)
                 if saves and step + 1 < config.steps:
                     save_state(config.output, ready.settings, ready.learner.state(), step + 1, config.keep_checkpoints)
+                    if output is not None:
+                        output.put_state()
             if any(asked) and step + 1 < config.steps:
                 raise TrainingInterruptedError(step + 1)
         if process.rank == 0:
-            _finish(config, ready)
+            _finish(config, ready, told)
+            if output is not None:
+                output.put_student()
     images = len(ready.dataset)
-    return TrainResult(checkpoint=config.output, steps=config.steps, resumed_from=ready.first_step, images=images)
+    return TrainResult(checkpoint=told, steps=config.steps, resumed_from=ready.first_step, images=images)
 
 
 def _prepared_alike(config: TrainConfig, process: Process, held: ExitStack) -> Prepared:
@@ -192,11 +201,12 @@ def _where(step: int, batches: list[Batch], keys: list[str]) -> str:
     return f"step {step}, labels of {batches[0].teacher!r}, images {', '.join(keys)}"
 
 
-def _finish(config: TrainConfig, ready: Prepared) -> None:
-    """The checkpoint that others load; its weights appear last, and then nothing is left to resume."""
+def _finish(config: TrainConfig, ready: Prepared, told: Location) -> None:
+    """The checkpoint that others load; its weights appear last, and then nothing is left to resume. told: what the command
+    calls the output."""
     record = {
         "settings": ready.settings,
-        "configuration": resolved(config),
+        "configuration": resolved(config) | {"output": str(told)},
         "images": len(ready.dataset),
         "depth_space": student_space(ready.dataset),
     }

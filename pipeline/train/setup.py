@@ -18,6 +18,7 @@ import manifests
 from manifests.errors import RefusedError
 from pipeline.config import resolved
 from pipeline.interrupts import ignore_signals, ignored_by_children
+from pipeline.train.bucket_output import at_hand
 from pipeline.train.config import MAY_CHANGE, TrainConfig
 from pipeline.train.labels import announce_labels, open_dataset
 from pipeline.train.ranks import Process
@@ -83,6 +84,14 @@ def is_finished(config: TrainConfig) -> bool:
 
     Raises OutputMismatchError, naming each difference, where it holds another's.
     """
+    with at_hand(config, to_train=False) as (here, output):
+        finished = _is_finished(here)
+        if finished and output is not None:
+            output.remove_states()
+    return finished
+
+
+def _is_finished(config: TrainConfig) -> bool:
     if not (config.output / WEIGHTS).exists():
         return False
     settings = base_settings(config)
@@ -176,6 +185,7 @@ def make_plan(config: TrainConfig, dataset: JoinedLabels, process: Process, firs
         rank=process.rank,
         world_size=process.world_size,
         accumulation=config.accumulation,
+        streams=config.streams,
     )
     return with_stand_ins(plan)
 

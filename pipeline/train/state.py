@@ -30,6 +30,8 @@ from stages.distillation.student import TRAINING, WEIGHTS
 
 STATES, LOCK = "states", "dataset.lock.json"
 _LIBRARIES = ("torch", "transformers", "zarr", "numpy")
+_OF_OLD = {"streams": 1}
+"""What settings were that records of old do not have."""
 _STEP = re.compile(r'\{"step": (\d+),')
 
 
@@ -50,8 +52,8 @@ def finished_training(output: Path, settings: Mapping[str, Any]) -> bool:
     if not (output / WEIGHTS).exists():
         return False
     try:
-        record = json.loads((output / TRAINING).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError) as error:
+        record = _OF_OLD | json.loads((output / TRAINING).read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         message = (
             f"{output}: holds weights, but no {TRAINING} of this command that says where they come from; choose another output"
         )
@@ -165,7 +167,7 @@ def load_state(output: Path, settings: Mapping[str, Any]) -> tuple[int, Mapping[
             damaged.append(path)
             print(f"{path}: cannot be read ({type(error).__name__}), trying the state before it", file=sys.stderr)
             continue
-        _refuse_differences(output, json.loads(state["settings"]), settings)
+        _refuse_differences(output, _OF_OLD | json.loads(state["settings"]), settings)
         return state["step"], state["learner"]
     if damaged:
         raise OutputMismatchError(f"{output}: none of its {len(damaged)} states can be read; remove {STATES}/ to begin anew")

@@ -35,10 +35,13 @@ class Draw:
     images: int | None
     patches: bool
     compared: bool = False
+    streams: int = 1
 
     def fingerprint(self, catalogued: int) -> dict[str, _Scalar]:
         """What stands in the fingerprint of a column that has the labels of this draw alone, of a run of so many images."""
         own = vars(self) | {"columns": " ".join(self.columns), "ratios": " ".join(f"{ratio:g}" for ratio in self.ratios)}
+        if self.streams == 1:
+            del own["streams"]  # which columns of old do not have
         return {f"{_PREFIX}{name}": value for name, value in {**own, "catalogued": catalogued}.items()}
 
     def rows(self, parts: Mapping[str, int], contexts_per_image: int) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -53,6 +56,7 @@ class Draw:
             strategy=self.strategy,
             ratios=self.ratios,
             flip=False,
+            streams=self.streams,
         )
         drawn, teachers = all_draws(plan)
         starts = np.concatenate([[0], np.cumsum(plan.part_sizes)])

@@ -235,7 +235,7 @@ class KnownImages:
     def __init__(self, unit: Unit) -> None:
         self._unit, self._images = unit, SourceImages(unit.source, unit.rows)
         committed = manifests.load_part(unit.run_dir, IMAGES, unit.part)
-        place = part_place(unit.run_dir, IMAGES, unit.part, part_digest(committed))
+        place = part_place(unit.run_dir, IMAGES, unit.part, part_digest(committed), manifest=committed)
         self._reader = PictureReader(place, (manifests.column_dir(Path(), IMAGES) / committed.zarr).as_posix(), committed)
         self.digests = [image.content_sha256 for image in committed.images]
         self.problems = [unit.excluded.get(index, image.problem) for index, image in enumerate(committed.images)]

@@ -115,7 +115,7 @@ def test_a_manifest_that_comes_late_names_arrays_that_are_there(
         return None
 
     monkeypatch.setenv(TIMEOUT_VARIABLE, "0.3")
-    monkeypatch.setattr("manifests.bucket_folder._CREATE_TRIES", 1)
+    monkeypatch.setattr("manifests.bucket_store._CREATE_TRIES", 1)
     proxy.trouble = trouble
     with pytest.raises(OSError, match=f"{unit.part}.json"):
         label_images_part(unit, _Clock())

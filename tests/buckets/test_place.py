@@ -71,8 +71,15 @@ def test_a_folder_is_published_with_the_digests_of_what_was_written(place: Place
         ("p.zarr/x/c/0", len(large), hashlib.sha256(large).hexdigest()),
         ("p.zarr/zarr.json", 3, hashlib.sha256(b"{ }").hexdigest()),
     ]
+
+    def again() -> None:
+        other = place.new_folder("columns/a/p.zarr")
+        other.write("zarr.json", b"[]")
+        other.publish()
+
     with pytest.raises(FileExistsError):
-        place.new_folder("columns/a/p.zarr")
+        again()
+    assert place.read("columns/a/p.zarr/zarr.json", limit_bytes=9) == b"{ }"
 
 
 def test_a_folder_in_which_there_is_more_than_was_written_is_not_published(place: Place) -> None:

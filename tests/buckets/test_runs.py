@@ -15,7 +15,7 @@ from manifests.__main__ import main as inspect
 from manifests.bucket_store import TIMEOUT_VARIABLE, get, put
 from manifests.facts import part_digest
 from manifests.location import Url
-from manifests.part_cache import FetchedDamagedError, PartCache
+from manifests.part_cache import FetchedDamagedError, PartCache, SmallFiles
 from manifests.place import place_of
 from pipeline.label.command import label
 from pipeline.label.command import main as label_main
@@ -46,7 +46,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
     labelled: Url, labelled_run: Path, proxy: FaultProxy, checkpoints: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = 9
-    assert proxy.requests.total() <= 45 * parts + 60  # some 20 files up, 13 pictures' files down; 60 are the run's
+    assert proxy.requests.total() <= 25 * parts + 60  # 11 or 19 files up, 11 pictures' files down; 60 are the run's
     assert inspect(["compare", str(labelled_run), str(labelled)]) == 0
     for command in (
         ["verify", "--workers", "1"],
@@ -111,8 +111,9 @@ def test_an_index_that_is_stale_changes_no_answer(bucket: Url, tmp_path: Path, m
 
 
 def test_training_from_a_bucket_ends_with_the_same_weights_and_fetches_each_part_once(
-    bucket: Url, proxy: FaultProxy, tmp_path: Path
+    bucket: Url, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("manifests.part_cache.small_files", SmallFiles())
     local = write_run(tmp_path / "run", images=20, part_size=5)
     run, student = upload(local, bucket / "run"), write_student(tmp_path / "checkpoint")
     config = TrainConfig(
@@ -134,14 +135,34 @@ def test_training_from_a_bucket_ends_with_the_same_weights_and_fetches_each_part
     assert all((weights[0][name] == weights[2][name]).all() for name in weights[0])
 
 
+def test_a_sample_costs_half_a_request_where_parts_have_64_images(
+    bucket: Url, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manifests.part_cache.small_files", SmallFiles())
+    images, extent = 6 * 64, ((24, 24),)
+    run = upload(write_run(tmp_path / "run", images=images, part_size=64, extents=extent, rejected={"primary": [70]}), bucket)
+    cache, columns = PartCache(tmp_path / "cache", 1 << 30), ("images", "primary", "assistant")
+    digests = {
+        (column, part): part_digest(manifests.load_part(run, column, part))
+        for column in columns
+        for part in manifests.committed_parts(run, column)
+    }
+    proxy.forget()
+    for (column, part), digest in digests.items():
+        cache.hold(run, column, part, digest)
+    assert proxy.requests.total() <= images / 2
+
+
 def test_a_part_that_comes_damaged_is_fetched_again_and_named_where_it_stays_so(
-    bucket: Url, proxy: FaultProxy, tmp_path: Path
+    bucket: Url, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = upload(write_run(tmp_path / "run"), bucket / "run")
+    monkeypatch.setattr("manifests.part_cache.small_files", SmallFiles())
     manifest = manifests.load_part(run, "primary", "scenes.00000")
     digest = part_digest(manifest)
     proxy.trouble = lambda request: "flip" if request.path.endswith("context/c/0/0") and request.number == 0 else None
     assert PartCache(tmp_path / "cache", 1 << 30).hold(run, "primary", "scenes.00000", digest).is_dir()
+    monkeypatch.setattr("manifests.part_cache.small_files", SmallFiles())
     proxy.forget()
     proxy.trouble = lambda request: "flip" if request.path.endswith("context/c/0/0") else None
     with pytest.raises(FetchedDamagedError, match=r"context/c/0/0: found .*, twice, expected"):
@@ -159,9 +180,11 @@ def test_commands_say_what_they_cannot_do_with_a_url(
     from pipeline.train.command import main as train_main
 
     with pytest.raises(SystemExit):
-        train_main(["--run", str(bucket / "run"), "--output", "s3://bucket/student", "--preset", "demo"])
-    shown = capsys.readouterr().err
-    assert "--output s3:/bucket/student: a URL, expected a path on this machine" in shown
+        train_main(["--run", str(bucket / "run"), "--output", "https://host/student", "--preset", "demo"])
+    assert "--output https://host/student: a URL that nothing is written to" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_main(["--run", "run", "--output", str(bucket / "out"), "--preset", "demo", "--num-workers", "2"])
+    assert f"output: found {bucket}/out with num_workers 2" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SystemExit):
         train_main(["--run", str(bucket / "run"), "--output", "student", "--preset", "demo"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -100,6 +101,26 @@ def test_an_output_begun_with_other_settings_is_refused_naming_each_field(
     assert train(config).resumed_from == 3
 
 
+def test_what_says_nothing_of_streams_has_one(small: TrainConfig, trained: Path, tmp_path: Path) -> None:
+    config = replace(small, output=tmp_path / "out")
+    interrupt_at(4, config)
+    path = config.output / "states" / "step-000000003.pt"
+    state = torch.load(path, weights_only=True)
+    settings = json.loads(state["settings"])
+    assert settings.pop("streams") == 1
+    torch.save(state | {"settings": json.dumps(settings)}, path)
+    with pytest.raises(OutputMismatchError, match="streams: begun with 1, now 2"):
+        train(replace(config, streams=2))
+    assert train(config).resumed_from == 3
+    assert (config.output / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    record = json.loads((config.output / "training.json").read_text())
+    del record["settings"]["streams"]
+    (config.output / "training.json").write_text(json.dumps(record))
+    assert train(config).images is None
+    with pytest.raises(OutputMismatchError, match="streams: begun with 1, now 2"):
+        train(replace(config, streams=2))
+
+
 def test_sigterm_saves_the_step_and_the_same_command_goes_on(small: TrainConfig, trained: Path, tmp_path: Path) -> None:
     config = replace(small, output=tmp_path / "out", checkpoint_every=100)
 
@@ -156,6 +177,7 @@ def test_every_option_of_the_training_resumes_to_the_bit(small: TrainConfig, tmp
         "feature_margin": 1.0,
         "bf16": True,
         "accumulation": 2,
+        "streams": 3,
         "activation_checkpointing": True,
         "fresh_head": True,
         "steps": 8,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from stages.distillation.order import (
     color_of,
     is_flipped,
     sample_order,
+    stream_of_slot,
     teacher_for_step,
     with_stand_ins,
 )
@@ -120,6 +123,85 @@ def test_a_batch_too_small_to_share_is_refused() -> None:
         plan(rank=2, world_size=2)
     with pytest.raises(ValueError, match=r"color_jitter: found 1\.5"):
         plan(color_jitter=1.5)
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "digest"),
+    [
+        ({}, "d33622eaf12b1f8f0d0fbad54f2adf76593b9ce600fec08f0d049bdc60313622"),
+        (
+            {"world_size": 2, "accumulation": 2, "rank": 1},
+            "8215fb6c6ee2aff058154b5f9e46b663392c96351d8978f65379d4c1f8d1d2d9",
+        ),
+    ],
+)
+def test_one_stream_is_the_order_that_trainings_of_old_have(share: dict[str, int], digest: str) -> None:
+    samples = np.where(np.isin(np.arange(25), [2, 7, 19]), -1, np.arange(25))
+    drawn = with_stand_ins(plan(steps=40, samples=samples, streams=1, **share))
+    told = [[(int(sample), int(teacher), bool(flip)) for sample, teacher, flip, _ in chunk] for chunk in drawn]
+    assert hashlib.sha256(repr(told).encode()).hexdigest() == digest
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(lambda sizes: sum(sizes) > 0), st.integers(1, 7), st.data())
+def test_an_epoch_shows_every_image_once_in_any_number_of_streams(
+    sizes: list[int], batch_size: int, data: st.DataObject
+) -> None:
+    streams, epoch = data.draw(st.integers(1, batch_size)), data.draw(st.integers(0, 3))
+    order = sample_order(5, epoch, tuple(sizes), streams=streams, batch_size=batch_size)
+    assert sorted(order.tolist()) == list(range(sum(sizes)))
+
+
+def test_each_part_is_in_one_stream_in_all_epochs_but_for_those_at_the_ends() -> None:
+    sizes, batch_size, streams = (10,) * 23, 8, 4
+    stream_of = stream_of_slot(batch_size, streams)
+    found = []
+    for epoch in range(3):
+        order = sample_order(0, epoch, sizes, streams=streams, batch_size=batch_size)
+        slots = (epoch * 230 + np.arange(230)) % batch_size
+        found.append([set((order[stream_of[slots] == stream] // 10).tolist()) for stream in range(streams)])
+        assert sum(map(len, found[-1])) <= len(sizes) + streams - 1
+    for stream in range(streams):
+        anywhere, everywhere = set.union(*(epoch[stream] for epoch in found)), set.intersection(*(e[stream] for e in found))
+        assert len(anywhere - everywhere) <= 2
+    orders = [sample_order(0, epoch, sizes, streams=streams, batch_size=batch_size).tolist() for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize(("batch_size", "streams"), [(8, 4), (7, 3), (5, 5)])
+def test_with_streams_too_any_number_of_processes_shares_the_same_batches(batch_size: int, streams: int) -> None:
+    order = {"batch_size": batch_size, "streams": streams, "color_jitter": 0.5}
+    whole = [plan(**order).requests(step) for step in range(12)]
+    for world_size in range(1, batch_size + 1):
+        for accumulation in range(1, batch_size // world_size + 1):
+            ranks = [plan(rank=rank, world_size=world_size, accumulation=accumulation, **order) for rank in range(world_size)]
+            for step, batch in enumerate(whole):
+                shares = [request for rank in ranks for micro in range(accumulation) for request in rank.chunk(step, micro)]
+                assert shares == batch
+            if streams % world_size == 0:
+                assert {rank.streams_read for rank in ranks} == {streams // world_size}
+
+
+def test_what_stands_in_is_of_the_same_stream_and_teacher_and_near() -> None:
+    sizes, lost = (40,) * 16, set(range(3, 640, 20))
+    samples = np.where(np.isin(np.arange(640), list(lost)), -1, np.arange(640))
+    many = {"batch_size": 8, "streams": 2, "steps": 80, "seed": 3, "ratios": (0.7, 0.3), "flip": False}
+    before, after = (BatchPlan(part_sizes=sizes, samples=of, **many) for of in (None, samples))  # type: ignore[arg-type]
+    places, teachers = all_draws(before)
+    drawn = with_stand_ins(after)
+    assert len(drawn.stand_ins) == len(lost)
+    for number, place in drawn.stand_ins.items():
+        (other,) = np.flatnonzero(places == place)
+        assert teachers[other] == teachers[number]
+        assert (other % 8 < 4) == (number % 8 < 4)
+        assert abs(other - number) < 400
+
+
+def test_more_streams_than_a_batch_has_slots_are_refused() -> None:
+    with pytest.raises(ValueError, match="streams: found 5, expected 1 to batch_size, which is 4"):
+        plan(streams=5)
 
 
 # --- teachers -------------------------------------------------------------------------------------------------------
