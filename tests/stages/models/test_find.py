@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.label.command import main as label
-from pipeline.train.card import _licence
+from pipeline.train.card import licence_of
 from stages.models import InputSize
 from stages.models.find import ModelError, find_model
 from tests.stages.models.tiny_teachers import save_depth_anything, save_genpercept, save_marigold
@@ -110,10 +110,10 @@ def test_pictures_are_shown_at_the_size_that_the_checkpoint_states_unless_anothe
 
 def test_a_students_card_takes_the_licence_of_the_weights_it_began_with_from_those_weights(tmp_path: Path):
     demo = Path("pipeline/demo_checkpoints/student")
-    assert _licence(str(demo), None) == "Apache-2.0"
-    assert _licence("depth-anything/Depth-Anything-V2-Large-hf", None) == "CC-BY-NC-4.0"
+    assert licence_of(str(demo), None) == "Apache-2.0"
+    assert licence_of("depth-anything/Depth-Anything-V2-Large-hf", None) == "CC-BY-NC-4.0"
     save_depth_anything(tmp_path / "student")
-    assert _licence(str(tmp_path / "student"), None) is None
+    assert licence_of(str(tmp_path / "student"), None) is None
     (tmp_path / "student/README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
-    assert _licence(str(tmp_path / "student"), None) == "cc-by-nc-4.0"
-    assert _licence(str(tmp_path / "gone"), None) is None
+    assert licence_of(str(tmp_path / "student"), None) == "cc-by-nc-4.0"
+    assert licence_of(str(tmp_path / "gone"), None) is None
