@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs/ten-photographs.ipynb"
 
 
+@pytest.mark.campaign  # a minute of CPU time
 def test_the_notebook_labels_looks_trains_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import Problem
+from manifests.errors import RefusedError
 from manifests.location import Location
 from stages.sources.photographs import IMAGE_SUFFIXES
 from stages.sources.source import CatalogueRow, Found, Source, SourceKind, as_text, is_hidden, is_image, open_binary, problem_of
@@ -33,7 +34,7 @@ _NAMES = {"image", "img", "picture", "photo", *(suffix[1:] for suffix in IMAGE_S
 """What plain binary columns of images are called, where there are others."""
 
 
-class ColumnError(ValueError):
+class ColumnError(RefusedError):
     """No column of a file, or several, can be the one of its images; the message says what to name."""
 
 

@@ -22,6 +22,8 @@ from tests.buckets.conftest import settings
 from tests.buckets.proxy import FaultProxy, Request, Trouble
 from tests.faults.processes import Ended, Zygote, label_arguments
 
+pytestmark = pytest.mark.campaign
+
 _PAGE = (Path(__file__).parents[2] / "docs/cluster.md").read_text(encoding="utf-8")
 _SHARDS = re.findall(r"^    python -m pipeline\.label .* (--shard \S+)$", _PAGE, flags=re.M)
 _WRITES = ("PUT", "POST", "DELETE")
@@ -52,7 +54,6 @@ def test_two_shards_at_once_make_each_part_once_and_their_union_is_the_run(
     assert manifests.verify(bucket / "run", deep=True) == []
 
 
-@pytest.mark.campaign
 def test_two_drivers_of_all_parts_commit_each_once_where_a_fifth_of_all_requests_goes_wrong(
     bucket: Url, proxy: FaultProxy, start: Callable[..., int], zygote: Zygote, uninterrupted: Path
 ) -> None:
@@ -94,9 +95,7 @@ class _Struck:
         return self._trouble if self._signal == signal.SIGKILL else None
 
 
-@pytest.mark.parametrize(
-    ("first", "every"), [(1, 14), *(pytest.param(first, 3, marks=pytest.mark.campaign) for first in (1, 2, 3))]
-)
+@pytest.mark.parametrize(("first", "every"), [(first, 3) for first in (1, 2, 3)])
 def test_killed_at_any_write_the_run_ends_as_the_uninterrupted_one(
     bucket: Url,
     proxy: FaultProxy,
@@ -127,7 +126,7 @@ def test_killed_at_any_write_the_run_ends_as_the_uninterrupted_one(
     assert manifests.compare(run, uninterrupted) == []
 
 
-@pytest.fixture(params=["00000.", pytest.param("00000.json", marks=pytest.mark.campaign)], ids=["arrays", "manifest"])
+@pytest.fixture(params=["00000.", "00000.json"], ids=["arrays", "manifest"])
 def paused(request: pytest.FixtureRequest, proxy: FaultProxy, start: Callable[..., int]) -> tuple[int, Callable[[], None]]:
     """A driver that was stopped while it writes a part of the column `primary`."""
     strike = _Struck(signal.SIGSTOP, 3 if request.param.endswith("00.") else 1, path=f"columns/primary/five.{request.param}")
@@ -157,7 +156,6 @@ def test_who_cleans_up_beside_a_paused_driver_takes_nothing_of_it(
     assert len(_attempts(run)) == _PARTS
 
 
-@pytest.mark.campaign
 def test_a_driver_whose_arrays_were_cleaned_away_before_it_named_them_makes_them_anew(
     bucket: Url,
     proxy: FaultProxy,

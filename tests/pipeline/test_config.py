@@ -155,7 +155,8 @@ def _train(*argv: str) -> object:
     [
         (_parse, (*_DEMO, "--primary.checkpoint", "gs://bucket/primary"), "--primary.checkpoint gs://bucket/primary"),
         (_parse, (*_DEMO, "--config", "s3://bucket/c.toml"), "--config s3:/bucket/c.toml"),
-        (_train, ("--run", "r", "--output", "s3://b/o"), "--output s3:/b/o"),
+        (_train, ("--run", "r", "--output", "o", "--config", "s3://b/c.toml"), "--config s3:/b/c.toml"),
+        (_train, ("--run", "r", "--output", "o", "--cache", "s3://b/c"), "--cache s3:/b/c"),
         (_train, ("--run", "r", "--output", "o", "--student", "https://host/x"), "--student https://host/x"),
         (_predict, ("--model", "m", "--output", "o", "s3://b/photos"), "IN... s3:/b/photos"),
         (_predict, ("--model", "m", "--output", "file:///o", "p"), "--output file:/o"),
