@@ -20,7 +20,7 @@ from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
 from pipeline.train.state import OutputMismatchError
 from tests.buckets.proxy import FaultProxy
-from tests.pipeline.train.trainings import ROOT, arguments, interrupt_at
+from tests.pipeline.train.trainings import ROOT, arguments, interrupt_at, small_training
 from tests.training_run import write_run, write_student
 
 _KILLED = """
@@ -44,19 +44,8 @@ main(sys.argv[1:])
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     folder = tmp_path_factory.mktemp("train")
-    return TrainConfig(
-        run=(write_run(folder / "run", images=11),),
-        output=folder / "trained",
-        student=str(write_student(folder / "student")),
-        steps=8,
-        batch_size=4,
-        lr_encoder=1e-3,
-        lr_decoder=1e-3,
-        warmup_steps=2,
-        loader_workers=0,
-        device="cpu",
-        checkpoint_every=2,
-    )
+    run, student = write_run(folder / "run", images=11), write_student(folder / "student")
+    return small_training(run, student, folder / "trained", steps=8, checkpoint_every=2)
 
 
 @pytest.fixture(scope="module")

@@ -22,18 +22,12 @@ from tests.manifests.small_run import PARTS, write_run
 _PARTS = set(PARTS)
 
 
-@pytest.fixture(autouse=True)
-def indexed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small run is indexed too, and though it was written just now."""
-    monkeypatch.setattr(facts, "WORTH_AN_INDEX", 1)
-    monkeypatch.setattr(local_folder, "_RECENT_NS", 0)
+pytestmark = pytest.mark.usefixtures("indexed_at_once")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    run = write_run(tmp_path / "run")
-    manifests.summarize(run)
-    return run
+def run(indexed_run: Path) -> Path:
+    return indexed_run
 
 
 @pytest.fixture

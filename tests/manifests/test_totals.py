@@ -11,25 +11,18 @@ from pathlib import Path
 import pytest
 
 import manifests
-from manifests import facts, local_folder, summary
+from manifests import summary
 from tests.manifests.small_run import PARTS as _BY_NAME
-from tests.manifests.small_run import write_run
 
 PARTS = sorted(_BY_NAME)
 
 
-@pytest.fixture(autouse=True)
-def remembered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a small run too, and though it was written just now."""
-    monkeypatch.setattr(facts, "WORTH_AN_INDEX", 1)
-    monkeypatch.setattr(local_folder, "_RECENT_NS", 0)
+pytestmark = pytest.mark.usefixtures("indexed_at_once")
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    run = write_run(tmp_path / "run")
-    manifests.summarize(run)
-    return run
+def run(indexed_run: Path) -> Path:
+    return indexed_run
 
 
 def _manifest(run: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages.label_store import open_run
-from tests.pipeline.browse.browser import PROGRAM, Page, browser
+from tests.pipeline.browser import PROGRAM, Page, browser, opened
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 
@@ -35,13 +35,9 @@ def tab() -> Iterator[Page]:
 
 @pytest.fixture
 def page(tab: Page, gallery: Path) -> Iterator[Page]:
-    """The gallery's page, opened; whatever a test does, it makes no error and asks no network."""
-    tab.errors.clear()
-    tab.requests.clear()
-    tab.look(f"file://{gallery}/index.html")
-    yield tab
-    assert tab.errors == []
-    assert [url for url in tab.requests if not url.startswith(("file:", "data:", "about:", "blob:"))] == []
+    """The gallery's page, opened."""
+    with opened(tab, f"file://{gallery}/index.html", own=("file:", "data:", "about:", "blob:")) as page:
+        yield page
 
 
 def _set(page: Page, name: str, value: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pipeline.report.command import main
 from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
+from tests.pipeline.train.trainings import small_training
 from tests.training_run import write_run, write_student
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&</script><script>alert(2)</script>\u202e\x1b[31m{{7*7}}"
@@ -26,19 +27,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(run: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Of a small training; tests give it an output of their own."""
     folder = tmp_path_factory.mktemp("students")
-    return TrainConfig(
-        run=(run,),
-        output=folder / "student",
-        student=str(write_student(folder / "start")),
-        steps=8,
-        batch_size=2,
-        lr_encoder=1e-3,
-        lr_decoder=1e-3,
-        warmup_steps=1,
-        loader_workers=0,
-        device="cpu",
-        checkpoint_every=3,
-    )
+    start = write_student(folder / "start")
+    return small_training(run, start, folder / "student", steps=8, batch_size=2, warmup_steps=1)
 
 
 @pytest.fixture(scope="package")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.browse.browser import PROGRAM, Page, browser
+from tests.pipeline.browser import PROGRAM, Page, browser, opened
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium on this machine")
 
@@ -30,13 +30,9 @@ def tab() -> Iterator[Page]:
 
 @pytest.fixture
 def page(tab: Page, report: Path) -> Iterator[Page]:
-    """The report, opened; whatever a test does, it makes no error and asks no network."""
-    tab.errors.clear()
-    tab.requests.clear()
-    tab.look(f"file://{report}")
-    yield tab
-    assert tab.errors == []
-    assert [url for url in tab.requests if not url.startswith(("file:", "data:", "about:"))] == []
+    """The report, opened."""
+    with opened(tab, f"file://{report}") as page:
+        yield page
 
 
 def test_a_click_enlarges_beside_the_photograph_and_a_button_compares_before_and_after(page: Page):

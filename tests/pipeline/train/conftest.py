@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.train.command import train
 from pipeline.train.config import TrainConfig
+from tests.pipeline.train.trainings import small_training
 from tests.training_run import write_run, write_student
 
 
@@ -27,19 +28,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small(run: Path, student: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Twelve steps; tests give it an output of their own."""
-    return TrainConfig(
-        run=(run,),
-        output=tmp_path_factory.mktemp("unused"),
-        student=str(student),
-        steps=12,
-        batch_size=4,
-        lr_encoder=1e-3,
-        lr_decoder=1e-3,
-        warmup_steps=2,
-        loader_workers=0,
-        device="cpu",
-        checkpoint_every=3,
-    )
+    return small_training(run, student, tmp_path_factory.mktemp("unused"), steps=12)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,12 @@ from pipeline.train.config import TrainConfig
 ROOT = Path(__file__).parents[3]
 
 
+def small_training(run: Path, student: Path, output: Path, **settings: Any) -> TrainConfig:
+    """A few steps on a CPU that change the student, with states to resume from."""
+    common = {"batch_size": 4, "lr_encoder": 1e-3, "lr_decoder": 1e-3, "warmup_steps": 2, "loader_workers": 0, "device": "cpu"}
+    return TrainConfig(run=(run,), output=output, student=str(student), **{**common, "checkpoint_every": 3, **settings})
+
+
 def metrics(output: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what depends on the machine's mood."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]

@@ -129,3 +129,14 @@ def browser() -> Iterator[Page]:
             process.terminate()
             process.wait(timeout=60)
             os.close(for_it[1])
+
+
+@contextmanager
+def opened(tab: Page, url: str, *, own: tuple[str, ...] = ("file:", "data:", "about:")) -> Iterator[Page]:
+    """The tab with a page; whatever a test does, the page makes no error and asks for nothing but URLs of its own."""
+    tab.errors.clear()
+    tab.requests.clear()
+    tab.look(url)
+    yield tab
+    assert tab.errors == []
+    assert [url for url in tab.requests if not url.startswith(own)] == []
