@@ -5,6 +5,7 @@ A node is in namespaces of its own: another host name, another disk under the sa
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -99,19 +100,22 @@ def cluster(proxy: FaultProxy) -> Iterator[_Cluster]:
     started = _Cluster()
     try:
         head = started.start(_START_HEAD, "node-a", "--dashboard-port", str(started.dashboard))
-        _wait_for(lambda: _answers(started.dashboard), head)
+        _wait_for(lambda: _nodes_alive(started.dashboard) == 1, head)
         yield started
     finally:
         started.close()
 
 
-def _answers(port: int) -> bool:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/version")
+def _nodes_alive(port: int) -> int:
+    """By the head; 0 while it does not answer."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/v0/nodes")
     request.add_header("Authorization", f"Bearer {_TOKEN['RAY_AUTH_TOKEN']}")
     try:
-        return urllib.request.urlopen(request, timeout=5).status == 200
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            nodes = json.load(answer)["data"]["result"]["result"]
     except OSError:
-        return False
+        return 0
+    return sum(node["state"] == "ALIVE" for node in nodes)
 
 
 @pytest.fixture
@@ -140,7 +144,8 @@ def test_nodes_with_disks_of_their_own_label_a_run_together(
     assert "Invalid authentication token" in refused.communicate(timeout=200)[0]
     assert refused.returncode == 1
     node = cluster.start(_START_NODE, "node-b")
-    proxy.latency_s = 0.2  # a unit takes some seconds, so that none has done all before the other is there
+    _wait_for(lambda: _nodes_alive(cluster.dashboard) == 2, node)
+    proxy.latency_s = 0.2  # a unit takes some seconds, so that none has done all before the other's worker is there
     job = cluster.submit(arguments(bucket / "run"))
     told, _ = job.communicate(timeout=500)
     assert job.returncode == 0, told
@@ -164,6 +169,7 @@ def test_a_node_that_vanishes_at_work_costs_time_and_nothing_else(
     run, marks = bucket / "run", tmp_path / "marks"
     hang = environment([Fault(Step("open", r"five\.tar$"), "sleep")], marks)["LABEL_FAULTS"]
     node = cluster.start(_START_NODE, "node-c", variables={"LABEL_FAULTS": hang})
+    _wait_for(lambda: _nodes_alive(cluster.dashboard) == 2, node)
     proxy.latency_s = 0.2
     job = cluster.submit(arguments(run))
     _wait_for(lambda: list(marks.iterdir()), job, node)  # a worker there is in the middle of a part, and hangs
